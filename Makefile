@@ -1,0 +1,79 @@
+# Every target installs what it needs into $(VENV) and is quick when that is already there.
+# A bare machine needs Python 3.11, 3.12 or 3.13 with pip, and the package index: nothing else.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PYTEST_ARGS ?=
+OUT ?= out
+
+export PIP_NO_INPUT := 1
+
+.PHONY: help
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+.PHONY: install
+install: $(VENV)/.installed-dev  ## the package, editable, with all that development needs
+
+.PHONY: demo
+demo: $(VENV)/.installed-demo  ## convert photographs that an installed package ships, and show the result
+	$(BIN)/discernible demo
+
+.PHONY: test
+test: $(VENV)/.installed-dev  ## all tests; PYTEST_ARGS="-k tar -x" narrows them
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: chaos
+chaos: $(VENV)/.installed-dev  ## only the tests that kill processes at random moments
+	$(BIN)/python -m pytest -m chaos $(PYTEST_ARGS)
+
+.PHONY: format
+format: $(VENV)/.installed-dev  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev  ## format, lint rules, import contracts, types, shell and container files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/shellcheck .ci/run
+	$(BIN)/hadolint infra/docker/Dockerfile
+	@# What users get: an installed copy, without the import hook of the editable install. A stale build/lib would leak into it.
+	rm -rf build/lib build/bdist.* build/typecheck
+	$(PIP) install --quiet --no-deps --target build/typecheck .
+	PYTHONPATH=build/typecheck $(BIN)/lint-imports
+	MYPYPATH=build/typecheck $(BIN)/mypy -p discernible
+
+.PHONY: bench
+bench: $(VENV)/.installed-bench  ## the quick variant of every benchmark; results in $(OUT)/benchmarks
+	$(BIN)/python benchmarks/speed/codec_speed.py --quick --out $(OUT)/benchmarks
+	$(BIN)/python benchmarks/rate_distortion/kodak.py --quick --out $(OUT)/benchmarks
+
+.PHONY: constraints
+constraints: $(VENV)/bin/python  ## pin the newest allowed versions again: constraints.txt (keeps the old pins that still fit)
+	$(PIP) install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate \
+		--custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml
+
+.PHONY: clean
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist out discernible.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# Without ensurepip (Debian's python3 without python3-venv) `-m venv` fails; pip can then fill the environment from outside.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13; name one: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) 2>/dev/null \
+		|| { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV); $(PYTHON) -m pip --python $(VENV) install --quiet pip; }
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
