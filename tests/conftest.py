@@ -1,0 +1,97 @@
+"""Fixtures that every part of the tests may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Set before anything imports Ray, and inherited by every process that a test starts. A local ray.init() would turn
+# token authentication on and write a token file into the home folder; the tests' clusters are on loopback only.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Two cores: threads of BLAS and OpenMP on top of our own only get in each other's way, and change timings.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of evaluation data (`data/kodak`, `data/imagenet_val`, `models`, …); skips the test without it."""
+    named = os.environ.get("DISCERNIBLE_DATA_DIR")
+    folder = Path(named) if named else REPOSITORY.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no evaluation data: {folder / 'data'} is not a folder (DISCERNIBLE_DATA_DIR names another one)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo_files() -> Mapping[str, Path]:
+    """Photographs that scikit-image and scikit-learn ship inside their wheels, as files: PNG and JPEG, all RGB."""
+    import skimage
+    import sklearn
+
+    skimage_data = Path(skimage.__file__).parent / "data"
+    sklearn_data = Path(sklearn.__file__).parent / "datasets" / "images"
+    files = {
+        "astronaut": skimage_data / "astronaut.png",  # 512×512
+        "chelsea": skimage_data / "chelsea.png",  # 451×300
+        "coffee": skimage_data / "coffee.png",  # 600×400
+        "motorcycle": skimage_data / "motorcycle_left.png",  # 741×500
+        "rocket": skimage_data / "rocket.jpg",  # 640×427
+        "china": sklearn_data / "china.jpg",  # 640×427
+        "flower": sklearn_data / "flower.jpg",  # 640×427
+    }
+    missing = [str(path) for path in files.values() if not path.is_file()]
+    assert not missing, f"the installed scikit-image and scikit-learn do not ship {missing}"
+    return files
+
+
+@pytest.fixture(scope="session")
+def photos(photo_files: Mapping[str, Path]) -> Mapping[str, NDArray[np.uint8]]:
+    """Those photographs as read-only uint8 arrays of shape (3, H, W), by name."""
+    from PIL import Image
+
+    arrays = {}
+    for name, path in photo_files.items():
+        with Image.open(path) as image:
+            pixels = np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+        pixels.flags.writeable = False
+        arrays[name] = pixels
+    return arrays
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One small Ray on the loopback interface, for the whole session: a start costs seconds and half a gigabyte."""
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        object_store_memory=100_000_000,
+        log_to_driver=False,
+        configure_logging=False,
+        _node_ip_address="127.0.0.1",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
