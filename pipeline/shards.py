@@ -1,0 +1,179 @@
+"""Shards as WebDataset tars: writing them the same way every time, and grouping their members into samples.
+
+The writer's bytes depend on nothing but the members: no clock, user, or order of a dictionary other than the one given.
+The reader treats a tar from outside as hostile. Names are never used as paths here, but they become keys, and keys
+become paths when someone unpacks; so a name that is absolute, climbs out with ``..`` or cannot be printed makes its
+sample faulty, as do links, devices, a member that comes twice and a key that comes back after another one. What is
+wrong with the tar itself raises ShardError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import BinaryIO, Protocol
+
+from ..errors import SampleFormatError
+from .samples import Sample, split_member_name
+from .tarfiles import BLOCK_BYTES, TarMember, iter_members, padded
+
+__all__ = [
+    "SampleSpan",
+    "ShardWriter",
+    "TarGroups",
+    "count_tar_samples",
+    "iter_tar_samples",
+]
+
+_RECORD_BYTES = 20 * BLOCK_BYTES
+_UNFIT = re.compile("[\\\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class _Sink(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSpan:
+    """Where a sample lies in a tar: the byte range of all its members, and that of each member's data.
+
+    ``offset`` and ``size`` cover headers and padding, so that these bytes alone are the members of a tar. ``data`` maps
+    the extension to (offset, size) of the data.
+    """
+
+    offset: int
+    size: int
+    data: dict[str, tuple[int, int]]
+
+
+class ShardWriter:
+    """Writes a tar into a sink with ``write(bytes)``; after :meth:`finish`, ``size`` and ``sha256`` are final."""
+
+    def __init__(self, sink: _Sink) -> None:
+        self._sink = sink
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256, in hex, of all bytes written so far."""
+        return self._digest.hexdigest()
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> SampleSpan:
+        """Append a sample, its members in the mapping's order as ``KEY.EXTENSION``."""
+        start = self.size
+        data: dict[str, tuple[int, int]] = {}
+        for extension, content in members.items():
+            header = tarfile.TarInfo(f"{key}.{extension}")
+            header.size = len(content)
+            self._write(header.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"))
+            data[extension] = (self.size, len(content))
+            self._write(content)
+            self._write(bytes(padded(len(content)) - len(content)))
+        return SampleSpan(start, self.size - start, data)
+
+    def finish(self) -> None:
+        """Write the end mark, padded to a whole record as tar does."""
+        end = self.size + 2 * BLOCK_BYTES
+        self._write(bytes(-(-end // _RECORD_BYTES) * _RECORD_BYTES - self.size))
+
+    def _write(self, data: bytes) -> None:
+        self._sink.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+
+@dataclass(slots=True)
+class _Group:
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+    extensions: set[str] = field(default_factory=set)
+    fault: SampleFormatError | None = None
+
+
+@dataclass(slots=True)
+class TarGroups:
+    """Groups the members of a tar into samples. ``ignored`` counts members that belong to none, such as ``README``."""
+
+    shard: str
+    ignored: int = 0
+    _seen: set[str] = field(default_factory=set)
+
+    def group(self, members: Iterator[TarMember]) -> Iterator[Sample]:
+        """The samples, in order. Members listed without data count as empty."""
+        current: _Group | None = None
+        for member in members:
+            split = split_member_name(member.name)
+            if member.kind == "folder":
+                continue
+            if split is None or _is_meta(member.name):
+                self.ignored += 1
+                continue
+            key, extension = split
+            if current is not None and current.key != key:
+                yield self._sample(current)
+                current = None
+            if current is None:
+                current = self._start(key)
+            self._add(current, extension, member)
+        if current is not None:
+            yield self._sample(current)
+
+    def _start(self, key: str) -> _Group:
+        group = _Group(key)
+        if key in self._seen:
+            group.fault = SampleFormatError("the key comes again; the members of a sample must be adjacent", key=key)
+        self._seen.add(key)
+        return group
+
+    def _add(self, group: _Group, extension: str, member: TarMember) -> None:
+        problem = _name_problem(member.name)
+        if member.kind != "file":
+            problem = f"the member {member.name!r} is a {member.kind}"
+        elif extension.lower() in group.extensions:
+            problem = f"the member {member.name!r} comes twice"
+        if problem is not None:
+            group.fault = group.fault or SampleFormatError(problem, key=_printable(group.key))
+            return
+        group.extensions.add(extension.lower())
+        group.members[extension] = member.data or b""
+
+    def _sample(self, group: _Group) -> Sample:
+        key = _printable(group.key)
+        if group.fault is not None:
+            group.fault.shard = self.shard
+        return Sample(key=key, members=group.members, source=key, fault=group.fault)
+
+
+def iter_tar_samples(stream: BinaryIO, *, source: str, limit: int | None = None) -> Iterator[Sample]:
+    """The samples, at most ``limit``, of the tar that ``stream`` stands at the start of; errors name ``source``."""
+    return islice(TarGroups(source).group(iter_members(stream, shard=source)), limit)
+
+
+def count_tar_samples(stream: BinaryIO, *, source: str, limit: int | None = None) -> int:
+    """How many samples a tar holds, counting up to ``limit``, without reading their data."""
+    groups = TarGroups(source).group(iter_members(stream, shard=source, data=False))
+    return sum(1 for _ in islice(groups, limit))
+
+
+def _is_meta(name: str) -> bool:
+    # WebDataset skips these, so a converted shard would lose them in every reader.
+    first, slash, _ = name.partition("/")
+    return bool(slash) and len(first) > 3 and first.startswith("__") and first.endswith("__")
+
+
+def _name_problem(name: str) -> str | None:
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts:
+        return f"the member name {name!r} is unsafe: it points outside of where it is unpacked"
+    if _UNFIT.search(name):
+        return f"the member name {name!r} has characters that no path should have"
+    return None
+
+
+def _printable(key: str) -> str:
+    return key.encode("unicode_escape").decode("ascii") if _UNFIT.search(key) else key

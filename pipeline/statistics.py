@@ -1,0 +1,106 @@
+"""What became of each sample, as a Parquet file a shard: one row a sample, in the source's order."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import ShardError
+from .storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from .receipts import Receipt
+
+__all__ = ["SCHEMA", "STATUSES", "SampleRow", "encode_rows", "iter_rows", "read_rows"]
+
+Status = Literal["committed", "quarantined", "passthrough"]
+
+STATUSES: tuple[Status, ...] = ("committed", "quarantined", "passthrough")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRow:
+    """One sample.
+
+    ``status`` is ``committed`` (the image is a stream now), ``quarantined`` (left out, for the reason in ``error_type``
+    and ``error``) or ``passthrough`` (kept as it was). ``source`` names the image in the source. ``bytes_in`` and
+    ``bytes_out`` are the image's bytes before and after, ``bpp`` bits a pixel of the stream, ``psnr`` decibels between
+    the source's pixels and the stream's (infinite when they are equal). ``format`` and ``notes`` tell how the pixels
+    were read. ``stream_offset`` is where the stream's bytes start in the tar.
+    """
+
+    key: str
+    status: Status
+    source: str
+    error_type: str | None = None
+    error: str | None = None
+    format: str | None = None
+    width: int | None = None
+    height: int | None = None
+    bytes_in: int | None = None
+    bytes_out: int | None = None
+    bpp: float | None = None
+    psnr: float | None = None
+    notes: str = ""
+    stream_offset: int | None = None
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("error_type", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("format", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("bytes_in", pa.int64()),
+        pa.field("bytes_out", pa.int64()),
+        pa.field("bpp", pa.float64()),
+        pa.field("psnr", pa.float64()),
+        pa.field("notes", pa.string(), nullable=False),
+        pa.field("stream_offset", pa.int64()),
+    ]
+)
+
+
+def encode_rows(rows: Sequence[SampleRow]) -> bytes:
+    """The rows as the bytes of a Parquet file; the same rows give the same bytes with the same version of pyarrow."""
+    table = pa.Table.from_pylist([_encodable(row) for row in rows], schema=SCHEMA)
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    return sink.getvalue()
+
+
+def _encodable(row: SampleRow) -> dict[str, object]:
+    # File names need not be UTF-8, Parquet strings must be.
+    return {
+        name: value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
+        for name, value in asdict(row).items()
+    }
+
+
+def read_rows(data: bytes, *, shard: str | None = None) -> list[SampleRow]:
+    """The rows of a Parquet file that :func:`encode_rows` wrote. Raises ShardError when it is damaged or another file."""
+    try:
+        table = pq.read_table(io.BytesIO(data))
+        rows = [SampleRow(**row) for row in table.to_pylist()]
+    except (pa.ArrowException, OSError, TypeError, ValueError) as exc:
+        raise ShardError(f"the statistics are unreadable: {exc}", shard=shard) from exc
+    if any(row.status not in STATUSES for row in rows):
+        raise ShardError("the statistics hold a status that is not known", shard=shard)
+    return rows
+
+
+def iter_rows(destination: str | Storage, receipts: Iterable[Receipt]) -> Iterator[tuple[str, SampleRow]]:
+    """Shard name and row of every sample of these receipts. Raises StorageError and ShardError."""
+    storage = open_storage(destination)
+    for receipt in receipts:
+        for row in read_rows(storage.read(receipt.statistics.name), shard=receipt.name):
+            yield receipt.name, row
