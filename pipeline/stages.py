@@ -49,8 +49,7 @@ class Stages:
                 work()
             except _StoppedError:
                 pass
-            except BaseException as exc:  # noqa: BLE001 - whatever ends a stage must end them all, or the others wait
-            forever
+            except BaseException as exc:  # noqa: BLE001 - whatever ends a stage must end all, or they wait forever
                 self._stop(exc)
 
         thread = threading.Thread(target=body, name=name, daemon=True)
