@@ -1,0 +1,163 @@
+"""The class prior in its integer form: the tables that entropy coding reads, exact on every machine.
+
+A weights file stores
+
+- ``scale_index`` int16 (K, L): the scale of each channel in each class, in steps of 1/20 octave. Adding the quality
+  gives the scale in quantised units, a quarter of it the *level*;
+- ``symbol_frequency`` uint16 (LEVELS, CONTEXT_LEVELS, SYMBOLS): the distribution of symbols at a level and a context;
+- ``class_frequency`` uint16 (QUALITY_BUCKETS, K): how often each class is chosen around a quality;
+- ``last_frequency`` uint16 (G + 1, G + 1), G = L/8: the number of channel groups coded in a block, given how many the
+  class makes expect at this quality.
+
+Every distribution sums to 4096 and has no zero, so that any symbol can be coded anywhere. A level beyond the table reads
+a row of its last octave and sends the lower bits of the value raw, one bit more an octave.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import WeightsFormatError
+from .quality import QUALITIES, check_quality
+
+__all__ = [
+    "CONTEXT_LEVELS",
+    "ESCAPE",
+    "GROUP",
+    "LEVELS",
+    "MIN_SCALE",
+    "PROBABILITY_BITS",
+    "QUALITY_BUCKETS",
+    "SYMBOLS",
+    "EntropyTables",
+    "QualityTables",
+    "quantise_frequencies",
+]
+
+PROBABILITY_BITS = 12
+CONTEXT_LEVELS = 8
+# Lower bounds of context levels 1–7 on the decaying sum e ← e − ⌊e/4⌋ + 16·min(|symbol|, 15).
+CONTEXT_EDGES = (1, 8, 16, 32, 64, 96, 160)
+LEVELS = 30
+SYMBOLS = 32
+ESCAPE = SYMBOLS - 1
+GROUP = 8
+MIN_SCALE = 0.06
+_STEPS_PER_LEVEL = 4
+_LEVELS_PER_OCTAVE = 5
+_MAX_RAW_BITS = 7
+_BUCKET = 10
+QUALITY_BUCKETS = len(QUALITIES) // _BUCKET
+# A group is expected to be coded when a channel of it has this level: about one symbol in twenty is not zero there.
+_EXPECTED_LEVEL = 8
+
+_U16 = npt.NDArray[np.uint16]
+
+
+@dataclasses.dataclass(frozen=True)
+class QualityTables:
+    """What coding at one quality needs, ready for the inner loops.
+
+    ``level_KL`` uint8: table row of the level in the low five bits, number of raw bits above. ``expected_K`` uint8:
+    row of ``last_cumulative``. Cumulative tables are uint16 with one column more than symbols, from 0 to 4096.
+    """
+
+    level_KL: npt.NDArray[np.uint8]
+    expected_K: npt.NDArray[np.uint8]
+    symbol_cumulative: _U16
+    class_cumulative: _U16
+    class_lookup: npt.NDArray[np.uint8]
+    last_cumulative: _U16
+
+
+@dataclasses.dataclass(frozen=True)
+class EntropyTables:
+    """The stored tables; ``at(quality)`` derives what coding at that quality needs. Raises WeightsFormatError."""
+
+    scale_index: npt.NDArray[np.int16]
+    symbol_frequency: _U16
+    class_frequency: _U16
+    last_frequency: _U16
+
+    def __post_init__(self) -> None:
+        if self.scale_index.ndim != 2 or self.scale_index.dtype != np.int16:
+            raise WeightsFormatError("scale_index must be an int16 table of classes × channels")
+        classes, channels = self.scale_index.shape
+        if not 2 <= classes <= 256 or channels % GROUP or not GROUP <= channels <= 512:
+            raise WeightsFormatError(f"unusable number of classes ({classes}) or latent channels ({channels})")
+        groups = channels // GROUP
+        shapes = {
+            "symbol_frequency": (LEVELS, CONTEXT_LEVELS, SYMBOLS),
+            "class_frequency": (QUALITY_BUCKETS, classes),
+            "last_frequency": (groups + 1, groups + 1),
+        }
+        for name, shape in shapes.items():
+            table = getattr(self, name)
+            if table.dtype != np.uint16 or table.shape != shape:
+                raise WeightsFormatError(f"{name} must be uint16 {shape}, not {table.dtype} {table.shape}")
+            if table.min() < 1 or (table.sum(-1, dtype=np.int64) != 1 << PROBABILITY_BITS).any():
+                raise WeightsFormatError(f"{name} holds a distribution that does not sum to 4096 or has a zero")
+
+    @property
+    def classes(self) -> int:
+        """Number of classes K."""
+        return int(self.scale_index.shape[0])
+
+    @property
+    def channels(self) -> int:
+        """Number of latent channels L of a block."""
+        return int(self.scale_index.shape[1])
+
+    def at(self, quality: int) -> QualityTables:
+        """Tables for one quality; derived once, then kept."""
+        return self._cache(check_quality(quality))
+
+    @functools.cached_property
+    def _cache(self) -> functools._lru_cache_wrapper[QualityTables]:
+        return functools.lru_cache(maxsize=len(QUALITIES))(self._derive)
+
+    def _derive(self, quality: int) -> QualityTables:
+        level = np.maximum((self.scale_index.astype(np.int32) + quality) >> 2, 0)
+        octave = np.maximum(level - LEVELS, -1) // _LEVELS_PER_OCTAVE + 1
+        raw_bits = np.minimum(octave, _MAX_RAW_BITS)
+        row = np.minimum(level - raw_bits * _LEVELS_PER_OCTAVE, LEVELS - 1)
+        groups = self.channels // GROUP
+        busy = (level.reshape(self.classes, groups, GROUP) >= _EXPECTED_LEVEL).any(-1)
+        expected = np.where(busy.any(-1), groups - np.argmax(busy[:, ::-1], axis=1), 0)
+        class_frequency = self.class_frequency[(quality - 1) // _BUCKET]
+        return QualityTables(
+            level_KL=(row | raw_bits << 5).astype(np.uint8),
+            expected_K=expected.astype(np.uint8),
+            symbol_cumulative=self._symbol_cumulative,
+            class_cumulative=_cumulate(class_frequency),
+            class_lookup=np.repeat(np.arange(self.classes, dtype=np.uint8), class_frequency),
+            last_cumulative=self._last_cumulative,
+        )
+
+    @functools.cached_property
+    def _symbol_cumulative(self) -> _U16:
+        return _cumulate(self.symbol_frequency.reshape(LEVELS * CONTEXT_LEVELS, SYMBOLS))
+
+    @functools.cached_property
+    def _last_cumulative(self) -> _U16:
+        return _cumulate(self.last_frequency)
+
+
+def _cumulate(frequency: _U16) -> _U16:
+    total = np.zeros((*frequency.shape[:-1], frequency.shape[-1] + 1), dtype=np.uint16)
+    np.cumsum(frequency, axis=-1, dtype=np.uint16, out=total[..., 1:])
+    return total
+
+
+def quantise_frequencies(weights: npt.NDArray[np.float64]) -> _U16:
+    """Distributions along the last axis as integers of at least 1 that sum to 4096, by largest remainder."""
+    total = 1 << PROBABILITY_BITS
+    share = weights / weights.sum(-1, keepdims=True) * (total - weights.shape[-1])
+    whole = np.floor(share)
+    missing = np.rint(total - weights.shape[-1] - whole.sum(-1)).astype(np.int64)
+    rank = np.argsort(np.argsort(-(share - whole), axis=-1, kind="stable"), axis=-1, kind="stable")
+    return (whole + 1 + (rank < missing[..., None])).astype(np.uint16)

@@ -1,0 +1,189 @@
+"""Analysis and synthesis transforms: pixels to latents and back, about 6 kMAC a pixel each way.
+
+Shape suffixes: N images, H×W padded pixels, h×w = H/8×W/8 (the working grid), y×x = H/16×W/16 (blocks), C working
+channels, L latent channels, P = 192 = 8·8·3 samples of one 8×8 patch.
+
+Both transforms are a linear pair (1×1 on 8×8 patches, then 2×2 with stride 2) with gated residual blocks between. The
+linear pair starts as the Karhunen–Loève transform (KLT) of real patches and the residual branches start at zero, so an
+untrained net already is a 16×16 block transform codec, and training only has to improve on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+__all__ = ["BLOCK", "PATCH", "Analysis", "Synthesis", "TransformConfig", "quality_coordinate", "receptive_margin"]
+
+PATCH = 8
+BLOCK = 16
+_PATCH_SAMPLES = 3 * PATCH * PATCH
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformConfig:
+    """Sizes of the two transforms: channels on the working grid, latent channels a block, blocks of each network."""
+
+    channels: int = 128
+    latents: int = 320
+    analysis_blocks: int = 4
+    synthesis_blocks: int = 4
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.channels <= _PATCH_SAMPLES or self.channels % 8:
+            raise ConfigError(f"channels must be a multiple of 8 from 8 to {_PATCH_SAMPLES}, not {self.channels}")
+        if not 8 <= self.latents <= min(512, 4 * self.channels) or self.latents % 8:
+            raise ConfigError(
+                f"latents must be a multiple of 8 from 8 to min(512, 4·channels) = {min(512, 4 * self.channels)}, "
+                f"not {self.latents}"
+            )
+        for name in ("analysis_blocks", "synthesis_blocks"):
+            if not 0 <= getattr(self, name) <= 32:
+                raise ConfigError(f"{name} must be from 0 to 32, not {getattr(self, name)}")
+
+    def macs_per_pixel(self) -> dict[str, float]:
+        """Multiply–accumulates a pixel of each transform, biases and activations not counted."""
+        c, patch, block = self.channels, PATCH * PATCH, BLOCK * BLOCK
+        linear = c * _PATCH_SAMPLES / patch + 4 * c * self.latents / block
+        residual = (5 * c * c + 9 * c) / patch
+        return {
+            "analysis": linear + self.analysis_blocks * residual,
+            "synthesis": linear + self.synthesis_blocks * residual,
+        }
+
+
+def quality_coordinate(quality_N: Tensor) -> Tensor:
+    """Quality 1–100 mapped linearly to −1…1, float32 of the same shape: what the residual branches are told."""
+    return (quality_N.float() - 50.5) / 49.5
+
+
+def receptive_margin(config: TransformConfig) -> int:
+    """Blocks of 16×16 pixels that the synthesis of a block looks at beyond its own edge, on each side."""
+    return -(-config.synthesis_blocks * PATCH // BLOCK)
+
+
+class GatedBlock(nn.Module):
+    """Residual block on the working grid: 1×1, depthwise 3×3, 1×1; then a gated 1×1 pair. Channels last (N, h, w, C).
+
+    Each branch's output is scaled per channel by a quadratic in the quality coordinate, which folds into the branch's
+    last weights for one quality and so costs nothing at decode.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.spatial_in = nn.Linear(channels, channels)
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.spatial_out = nn.Linear(channels, channels)
+        self.gate_in = nn.Linear(channels, 2 * channels)
+        self.gate_out = nn.Linear(channels, channels)
+        self.quality_gain = nn.Parameter(torch.zeros(2, 2, channels))
+        for last in (self.spatial_out, self.gate_out):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def _gain(self, branch: int, t_N: Tensor) -> Tensor:
+        linear, square = self.quality_gain[branch]
+        t = t_N.view(-1, 1, 1, 1)
+        return 1 + t * linear + t * t * square
+
+    def forward(self, z_NhwC: Tensor, t_N: Tensor) -> Tensor:
+        u = F.leaky_relu(self.spatial_in(z_NhwC), 0.1)
+        u = self.depthwise(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        z_NhwC = z_NhwC + self.spatial_out(u) * self._gain(0, t_N)
+        value, gate = self.gate_in(z_NhwC).chunk(2, dim=-1)
+        return z_NhwC + self.gate_out(value * torch.sigmoid(gate)) * self._gain(1, t_N)
+
+
+class _Blocks(nn.Module):
+    """The residual blocks; their inside may run in bfloat16 while the residual stream stays float32."""
+
+    def __init__(self, channels: int, count: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(GatedBlock(channels) for _ in range(count))
+
+    def forward(self, z_NhwC: Tensor, t_N: Tensor, precision: torch.dtype) -> Tensor:
+        for block in self.blocks:
+            with torch.autocast(z_NhwC.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+                z_NhwC = block(z_NhwC, t_N)
+        return z_NhwC
+
+
+class Analysis(nn.Module):
+    """Pixels to latents.
+
+    Args of ``forward``: pixels (N, 3, H, W) float, 0…255, H and W multiples of 16; quality coordinate (N,) in −1…1.
+    Returns latents (N, y, x, L) float32 in units of the pixel scale (an orthonormal transform at the start).
+    """
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        self.patch = nn.Linear(_PATCH_SAMPLES, config.channels)
+        self.body = _Blocks(config.channels, config.analysis_blocks)
+        self.merge = nn.Linear(4 * config.channels, config.latents)
+
+    def forward(self, pixels_N3HW: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+        z_NhwP = F.pixel_unshuffle(pixels_N3HW - 127.5, PATCH).permute(0, 2, 3, 1)
+        z_NhwC = self.body(self.patch(z_NhwP), t_N, precision)
+        n, h, w, c = z_NhwC.shape
+        quads = z_NhwC.reshape(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4 * c)
+        latents: Tensor = self.merge(quads)
+        return latents
+
+
+class Synthesis(nn.Module):
+    """Latents to pixels, the mirror image of :class:`Analysis`.
+
+    Args of ``forward``: latents (N, y, x, L) float32; quality coordinate (N,). Returns pixels (N, 3, 16·y, 16·x)
+    float32, about 0…255, neither clipped nor rounded.
+    """
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        self.split = nn.Linear(config.latents, 4 * config.channels)
+        self.body = _Blocks(config.channels, config.synthesis_blocks)
+        self.patch = nn.Linear(config.channels, _PATCH_SAMPLES)
+
+    def forward(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+        quads = self.split(latents_NyxL)
+        n, y, x, _ = quads.shape
+        z_NhwC = quads.view(n, y, x, 2, 2, -1).permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * y, 2 * x, -1)
+        z_NhwP = self.patch(self.body(z_NhwC, t_N, precision))
+        return F.pixel_shuffle(z_NhwP.permute(0, 3, 1, 2), PATCH) + 127.5
+
+
+@torch.no_grad()
+def initialise_with_klt(analysis: Analysis, synthesis: Synthesis, crops_N3HW: Tensor) -> None:
+    """Set the linear stages to the KLT of ``crops`` (N, 3, H, W) uint8, H and W multiples of 16, N large.
+
+    The working channels are scaled by the inverse square root of their standard deviation, half way to whitening:
+    the branches then see channels of like size, while one optimiser step still moves the large ones little.
+    """
+    channels, latents = analysis.patch.out_features, analysis.merge.out_features
+    patches = F.pixel_unshuffle(crops_N3HW.float() - 127.5, PATCH).permute(0, 2, 3, 1)
+    flat = patches.reshape(-1, _PATCH_SAMPLES).double()
+    basis, power = _principal_axes(flat.T @ flat / len(flat), channels)
+    scale = 0.5 / power.clamp(min=1e-3).pow(0.25)
+    z = patches.double() @ basis.T
+    n, h, w, c = z.shape
+    quads = z.view(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4 * c)
+    merge, _ = _principal_axes(quads.T @ quads / len(quads), latents)
+    tiled = scale.repeat(4)
+    analysis.patch.weight.copy_(basis * scale[:, None])
+    analysis.merge.weight.copy_(merge / tiled)
+    synthesis.split.weight.copy_((merge * tiled).T)
+    synthesis.patch.weight.copy_((basis / scale[:, None]).T)
+    for layer in (analysis.patch, analysis.merge, synthesis.split, synthesis.patch):
+        nn.init.zeros_(layer.bias)
+
+
+def _principal_axes(second_moment: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` strongest eigenvectors as rows, signs fixed so that equal data gives equal weights; and powers."""
+    values, vectors = torch.linalg.eigh(second_moment)
+    axes = vectors.flip(1).T[:count]
+    sign = torch.sign(axes.gather(1, axes.abs().argmax(1, keepdim=True)))
+    return axes * sign, values.flip(0)[:count]
