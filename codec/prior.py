@@ -23,14 +23,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .tables import CONTEXT_EDGES, CONTEXT_LEVELS, MIN_SCALE
 
-__all__ = ["CONTEXT_LEVELS", "PREDICTED", "ClassPrior", "PriorConfig", "PriorOutput", "context_level", "median_edge_prediction"]
+__all__ = [
+    "PREDICTED",
+    "ClassPrior",
+    "PriorConfig",
+    "PriorOutput",
+    "choose_classes",
+    "dead_zone_round",
+    "logistic_bits",
+    "median_edge_prediction",
+]
 
 PREDICTED = 3
-CONTEXT_LEVELS = 8
-# Lower bounds of levels 1–7 on the decaying sum of 16·min(|symbol|, 15); one ±1 just decoded gives 16.
-CONTEXT_EDGES = (1, 8, 16, 32, 64, 96, 160)
-MIN_SCALE = 0.06
 _LOGISTIC_STD = math.pi / math.sqrt(3)
 # Gain in distortion (in bits) of rounding right: 6/ln 2 at high rate for λ = 6/(ln 2 Δ²), a little more with trained nets.
 _ROUNDING_VALUE = 9.0
@@ -103,17 +109,11 @@ class ClassPrior(nn.Module):
 
     @torch.no_grad()
     def choose(self, residual_NyxL: Tensor, gain_N: Tensor) -> Tensor:
-        """Class with the fewest bits for each block (N, y, x), by a Gaussian estimate that is a matrix product."""
-        n, y, x, length = residual_NyxL.shape
-        r_NBL = residual_NyxL.reshape(n, y * x, length)
+        """Class with the fewest bits for each block (N, y, x)."""
         gain = gain_N.view(-1, 1, 1)
-        variance_NKL = (self.log_scale.exp() * _LOGISTIC_STD * gain).square() + 1 / 12
-        mean_NKL = self.class_means() * gain
-        inverse = 1 / variance_NKL
-        constant_NK = (torch.log(12 * variance_NKL) + mean_NKL.square() * inverse).sum(-1)
-        cost = r_NBL.square() @ inverse.mT - 2 * r_NBL @ (mean_NKL * inverse).mT + constant_NK[:, None]
-        cost = cost - 2 * torch.log(self.usage.clamp(min=1e-5))
-        return cost.argmin(-1).view(n, y, x)
+        scale_NKL = self.log_scale.exp() * gain
+        usage = self.usage.clamp(min=1e-5)
+        return choose_classes(residual_NyxL, scale_NKL, self.class_means() * gain, usage.log()[None])
 
     def forward(self, latents_NyxL: Tensor, gain_N: Tensor) -> PriorOutput:
         n, y, x, length = latents_NyxL.shape
@@ -172,6 +172,20 @@ class ClassPrior(nn.Module):
         scale = (variance_KL - 1 / 12).clamp(min=1e-3).sqrt() / _LOGISTIC_STD / gain
         self.log_scale.copy_(scale.log())
         self.mean.copy_(mean_KL / gain)
+
+
+def choose_classes(residual_NyxL: Tensor, scale_NKL: Tensor, mean_NKL: Tensor, log_usage_NK: Tensor) -> Tensor:
+    """Class of each block (N, y, x) with the fewest bits by a Gaussian estimate, which is two matrix products.
+
+    ``scale``: logistic scales and ``mean``: means, both in quantised units, one table an image or one for all (N or 1).
+    """
+    n, y, x, length = residual_NyxL.shape
+    r_NBL = residual_NyxL.reshape(n, y * x, length)
+    variance_NKL = (scale_NKL * _LOGISTIC_STD).square() + 1 / 12
+    inverse = 1 / variance_NKL
+    constant_NK = (torch.log(12 * variance_NKL) + mean_NKL.square() * inverse).sum(-1) - 2 * log_usage_NK
+    cost = r_NBL.square() @ inverse.mT - 2 * r_NBL @ (mean_NKL * inverse).mT + constant_NK[:, None]
+    return cost.argmin(-1).view(n, y, x)
 
 
 def logistic_bits(values: Tensor, scale: Tensor) -> Tensor:

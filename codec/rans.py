@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from .tables import CONTEXT_EDGES, CONTEXT_LEVELS, ESCAPE, GROUP, PROBABILITY_BITS, QualityTables
 
-__all__ = ["STATE_FLOOR", "decode_blocks", "encode_blocks", "predict_colours", "restore_colours"]
+__all__ = ["STATE_FLOOR", "decode_blocks", "encode_blocks", "predict_colours", "restore_colours", "symbol_counts"]
 
 STATE_FLOOR = 1 << 16
 _TOTAL = 1 << PROBABILITY_BITS
@@ -168,6 +168,43 @@ def _list_operations(
                     count = _push_raw(operations, count, value - (s << raw) + (1 << (raw - 1)), raw, lane)
                 energy[lane] += 16 * min(magnitude, _LARGEST) - (energy[lane] >> 2)
     return count
+
+
+@_jit
+def _count(
+    symbols: _I16,
+    classes: npt.NDArray[np.uint8],
+    level_KL: npt.NDArray[np.uint8],
+    context_lookup: npt.NDArray[np.uint8],
+    counts: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.int64],
+) -> None:
+    blocks, channels = symbols.shape
+    for block in range(blocks):
+        end = channels
+        while end > 0 and symbols[block, end - 1] == 0:
+            end -= 1
+        groups[block] = (end + GROUP - 1) // GROUP
+        energy = 0
+        for c in range(groups[block] * GROUP):
+            packed = np.int64(level_KL[classes[block], c])
+            raw = packed >> 5
+            s = np.int64(symbols[block, c])
+            if raw > 0:
+                s = (s + (1 << (raw - 1))) >> raw
+            magnitude = abs(s)
+            index = min(2 * magnitude - (1 if s < 0 else 0), ESCAPE)
+            counts[(packed & 31) * CONTEXT_LEVELS + context_lookup[energy], index] += 1
+            energy += 16 * min(magnitude, _LARGEST) - (energy >> 2)
+
+
+def symbol_counts(
+    symbols: _I16, classes: npt.NDArray[np.uint8], tables: QualityTables, counts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Add what coding would emit to ``counts`` (LEVELS·CONTEXT_LEVELS, SYMBOLS); returns the coded groups a block."""
+    groups = np.zeros(len(classes), np.int64)
+    _count(symbols, classes, tables.level_KL, _CONTEXT_LOOKUP, counts, groups)
+    return groups
 
 
 @_jit

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import ConfigError, TrainingError
+from .device import resolve_device, resolve_precision
 from .objectives import Objective
 from .photos import CropConfig, PhotoCrops
 from .prior import PREDICTED, ClassPrior, PriorConfig
@@ -139,25 +140,10 @@ class CodecNetwork(nn.Module):
             columns.copy_(columns[:, order_L].clone())
 
 
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively (``auto``), else what was asked for."""
-    if name == "auto":
-        native = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return torch.bfloat16 if native and _has_bf16_dot(device) else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
-def _has_bf16_dot(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
 def train(config: TrainConfig, *, report: Callable[[str], None] = print) -> Path:
     """Train, or go on from ``output/checkpoint.safetensors``; returns the path of the finished weights."""
     config.output.mkdir(parents=True, exist_ok=True)
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+    device = resolve_device(config.device)
     photos = PhotoCrops(config.folders, config.crops, seed=config.seed)
     report(f"{len(photos.photos)} photographs ({photos.skipped} skipped), {device}")
     torch.manual_seed(config.seed)

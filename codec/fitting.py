@@ -1,0 +1,198 @@
+"""The last step of training: integer entropy tables fitted to what the finished encoder emits, the file and its card."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .codec import Codec, Latents
+from .metrics import psnr
+from .photos import PhotoCrops
+from .prior import PREDICTED, logistic_bits
+from .quality import QUALITIES, STEPS_PER_OCTAVE, gain
+from .rans import predict_colours, symbol_counts
+from .tables import (
+    CONTEXT_LEVELS,
+    ESCAPE,
+    GROUP,
+    LEVELS,
+    MIN_SCALE,
+    QUALITY_BUCKETS,
+    SYMBOLS,
+    EntropyTables,
+    quantise_frequencies,
+)
+from .training import CodecNetwork, TrainConfig
+from .weights import load_weights, save_weights
+
+__all__ = ["finish", "fit_tables"]
+
+_FIT_CROPS = 768
+_FIT_ROUNDS = 2
+_CARD_QUALITIES = (10, 30, 50, 70, 90)
+# Symbols that the parametric distribution counts for beside what was seen, so that a rare row stays sensible.
+_PRIOR_WEIGHT = 64.0
+
+
+def finish(
+    network: CodecNetwork,
+    photos: PhotoCrops,
+    config: TrainConfig,
+    *,
+    trained_steps: int,
+    trained_minutes: float,
+    report: Callable[[str], None],
+) -> Path:
+    """Order the channels, fit the tables, write ``weights.safetensors`` and its card; returns the file's path."""
+    crops = photos.batch(_FIT_CROPS)
+    network.eval()
+    path = config.output / "weights.safetensors"
+    _order_channels(network, crops)
+    tables = _parametric_tables(network)
+    for _ in range(_FIT_ROUNDS):
+        _save(path, network, config, tables)
+        tables = fit_tables(Codec.load(path), crops)
+    _save(path, network, config, tables)
+    report("fitted the entropy tables")
+    path.with_suffix(".md").write_text(_card(path, crops, config, photos, trained_steps, trained_minutes), "utf-8")
+    return path
+
+
+def _save(path: Path, network: CodecNetwork, config: TrainConfig, tables: EntropyTables) -> None:
+    save_weights(
+        path,
+        name=config.name,
+        config=config.transforms,
+        analysis=network.analysis,
+        synthesis=network.synthesis,
+        class_means=network.prior.class_means(),
+        tables=tables,
+    )
+
+
+@torch.no_grad()
+def _order_channels(network: CodecNetwork, crops: Tensor) -> None:
+    """Channels that are seldom zero first, so that the last significant channel of a block comes early."""
+    quality = torch.full((32,), 50)
+    spread = torch.zeros(network.prior.log_scale.shape[1])
+    for batch in crops[:256].split(32):
+        latents = network.analysis(batch.float(), torch.zeros(len(batch)))
+        classes = network.prior(latents, torch.full((len(batch),), gain(int(quality[0])))).classes_Nyx
+        scale = network.prior.log_scale.exp()[classes] * gain(50)
+        spread += torch.exp2(-logistic_bits(torch.zeros(()), scale.clamp(min=MIN_SCALE))).mean((0, 1, 2))
+    order = spread[PREDICTED:].argsort(stable=True) + PREDICTED
+    network.permute_latents(torch.cat([torch.arange(PREDICTED), order]))
+
+
+def _scale_index(network: CodecNetwork) -> npt.NDArray[np.int16]:
+    octaves = (network.prior.log_scale.detach() + math.log(gain(50) / MIN_SCALE)) / math.log(2)
+    return np.rint(octaves.numpy() * STEPS_PER_OCTAVE - 50).clip(-400, 400).astype(np.int16)
+
+
+def _parametric_symbols(shift: Tensor) -> npt.NDArray[np.float64]:
+    """Logistic distributions of every level and context, (LEVELS, CONTEXT_LEVELS, SYMBOLS)."""
+    scale = MIN_SCALE * torch.exp2((torch.arange(LEVELS) + 0.5) / 5)[:, None] * shift.detach().exp()[None, :]
+    value = torch.tensor([(index + 1) // 2 for index in range(ESCAPE)], dtype=torch.float64)
+    probability = torch.exp2(-logistic_bits(value, scale.double().clamp(min=MIN_SCALE)[..., None])).numpy()
+    rest = np.maximum(1 - probability.sum(-1, keepdims=True), 1e-6)
+    return np.concatenate([probability, rest], axis=-1)
+
+
+def _parametric_tables(network: CodecNetwork) -> EntropyTables:
+    groups = network.prior.log_scale.shape[1] // GROUP
+    usage = network.prior.usage.double().numpy()
+    return EntropyTables(
+        scale_index=_scale_index(network),
+        symbol_frequency=quantise_frequencies(_parametric_symbols(network.prior.context_shift)),
+        class_frequency=quantise_frequencies(np.tile(usage + 1e-5, (QUALITY_BUCKETS, 1))),
+        last_frequency=quantise_frequencies(np.ones((groups + 1, groups + 1))),
+    )
+
+
+def _encoded(codec: Codec, crops: Tensor) -> Iterator[Latents]:
+    """Latents of all crops, spread evenly over the qualities."""
+    for at in range(0, len(crops), 64):
+        batch = list(crops[at : at + 64])
+        for bucket in range(QUALITY_BUCKETS):
+            first = QUALITIES[0] + bucket * (len(QUALITIES) // QUALITY_BUCKETS)
+            offsets = [(at + i) % (len(QUALITIES) // QUALITY_BUCKETS) for i in range(len(batch))]
+            yield from codec.analyse(batch, [first + offset for offset in offsets])
+
+
+def fit_tables(codec: Codec, crops: Tensor) -> EntropyTables:
+    """Count classes, coded groups and symbols that the codec emits on crops (N, 3, H, W) uint8 and turn them into tables."""
+    old = codec.weights.tables
+    groups = old.channels // GROUP
+    symbols = np.zeros((LEVELS * CONTEXT_LEVELS, SYMBOLS), np.int64)
+    classes = np.zeros((QUALITY_BUCKETS, old.classes))
+    last = np.zeros((groups + 1, groups + 1))
+    rows, columns = crops.shape[2] // 16, crops.shape[3] // 16
+    for latents in _encoded(codec, crops):
+        tables = old.at(latents.quality)
+        coded = latents.symbols.copy()
+        predict_colours(coded, rows, columns, PREDICTED)
+        lengths = symbol_counts(coded, latents.classes, tables, symbols)
+        np.add.at(last, (tables.expected_K[latents.classes], lengths), 1)
+        bucket = (latents.quality - 1) * QUALITY_BUCKETS // len(QUALITIES)
+        classes[bucket] += np.bincount(latents.classes, minlength=old.classes)
+    total = classes.sum(0) / classes.sum()
+    share = old.symbol_frequency / old.symbol_frequency.sum(-1, keepdims=True)
+    return dataclasses.replace(
+        old,
+        symbol_frequency=quantise_frequencies(
+            symbols.reshape(share.shape) + _PRIOR_WEIGHT * share.astype(np.float64)
+        ),
+        class_frequency=quantise_frequencies(classes + 32 * total + 0.05),
+        last_frequency=quantise_frequencies(_smooth(last) + 0.02),
+    )
+
+
+def _smooth(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rows borrow a little from their neighbours and entries from theirs, since many pairs are hardly ever seen."""
+    kernel = np.array([0.02, 0.08, 0.8, 0.08, 0.02])
+    along = np.apply_along_axis(lambda row: np.convolve(row, kernel, mode="same"), 1, counts)
+    return np.apply_along_axis(lambda row: np.convolve(row, kernel, mode="same"), 0, along)
+
+
+def _card(
+    path: Path, crops: Tensor, config: TrainConfig, photos: PhotoCrops, steps: int, minutes: float
+) -> str:
+    """The model card: what was trained on what and for how long, and what it does to the last training crops."""
+    codec, weights = Codec.load(path), load_weights(path)
+    sample = list(crops[:64])
+    lines = []
+    for quality in _CARD_QUALITIES:
+        streams = codec.encode(sample, quality)
+        pixels = sum(image.shape[1] * image.shape[2] for image in sample)
+        bpp = 8 * sum(len(stream) for stream in streams) / pixels
+        values = [psnr(a, b.cpu()) for a, b in zip(sample, codec.decode(streams), strict=True)]
+        lines.append(f"| {quality} | {bpp:.3f} | {sum(values) / len(values):.2f} |")
+    table = "\n".join(lines)
+    macs = config.transforms.macs_per_pixel()
+    sizes = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(config.transforms).items())
+    return f"""# {config.name}
+
+| | |
+|---|---|
+| fingerprint | `{weights.fingerprint}` |
+| transforms | {sizes}; {macs["analysis"] / 1000:.1f} kMAC a pixel to encode, {macs["synthesis"] / 1000:.1f} to decode |
+| prior | {config.prior.classes} classes |
+| objective | rate + λ·MSE over qualities 1–100, noise for the rate, straight-through rounding for the synthesis |
+| training data | {len(photos.photos)} photographs; crops of {config.crops.size}², {config.crops.native:.0%} of them at native resolution |
+| training | {steps} steps of {config.batch} crops, {minutes:.0f} minutes, Adam at {config.learning_rate:g} with a cosine, seed {config.seed} |
+| file | {path.stat().st_size / 1e6:.1f} MB |
+
+Rate and distortion on {len(sample)} *training* crops of {config.crops.size}² (real streams; headers weigh more there than in
+whole photographs):
+
+| quality | bpp | PSNR dB |
+|---|---|---|
+{table}
+"""

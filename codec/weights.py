@@ -1,0 +1,159 @@
+"""Weights files: safetensors with the transforms, the class means and the integer entropy tables; no pickle.
+
+``load_weights`` checks everything about a file before it is used, so that a damaged or foreign file is one clear error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import ConfigError, WeightsFormatError, WeightsNotFoundError
+from .tables import EntropyTables
+from .transforms import Analysis, Synthesis, TransformConfig
+
+__all__ = ["Weights", "WeightsEntry", "list_weights", "load_weights", "save_weights"]
+
+_FORMAT = "discernible-weights-1"
+_SHIPPED = Path(__file__).parent / "weights"
+_TABLES = ("scale_index", "symbol_frequency", "class_frequency", "last_frequency")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Loaded weights. ``class_means`` float32 (K, L) in latent units. ``fingerprint``: 8 hex digits of a hash over all
+    of it, which every stream carries."""
+
+    name: str
+    fingerprint: str
+    config: TransformConfig
+    analysis: Analysis
+    synthesis: Synthesis
+    class_means: Tensor
+    tables: EntropyTables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightsEntry:
+    """Weights that ship with the package: their name, file, size and the text of their model card."""
+
+    name: str
+    path: Path
+    bytes: int
+    card: str
+
+
+def list_weights() -> list[WeightsEntry]:
+    """The shipped weights, by name."""
+    return [
+        WeightsEntry(
+            name=path.stem,
+            path=path,
+            bytes=path.stat().st_size,
+            card=path.with_suffix(".md").read_text("utf-8") if path.with_suffix(".md").exists() else "",
+        )
+        for path in sorted(_SHIPPED.glob("*.safetensors"))
+    ]
+
+
+def _find(name: str | Path) -> Path:
+    text = str(name)
+    if text.endswith(".safetensors") or "/" in text or "\\" in text:
+        path = Path(text)
+        if not path.is_file():
+            raise WeightsNotFoundError(f"there is no weights file at {path}")
+        return path
+    path = _SHIPPED / f"{text}.safetensors"
+    if not path.is_file():
+        known = ", ".join(entry.name for entry in list_weights()) or "none"
+        raise WeightsNotFoundError(
+            f"there are no shipped weights named {text!r} (shipped: {known}); name one of these or a .safetensors file"
+        )
+    return path
+
+
+def load_weights(name: str | Path = "default") -> Weights:
+    """Load shipped weights by name, or a file by its path. Raises WeightsNotFoundError or WeightsFormatError."""
+    path = _find(name)
+    try:
+        with safe_open(path, "pt") as file:
+            meta: Mapping[str, str] = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as exc:
+        raise WeightsFormatError(f"{path} is not a readable safetensors file: {exc}") from exc
+    if meta.get("format") != _FORMAT:
+        raise WeightsFormatError(f"{path} is not a discernible weights file (format {meta.get('format')!r})")
+    try:
+        config = TransformConfig(**json.loads(meta["config"]))
+        analysis, synthesis = Analysis(config), Synthesis(config)
+        for prefix, module in (("analysis.", analysis), ("synthesis.", synthesis)):
+            part = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            module.load_state_dict({key: value.float() for key, value in part.items()})
+            module.eval().requires_grad_(False)
+        tables = EntropyTables(**{key: tensors[key].numpy() for key in _TABLES})
+        means = tensors["class_means"].float()
+    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as exc:
+        raise WeightsFormatError(f"{path} is incomplete or does not fit its configuration: {exc}") from exc
+    if tables.channels != config.latents or tuple(means.shape) != (tables.classes, tables.channels):
+        raise WeightsFormatError(f"{path}: tables, class means and transforms disagree on classes or channels")
+    return Weights(
+        name=meta.get("name", path.stem),
+        fingerprint=_fingerprint(tensors, meta["config"]),
+        config=config,
+        analysis=analysis,
+        synthesis=synthesis,
+        class_means=means,
+        tables=tables,
+    )
+
+
+def _fingerprint(tensors: Mapping[str, Tensor], config: str) -> str:
+    digest = hashlib.sha256(config.encode())
+    for key in sorted(tensors):
+        value = tensors[key].contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(_little_endian(value).tobytes())
+    return digest.hexdigest()[:8]
+
+
+def _little_endian(tensor: Tensor) -> npt.NDArray[Any]:
+    array = tensor.numpy()
+    return np.asarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+
+
+def save_weights(
+    path: Path,
+    *,
+    name: str,
+    config: TransformConfig,
+    analysis: Analysis,
+    synthesis: Synthesis,
+    class_means: Tensor,
+    tables: EntropyTables,
+) -> None:
+    """Write a weights file. Residual blocks and means go as float16, the linear stages as float32: a thousandth of a
+    colour mean would be visible, a thousandth of a correction is not."""
+    tensors: dict[str, Tensor] = {"class_means": class_means.detach().to(torch.float16)}
+    for prefix, module in (("analysis.", analysis), ("synthesis.", synthesis)):
+        for key, value in module.state_dict().items():
+            compact = torch.float16 if key.startswith("body.") else torch.float32
+            tensors[prefix + key] = value.detach().cpu().to(compact)
+    for key in _TABLES:
+        tensors[key] = torch.from_numpy(getattr(tables, key))
+    meta = {
+        "format": _FORMAT,
+        "name": name,
+        "config": json.dumps(dataclasses.asdict(config), sort_keys=True),
+    }
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path, meta)
