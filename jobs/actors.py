@@ -1,0 +1,125 @@
+"""The Ray actor that converts shards: one process, pinned to its GPU or its CPU cores.
+
+It reads and writes storage itself. What goes back to the dispatcher is a handful of numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from ..errors import JobError
+from .cluster import Layout
+
+if TYPE_CHECKING:
+    from ..pipeline.convert import ShardConverter, ShardProgress
+    from ..pipeline.sources import SourceShard
+
+__all__ = ["ConversionWorker", "ShardResult", "WorkerInfo", "actor_factory"]
+
+_STARTED = (0, 0, 0, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerInfo:
+    """What an actor says about itself: device as torch names it, CPU threads, node address and process id."""
+
+    device: str
+    threads: int
+    node: str
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """The counts of a committed shard (the receipt has them too), and busy seconds by stage."""
+
+    samples: int
+    quarantined: int
+    bytes_in: int
+    bytes_out: int
+    seconds: Mapping[str, float]
+
+
+class _Stopped(Exception):
+    """Raised inside the converter to leave a shard that is not wanted any more."""
+
+
+class ConversionWorker:
+    """Runs inside the actor. ``config`` is the JSON form of a ``ConvertConfig``."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = dict(config)
+        self._converter: ShardConverter | None = None
+        self._progress: tuple[int, ...] = _STARTED
+        self._stop = threading.Event()
+
+    def setup(self) -> WorkerInfo:
+        """Load the weights. Raises what the codec raises when they cannot be loaded."""
+        threads = int(self._config["threads"])
+        # Libraries read these once, when they are first imported, which is inside this method.
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            os.environ[name] = str(threads)
+        from ..pipeline.convert import ConvertConfig, ShardConverter
+
+        self._converter = ShardConverter(ConvertConfig.from_dict(self._config))
+        node = ray.util.get_node_ip_address()
+        return WorkerInfo(device=_device_name(self._converter), threads=threads, node=node, pid=os.getpid())
+
+    def convert(self, shard: SourceShard, destination: str, plan_id: str) -> ShardResult:
+        """Convert one shard and commit it; raises the pipeline's errors when it cannot be."""
+        if self._converter is None:
+            raise JobError("convert was called before setup", shard=shard.name)
+        self._progress = _STARTED
+        receipt = self._converter.convert(shard, destination, plan_id, self._on_progress)
+        return ShardResult(
+            samples=receipt.samples,
+            quarantined=receipt.quarantined,
+            bytes_in=receipt.bytes_in,
+            bytes_out=receipt.bytes_out,
+            seconds={name: float(value) for name, value in asdict(self._converter.timings).items()},
+        )
+
+    def progress(self) -> tuple[int, ...]:
+        """Samples, quarantined, bytes in, bytes out and bytes read of the current shard; runs beside ``convert``."""
+        return self._progress
+
+    def stop(self) -> None:
+        """Make a running ``convert`` leave its shard soon, with nothing of it committed."""
+        self._stop.set()
+
+    def _on_progress(self, progress: ShardProgress) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        self._progress = (
+            progress.samples,
+            progress.quarantined,
+            progress.bytes_in,
+            progress.bytes_out,
+            progress.bytes_read,
+        )
+
+
+def actor_factory(config: Mapping[str, Any], layout: Layout) -> Callable[[], Any]:
+    """A function that starts one more actor with what ``layout`` reserves for each.
+
+    No restarts by Ray: the dispatcher replaces dead actors itself, because it has to know which shard died with them.
+    """
+    actor_class = ray.remote(ConversionWorker).options(
+        num_cpus=layout.cpus,
+        num_gpus=layout.gpus,
+        max_restarts=0,
+        max_task_retries=0,
+        # One for convert; the others answer progress and stop meanwhile.
+        max_concurrency=3,
+    )
+    return lambda: actor_class.remote(dict(config))
+
+
+def _device_name(converter: ShardConverter) -> str:
+    return str(getattr(getattr(converter, "codec", None), "device", "cpu"))

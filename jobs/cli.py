@@ -1,0 +1,432 @@
+"""The ``discernible`` command: parse, build the configuration, call the library, print what it returns.
+
+Nothing heavy is imported before a command needs it, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .. import __version__
+from ..errors import ConfigError, DiscernibleError
+from .terminal import ExitCode, debugging, exit_code_of, print_error, print_json, print_result, progress_console
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="discernible",
+    help="Shrink image datasets that machines learn from: convert to learned-codec shards, check, get images back.",
+    epilog=(
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished with samples in quarantine, 4 verification failed, "
+        "130 interrupted (run the same command again to go on)."
+    ),
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of text.")]
+Source = Annotated[
+    str, typer.Argument(metavar="SRC", help="Folder of images, a .tar, a folder of tars, or 'x-{0000..0007}.tar'.")
+]
+Destination = Annotated[str, typer.Argument(metavar="DST", help="Folder for the shards.")]
+Quality = Annotated[int, typer.Option("--quality", "-q", help="1 (smallest) to 100 (best).")]
+Weights = Annotated[str, typer.Option("--weights", metavar="NAME|FILE", help="Codec weights.")]
+ShardSize = Annotated[int, typer.Option(help="Samples a shard, for a folder of images.")]
+Limit = Annotated[int | None, typer.Option(help="Take only the first so many samples.")]
+Include = Annotated[list[str] | None, typer.Option(help="Take only files that match this pattern. Repeatable.")]
+ImageMember = Annotated[
+    str | None, typer.Option(metavar="EXT", help="Which member is the image, where samples have several.")
+]
+MissingImage = Annotated[
+    Literal["quarantine", "passthrough"], typer.Option(help="What happens to samples without an image.")
+]
+MaxPixels = Annotated[int, typer.Option(help="Quarantine images with more pixels than this.")]
+Background = Annotated[str, typer.Option(metavar="RRGGBB", help="Colour behind transparent pixels.")]
+Animated = Annotated[Literal["first", "refuse"], typer.Option(help="Animated images: first frame, or quarantine.")]
+Psnr = Annotated[bool, typer.Option("--psnr/--no-psnr", help="Decode every image again to measure its PSNR.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Workers = Annotated[int | None, typer.Option(help="How many workers. Default: one a GPU, else one a core.")]
+CpusPerWorker = Annotated[int | None, typer.Option(help="CPU cores (and threads) of each worker.")]
+GpusPerWorker = Annotated[float | None, typer.Option(help="GPUs of each worker; fractions share one.")]
+Tries = Annotated[int, typer.Option(help="How often a shard is tried before it is given up.")]
+Progress = Annotated[
+    Literal["auto", "live", "plain", "none"], typer.Option(help="Progress on stderr: live on a terminal, else lines.")
+]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads. 0: all cores.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"discernible {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for photos, shards and the page.")] = Path(
+        "demo-out"
+    ),
+    quality: Quality = 50,
+    weights: Weights = "default",
+    device: Device = "auto",
+    limit: Annotated[int | None, typer.Option(help="Take only the first so many photos.")] = None,
+    json: Json = False,
+) -> None:
+    """Convert photos that an installed package ships, and show the result as a table and a page."""
+    from .demo import demo_table, run_demo
+
+    console = progress_console()
+    result = run_demo(out, quality=quality, weights=weights, device=device, limit=limit, progress=console.print)
+    if json:
+        print_json(result.to_json())
+        return
+    print_result(demo_table(result))
+    print_result(f"Open {result.page}")
+
+
+@app.command()
+def plan(
+    source: Source,
+    destination: Destination,
+    quality: Quality = 50,
+    weights: Weights = "default",
+    shard_size: ShardSize = 1000,
+    limit: Limit = None,
+    include: Include = None,
+    image_member: ImageMember = None,
+    missing_image: MissingImage = "quarantine",
+    max_pixels: MaxPixels = 178_956_970,
+    background: Background = "ffffff",
+    animated: Animated = "first",
+    psnr: Psnr = True,
+    device: Device = "auto",
+    workers: Workers = None,
+    cpus_per_worker: CpusPerWorker = None,
+    gpus_per_worker: GpusPerWorker = None,
+    pilot: Annotated[int, typer.Option(min=0, help="Images to convert for the estimate. 0: do not measure.")] = 24,
+    json: Json = False,
+) -> None:
+    """What compress would do, with time and bytes from a small measured pilot. Changes nothing."""
+    from .estimate import estimate
+    from .report import estimate_table
+
+    spec = _spec(
+        source=source,
+        destination=destination,
+        quality=quality,
+        weights=weights,
+        shard_size=shard_size,
+        limit=limit,
+        include=tuple(include or ()),
+        image_member=image_member,
+        missing_image=missing_image,
+        max_pixels=max_pixels,
+        background=background,
+        animated=animated,
+        measure_psnr=psnr,
+        device=device,
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+    )
+    result = estimate(spec, pilot_samples=pilot, progress=progress_console().print)
+    if json:
+        print_json(result.to_json())
+    else:
+        print_result(estimate_table(result))
+
+
+@app.command()
+def compress(
+    source: Source,
+    destination: Destination,
+    quality: Quality = 50,
+    weights: Weights = "default",
+    shard_size: ShardSize = 1000,
+    limit: Limit = None,
+    include: Include = None,
+    image_member: ImageMember = None,
+    missing_image: MissingImage = "quarantine",
+    max_pixels: MaxPixels = 178_956_970,
+    background: Background = "ffffff",
+    animated: Animated = "first",
+    psnr: Psnr = True,
+    device: Device = "auto",
+    workers: Workers = None,
+    cpus_per_worker: CpusPerWorker = None,
+    gpus_per_worker: GpusPerWorker = None,
+    tries: Tries = 3,
+    progress: Progress = "auto",
+    json: Json = False,
+) -> None:
+    """Convert images into shards of .dci streams. Run it again to go on after an interruption."""
+    from .compress import compress as run
+    from .report import compress_lines, compress_table
+
+    spec = _spec(
+        source=source,
+        destination=destination,
+        quality=quality,
+        weights=weights,
+        shard_size=shard_size,
+        limit=limit,
+        include=tuple(include or ()),
+        image_member=image_member,
+        missing_image=missing_image,
+        max_pixels=max_pixels,
+        background=background,
+        animated=animated,
+        measure_psnr=psnr,
+        device=device,
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        tries=tries,
+    )
+    console = progress_console()
+    result = run(spec, progress=progress, console=console)
+    if json:
+        print_json(result.to_json())
+    else:
+        print_result(compress_table(result))
+    for line in compress_lines(result):
+        console.print(line)
+    codes = {
+        "done": ExitCode.DONE,
+        "quarantined": ExitCode.QUARANTINED,
+        "failed": ExitCode.FAILED,
+        "interrupted": ExitCode.INTERRUPTED,
+    }
+    raise typer.Exit(codes[result.status])
+
+
+@app.command()
+def verify(
+    destination: Destination,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every stream as well.")] = False,
+    device: Device = "cpu",
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """Check receipts, checksums, every stream's place, and that every source sample is accounted for."""
+    from .report import verify_lines, verify_table
+    from .verify import verify_destination
+
+    report = verify_destination(destination, deep=deep, device=device, threads=_threads(threads))
+    if json:
+        from dataclasses import asdict
+
+        print_json({"destination": destination, "ok": report.ok, **asdict(report)})
+    else:
+        print_result(verify_table(report, destination))
+    for line in verify_lines(report):
+        progress_console().print(line)
+    if not report.ok:
+        raise typer.Exit(ExitCode.VERIFICATION)
+
+
+@app.command()
+def decompress(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder that compress wrote to, or one of its tars.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="Folder for the images.")],
+    format: Annotated[Literal["png", "jpeg", "webp"], typer.Option(help="Image format to write.")] = "png",
+    form: Annotated[Literal["files", "tar"], typer.Option(help="Image files, or ordinary WebDataset tars.")] = "files",
+    quality: Annotated[int, typer.Option("--quality", "-q", help="For jpeg and webp, 1 to 100.")] = 95,
+    weights: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Codec weights. Default: those the shards were made with.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """Turn shards back into images, carried members included."""
+    from ..pipeline.decompress import DecompressConfig
+    from ..pipeline.decompress import decompress as run
+    from .report import decompress_lines, decompress_table
+    from .spec import resolve_location
+
+    config = DecompressConfig(
+        form=form, format=format, quality=quality, weights=weights, device=device, threads=_threads(threads)
+    )
+    report = run(resolve_location(source), resolve_location(destination), config)
+    if json:
+        from dataclasses import asdict
+
+        print_json({"source": source, "destination": destination, "ok": not report.failures, **asdict(report)})
+    else:
+        print_result(decompress_table(report, destination))
+    for line in decompress_lines(report):
+        progress_console().print(line)
+    if report.failures:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        str, typer.Argument(metavar="FILE|SHARD|FOLDER", help="A .dci file, a shard, or a converted folder.")
+    ],
+    json: Json = False,
+) -> None:
+    """What a stream, a shard or a converted folder holds."""
+    from .inspect import inspect_path
+
+    found = inspect_path(path)
+    if json:
+        print_json(found.to_json())
+    else:
+        print_result(found.render())
+
+
+@app.command()
+def view(
+    inputs: Annotated[list[str], typer.Argument(metavar="FILE|SHARD|FOLDER...", help="Streams, shards or folders.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("view.html"),
+    source: Annotated[
+        str | None, typer.Option(help="Where the originals are. Default: what the receipt names.")
+    ] = None,
+    weights: Weights = "default",
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many images.")] = 24,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Original and reconstruction side by side, as one HTML page."""
+    from .view import write_view
+
+    result = write_view(inputs, out, source=source, weights=weights, limit=limit, device=device)
+    if json:
+        print_json(result.to_json())
+    else:
+        print_result(str(result.page))
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file; see the README of the codec.")],
+    json: Json = False,
+) -> None:
+    """Train codec weights."""
+    from .train import train_weights
+
+    result = train_weights(config, report=progress_console().print)
+    if json:
+        print_json(result.to_json())
+    else:
+        print_result(result.render())
+
+
+@app.command()
+def weights(json: Json = False) -> None:
+    """The weights that are installed, with their model cards."""
+    from .weights import installed_weights
+
+    found = installed_weights()
+    if json:
+        print_json({"weights": [entry.to_json() for entry in found]})
+    else:
+        for entry in found:
+            print_result(entry.render())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; never returns."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = _run(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    sys.exit(int(code))
+
+
+def _run(arguments: list[str]) -> int:
+    json = "--json" in arguments
+    try:
+        result = app(arguments, prog_name="discernible", standalone_mode=False)
+    except DiscernibleError as error:
+        return _fail(str(error), type(error).__name__, exit_code_of(error), json)
+    except KeyboardInterrupt:
+        return _fail("interrupted; run the same command again to go on", "Interrupted", ExitCode.INTERRUPTED, json)
+    except BrokenPipeError:
+        _discard_stdout()
+        return ExitCode.FAILED
+    except OSError as error:
+        return _fail(str(error), type(error).__name__, ExitCode.FAILED, json)
+    except typer.Abort:
+        return _fail("aborted", "Aborted", ExitCode.INTERRUPTED, json)
+    except Exception as error:  # noqa: BLE001  the last resort: a user never sees a traceback that was not asked for
+        usage: Callable[[], str] | None = getattr(error, "format_message", None)
+        if usage is not None:
+            return _fail(f"{usage()}\n{_try_help(error)}", "UsageError", ExitCode(getattr(error, "exit_code", 2)), json)
+        return _fail(_unforeseen(error), type(error).__name__, ExitCode.FAILED, json)
+    return result if isinstance(result, int) else ExitCode.DONE
+
+
+def _fail(message: str, kind: str, code: ExitCode, json: bool) -> int:
+    if json:
+        print_json({"error": {"type": kind, "message": message}, "exit_code": int(code)})
+    if debugging():
+        traceback.print_exc()
+    print_error(message)
+    return code
+
+
+def _unforeseen(error: Exception) -> str:
+    what = f"{type(error).__name__}: {error}".rstrip(": ")
+    return f"{what}\nThis is a mistake in discernible. DISCERNIBLE_DEBUG=1 shows where; please report it."
+
+
+def _try_help(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f"Try '{context.command_path if context else 'discernible'} --help'."
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _discard_stdout() -> None:
+    # Whoever read our output is gone; without this the interpreter complains about it once more on exit.
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _spec(*, background: str, **fields: Any) -> Any:
+    from .spec import JobSpec
+
+    return JobSpec(background=_colour(background), **fields)
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    digits = text.removeprefix("#")
+    try:
+        red, green, blue = bytes.fromhex(digits)
+    except ValueError:
+        raise ConfigError(f"a colour is six hex digits such as ffffff, not {text!r}") from None
+    return red, green, blue
+
+
+def _threads(threads: int) -> int:
+    from .cluster import usable_cores
+
+    return threads or usable_cores()

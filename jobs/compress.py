@@ -1,0 +1,333 @@
+"""``discernible compress`` as a function: plan, dispatch, resume, and the result that the report is made from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from .dispatch import Dispatcher, DispatchPolicy, ShardFailure, Task
+from .ledger import Ledger, read_ledger
+from .plan import Plan, freeze_plan, make_plan
+from .progress import Counts, Meter, NullDisplay, ProgressMode, make_display
+from .signals import stop_on_signals
+from .spec import JobSpec, resolve_location
+
+if TYPE_CHECKING:
+    from ..pipeline.receipts import Receipt, Totals
+    from ..pipeline.storage import Storage
+    from .actors import ShardResult, WorkerInfo
+    from .cluster import Layout
+
+__all__ = ["CompressResult", "CompressStatus", "QuarantinedSample", "compress"]
+
+CompressStatus = Literal["done", "quarantined", "failed", "interrupted"]
+_QUARANTINE_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarantinedSample:
+    """One sample that was not converted, and why. ``source`` is its name in the source."""
+
+    shard: str
+    key: str
+    source: str
+    error_type: str
+    error: str
+
+    def to_json(self) -> dict[str, str]:
+        """As JSON values."""
+        return {
+            "shard": self.shard,
+            "key": self.key,
+            "source": self.source,
+            "error_type": self.error_type,
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressResult:
+    """What a destination holds after a run, and what the run itself did.
+
+    ``totals`` are over all committed shards, those of earlier runs included; ``resumed`` is how many of the ``shards``
+    were committed before this run, ``converted`` how many by it. ``images_per_second`` is this run's, from the moment
+    the first worker was ready. ``stages`` are busy seconds by stage over all workers. ``quarantined`` lists the first
+    few samples.
+    """
+
+    status: CompressStatus
+    plan_id: str
+    source: str
+    destination: str
+    quality: int
+    weights: str
+    fingerprint: str
+    shards: int
+    resumed: int
+    converted: int
+    totals: Totals
+    failures: tuple[ShardFailure, ...]
+    quarantined: tuple[QuarantinedSample, ...]
+    quarantined_by_type: Mapping[str, int]
+    layout: Layout | None
+    device: str | None
+    elapsed_seconds: float
+    images_per_second: float | None
+    stages: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        totals = self.totals
+        return {
+            "status": self.status,
+            "plan_id": self.plan_id,
+            "source": self.source,
+            "destination": self.destination,
+            "quality": self.quality,
+            "weights": {"name": self.weights, "fingerprint": self.fingerprint},
+            "shards": {
+                "total": self.shards,
+                "resumed": self.resumed,
+                "converted": self.converted,
+                "failed": len(self.failures),
+            },
+            "samples": {
+                "total": totals.samples,
+                "committed": totals.committed,
+                "quarantined": totals.quarantined,
+                "passthrough": totals.passthrough,
+            },
+            "bytes": {"images": totals.bytes_in, "streams": totals.bytes_out, "carried": totals.bytes_carried},
+            "ratio": totals.ratio,
+            "bpp": totals.bpp,
+            "psnr": totals.psnr,
+            "images_per_second": self.images_per_second,
+            "elapsed_seconds": self.elapsed_seconds,
+            "workers": self.layout.to_json() if self.layout else None,
+            "device": self.device,
+            "stage_seconds": dict(self.stages),
+            "failures": [failure.to_json() for failure in self.failures],
+            "quarantined_by_type": dict(self.quarantined_by_type),
+            "quarantined": [sample.to_json() for sample in self.quarantined],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What one dispatch did; all empty when there was nothing left to do."""
+
+    failures: tuple[ShardFailure, ...] = ()
+    interrupted: bool = False
+    layout: Layout | None = None
+    device: str | None = None
+    images_per_second: float | None = None
+    stages: Mapping[str, float]
+    converted: int = 0
+
+
+def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console | None = None) -> CompressResult:
+    """Convert ``spec.source`` into ``spec.destination``; shards that are committed there already are not done again.
+
+    Ray: one that this process uses already, else the cluster that ``RAY_ADDRESS`` names, else a private local one for
+    the duration of the call. ``progress`` is shown on ``console`` (stderr by default).
+
+    In the main thread SIGINT and SIGTERM end the work early with status ``interrupted``; the same call goes on later.
+
+    Raises:
+        ConfigError, SourceError, WeightsError: the job cannot be done as specified.
+        DestinationError: the destination holds another job or foreign files.
+        WorkerError: workers kept dying.
+        JobError: Ray cannot be started or reached.
+        StorageError: the destination cannot be read or written.
+    """
+    from ..pipeline.receipts import totals, write_index
+    from ..pipeline.storage import open_storage
+
+    started = time.monotonic()
+    plan = make_plan(spec)
+    storage = open_storage(resolve_location(spec.destination))
+    freeze_plan(plan, storage)
+    storage.sweep()
+    before = read_ledger(plan, storage)
+    run = _Run(stages={})
+    if before.missing:
+        run = _dispatch(spec, plan, before, progress, console or Console(stderr=True))
+    after = read_ledger(plan, storage)
+    if not after.missing:
+        write_index(storage, after.receipts, dataset=plan.source)
+    storage.sweep()
+    samples, by_type = _quarantine(storage, after.receipts)
+    return CompressResult(
+        status=_status(run, missing=len(after.missing), quarantined=sum(by_type.values())),
+        plan_id=plan.plan_id,
+        source=plan.source,
+        destination=storage.location,
+        quality=spec.quality,
+        weights=plan.weights,
+        fingerprint=plan.fingerprint,
+        shards=len(plan.shards),
+        resumed=len(before.receipts),
+        converted=run.converted,
+        totals=totals(after.receipts),
+        failures=run.failures,
+        quarantined=samples,
+        quarantined_by_type=by_type,
+        layout=run.layout,
+        device=run.device,
+        elapsed_seconds=time.monotonic() - started,
+        images_per_second=run.images_per_second,
+        stages=run.stages,
+    )
+
+
+def _dispatch(
+    spec: JobSpec,
+    plan: Plan,
+    ledger: Ledger,
+    progress: ProgressMode,
+    console: Console,
+) -> _Run:
+    from .actors import actor_factory
+    from .cluster import choose_layout, ray_session
+
+    wished = (spec.workers or 1) * (spec.cpus_per_worker or 1)
+    with ray_session(min_cpus=wished) as session:
+        layout = choose_layout(
+            cpus=session.cpus,
+            gpus=session.gpus,
+            shards=len(ledger.missing),
+            workers=spec.workers,
+            cpus_per_worker=spec.cpus_per_worker,
+            gpus_per_worker=spec.gpus_per_worker,
+            use_gpus=spec.device != "cpu",
+        )
+        device = "cpu" if spec.device == "auto" and not layout.gpus else spec.device
+        config = spec.convert_config(threads=layout.cpus, device=device).to_dict()
+        destination = resolve_location(spec.destination)
+        display = _Recorder(make_display(_meter(plan, ledger), console, progress))
+        dispatcher = Dispatcher(
+            actor_factory(config, layout),
+            [Task(name=shard.name, arguments=(shard, destination, plan.plan_id)) for shard in ledger.missing],
+            DispatchPolicy(workers=layout.workers, tries=spec.tries),
+            display,
+        )
+        with stop_on_signals(dispatcher.request_stop), display.shown:
+            outcome = dispatcher.run()
+    return _Run(
+        failures=outcome.failures,
+        interrupted=outcome.interrupted,
+        layout=layout,
+        device=display.device,
+        images_per_second=display.rate(),
+        stages=dict(display.stages),
+        converted=len(outcome.results),
+    )
+
+
+class _Recorder:
+    """Passes everything on to a display, and keeps what the result needs."""
+
+    def __init__(self, shown: NullDisplay) -> None:
+        self.shown = shown
+        self.stages: dict[str, float] = {}
+        self.device: str | None = None
+        self._ready_at: float | None = None
+        self._done_at: float | None = None
+
+    def rate(self) -> float | None:
+        """Samples a second from the first ready worker to the last committed shard."""
+        if self._ready_at is None or self._done_at is None or self._done_at <= self._ready_at:
+            return None
+        return self.shown.meter.committed.samples / (self._done_at - self._ready_at)
+
+    def worker_ready(self, info: WorkerInfo) -> None:
+        self._ready_at = self._ready_at or time.monotonic()
+        self.device = info.device
+        self.shown.worker_ready(info)
+
+    def shard_done(self, shard: str, result: ShardResult) -> None:
+        self._done_at = time.monotonic()
+        for stage, seconds in result.seconds.items():
+            self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+        self.shown.shard_done(shard, result)
+
+    def shard_progress(self, shard: str, progress: Any) -> None:
+        self.shown.shard_progress(shard, progress)
+
+    def shard_retry(self, shard: str, reason: str, delay: float) -> None:
+        self.shown.shard_retry(shard, reason, delay)
+
+    def shard_failed(self, failure: ShardFailure) -> None:
+        self.shown.shard_failed(failure)
+
+    def notice(self, message: str) -> None:
+        self.shown.notice(message)
+
+    def tick(self) -> None:
+        self.shown.tick()
+
+
+def _meter(plan: Plan, ledger: Ledger) -> Meter:
+    committed = {receipt.name for receipt in ledger.receipts}
+    return Meter(
+        shard_bytes={shard.name: shard.bytes for shard in ledger.missing},
+        shards_before=len(ledger.receipts),
+        before=Counts(
+            samples=sum(receipt.samples for receipt in ledger.receipts),
+            quarantined=sum(receipt.quarantined for receipt in ledger.receipts),
+            bytes_in=sum(receipt.bytes_in for receipt in ledger.receipts),
+            bytes_out=sum(receipt.bytes_out for receipt in ledger.receipts),
+            bytes_read=sum(shard.bytes for shard in plan.shards if shard.name in committed),
+        ),
+        samples_total=plan.samples,
+        read_progress=_read_progress,
+        read_result=_read_result,
+    )
+
+
+def _read_progress(value: tuple[int, int, int, int, int]) -> Counts:
+    samples, quarantined, bytes_in, bytes_out, bytes_read = value
+    return Counts(
+        samples=samples, quarantined=quarantined, bytes_in=bytes_in, bytes_out=bytes_out, bytes_read=bytes_read
+    )
+
+
+def _read_result(value: ShardResult) -> Counts:
+    return Counts(
+        samples=value.samples, quarantined=value.quarantined, bytes_in=value.bytes_in, bytes_out=value.bytes_out
+    )
+
+
+def _status(run: _Run, *, missing: int, quarantined: int) -> CompressStatus:
+    if run.interrupted:
+        return "interrupted"
+    if missing:
+        return "failed"
+    return "quarantined" if quarantined else "done"
+
+
+def _quarantine(
+    storage: Storage, receipts: tuple[Receipt, ...]
+) -> tuple[tuple[QuarantinedSample, ...], dict[str, int]]:
+    """The first few quarantined samples, and how many there are of each error type."""
+    from ..pipeline.statistics import iter_rows
+
+    affected = [receipt for receipt in receipts if receipt.quarantined]
+    shown: list[QuarantinedSample] = []
+    by_type: dict[str, int] = {}
+    for shard, row in iter_rows(storage, affected):
+        if row.status != "quarantined":
+            continue
+        error_type = row.error_type or "unknown"
+        by_type[error_type] = by_type.get(error_type, 0) + 1
+        if len(shown) < _QUARANTINE_SHOWN:
+            shown.append(
+                QuarantinedSample(
+                    shard=shard, key=row.key, source=row.source, error_type=error_type, error=row.error or ""
+                )
+            )
+    return tuple(shown), by_type

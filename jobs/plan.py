@@ -1,0 +1,234 @@
+"""The plan: which source shards become which output shards under which options, frozen as ``plan.json``.
+
+``plan.json`` is the first file a job writes into its destination. A later run with the same plan id goes on where
+the first one stopped; a run that would produce other bytes is refused before it touches anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DestinationError, SourceError
+from .spec import JobSpec, plan_identity, resolve_location, resolve_weights
+
+if TYPE_CHECKING:
+    from ..pipeline.sources import SourceShard
+    from ..pipeline.storage import Storage
+
+__all__ = [
+    "INDEX_NAME",
+    "PLAN_NAME",
+    "Plan",
+    "check_destination",
+    "freeze_plan",
+    "make_plan",
+    "read_plan",
+    "weights_fingerprint",
+]
+
+PLAN_NAME = "plan.json"
+INDEX_NAME = "index.json"
+_FORMAT = "discernible-plan"
+_VERSION = 1
+_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A frozen job. ``options`` are what shapes the output (JSON values), ``fingerprint`` names the weights exactly.
+
+    ``plan_id`` is a hash over the other fields except ``weights``, which is the name the user gave.
+    """
+
+    plan_id: str
+    source: str
+    kind: str
+    weights: str
+    fingerprint: str
+    options: Mapping[str, Any]
+    shards: tuple[SourceShard, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the source files."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples the source has; None when that is known only after reading."""
+        counts = [shard.samples for shard in self.shards]
+        return None if any(count is None for count in counts) else sum(count or 0 for count in counts)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``plan.json``."""
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "plan_id": self.plan_id,
+            "source": {"kind": self.kind, "location": self.source},
+            "weights": {"name": self.weights, "fingerprint": self.fingerprint},
+            "options": dict(self.options),
+            "shards": [shard.to_dict() for shard in self.shards],
+        }
+
+
+def make_plan(spec: JobSpec) -> Plan:
+    """Look at the source and the weights, and work out the plan. Writes nothing.
+
+    Raises:
+        SourceError: the source is missing, empty or of an unknown kind.
+        WeightsError: the weights cannot be found or read.
+        StorageError: listing the source failed.
+    """
+    from ..pipeline.sources import open_source
+
+    location = resolve_location(spec.source)
+    source = open_source(location, shard_size=spec.shard_size, limit=spec.limit, include=spec.include or None)
+    if not source.shards:
+        raise SourceError(f"nothing to convert in {spec.source}")
+    fingerprint = weights_fingerprint(spec.weights)
+    options = spec.convert_config().identity()
+    identity = plan_identity(
+        source=source.location,
+        options=options,
+        weights=fingerprint,
+        shards=[shard.to_dict() for shard in source.shards],
+    )
+    return Plan(
+        plan_id=identity,
+        source=source.location,
+        kind=source.kind,
+        weights=spec.weights,
+        fingerprint=fingerprint,
+        options=options,
+        shards=source.shards,
+    )
+
+
+def weights_fingerprint(weights: str) -> str:
+    """The fingerprint (8 hex digits) of weights given by name or path.
+
+    Raises:
+        WeightsError: they cannot be found or read.
+    """
+    from ..codec.weights import load_weights
+
+    return load_weights(resolve_weights(weights)).fingerprint
+
+
+def read_plan(storage: Storage) -> Plan | None:
+    """The plan frozen in a destination, or None when there is none.
+
+    Raises:
+        DestinationError: ``plan.json`` is there but damaged or not ours.
+        StorageError: it cannot be read.
+    """
+    from ..pipeline.sources import SourceShard
+
+    if not storage.exists(PLAN_NAME):
+        return None
+    try:
+        document = json.loads(storage.read(PLAN_NAME))
+        if document["format"] != _FORMAT:
+            raise ValueError(f"its format is {document['format']!r}")
+        if document["version"] != _VERSION:
+            raise ValueError(f"its version is {document['version']!r}; this release reads version {_VERSION}")
+        plan = Plan(
+            plan_id=str(document["plan_id"]),
+            source=str(document["source"]["location"]),
+            kind=str(document["source"]["kind"]),
+            weights=str(document["weights"]["name"]),
+            fingerprint=str(document["weights"]["fingerprint"]),
+            options=dict(document["options"]),
+            shards=tuple(SourceShard.from_dict(shard) for shard in document["shards"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{error!s} is missing" if isinstance(error, KeyError) else str(error)
+        raise DestinationError(f"{PLAN_NAME} in {storage.location} is not a plan of discernible: {reason}") from error
+    return plan
+
+
+def check_destination(plan: Plan, storage: Storage) -> bool:
+    """Whether ``plan`` is already frozen there (True), or could be (False). Writes nothing.
+
+    Raises:
+        DestinationError: the destination holds another plan, or files but no plan.
+        StorageError: it cannot be read.
+    """
+    existing = read_plan(storage)
+    if existing is None:
+        _refuse_foreign_files(storage)
+        return False
+    if existing.plan_id != plan.plan_id:
+        raise DestinationError(_explain_difference(existing, plan, storage.location))
+    return True
+
+
+def freeze_plan(plan: Plan, storage: Storage) -> bool:
+    """Make ``plan`` the plan of this destination; True when the very same plan was already there.
+
+    Raises:
+        DestinationError: the destination holds another plan, or files but no plan.
+        StorageError: it cannot be read or written.
+    """
+    if check_destination(plan, storage):
+        return True
+    if storage.put_if_absent(PLAN_NAME, _to_bytes(plan)):
+        return False
+    # Another run froze its plan between our look and our write: then that one counts.
+    if not check_destination(plan, storage):
+        raise DestinationError(f"{PLAN_NAME} in {storage.location} came and went: is another job at work there?")
+    return True
+
+
+def _to_bytes(plan: Plan) -> bytes:
+    return (json.dumps(plan.to_json(), indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _refuse_foreign_files(storage: Storage) -> None:
+    found = []
+    for entry in storage.list():
+        found.append(entry.name)
+        if len(found) > _SHOWN:
+            break
+    if not found:
+        return
+    names = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
+    raise DestinationError(
+        f"{storage.location} holds files but no {PLAN_NAME}, so it was not made by discernible ({names}); "
+        "choose an empty or new folder"
+    )
+
+
+def _explain_difference(existing: Plan, plan: Plan, location: str) -> str:
+    differences = list(_differences(existing, plan))
+    shown = "; ".join(differences) or "the plan ids differ"
+    return (
+        f"{location} holds a job with other options or another source: {shown}. "
+        "Run with the options it was made with to go on, or choose another destination."
+    )
+
+
+def _differences(existing: Plan, plan: Plan) -> list[str]:
+    found = []
+    if existing.source != plan.source:
+        found.append(f"source {existing.source} there, {plan.source} now")
+    if existing.fingerprint != plan.fingerprint:
+        there, now = f"{existing.weights} ({existing.fingerprint})", f"{plan.weights} ({plan.fingerprint})"
+        found.append(f"weights {there} there, {now} now")
+    for name in sorted({*existing.options, *plan.options}):
+        there, now = existing.options.get(name), plan.options.get(name)
+        if there != now:
+            found.append(f"{name.replace('_', ' ')} {_shown(there)} there, {_shown(now)} now")
+    if existing.source == plan.source and not found:
+        there, now = len(existing.shards), len(plan.shards)
+        images = f"{existing.samples} samples there, {plan.samples} now, " if existing.samples != plan.samples else ""
+        found.append(f"the list of source files changed ({images}{there} shards there, {now} now)")
+    return found
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value

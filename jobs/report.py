@@ -1,0 +1,207 @@
+"""Results as tables for people: result objects become something that rich prints; nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from .text import format_bytes, format_count, format_duration, format_ratio
+
+if TYPE_CHECKING:
+    from ..pipeline.decompress import DecompressReport
+    from ..pipeline.verify import VerifyReport
+    from .compress import CompressResult
+    from .estimate import Estimate, Pilot
+
+__all__ = [
+    "byte_words",
+    "compress_lines",
+    "compress_table",
+    "decompress_lines",
+    "decompress_table",
+    "estimate_table",
+    "facts",
+    "sample_words",
+    "verify_lines",
+    "verify_table",
+]
+
+_PROBLEMS_SHOWN = 20
+
+
+def facts(rows: Iterable[tuple[str, str | None]]) -> Table:
+    """Two columns, name and value; rows without a value are left out."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value is not None:
+            table.add_row(name, value)
+    return table
+
+
+def compress_table(result: CompressResult) -> Table:
+    """The figures at the end of ``compress``."""
+    totals = result.totals
+    shards = f"{totals.shards} of {result.shards} committed"
+    if result.resumed:
+        shards += f", {result.resumed} of them by an earlier run"
+    speed = None
+    if result.images_per_second:
+        speed = f"{result.images_per_second:.1f} images/s"
+        if result.layout:
+            workers = f"{result.layout.workers} worker{'s' if result.layout.workers != 1 else ''}"
+            speed += f" with {workers} on {result.device or 'cpu'}, {result.layout.cpus} core(s) each"
+    return facts(
+        [
+            ("images", sample_words(totals.samples, totals.committed, totals.quarantined, totals.passthrough)),
+            (
+                "bytes",
+                byte_words(totals.bytes_in, totals.bytes_out),
+            ),
+            ("carried", f"{format_bytes(totals.bytes_carried)} of other members" if totals.bytes_carried else None),
+            ("bits a pixel", f"{totals.bpp:.3f}" if totals.bpp is not None else None),
+            ("PSNR", f"{totals.psnr:.2f} dB" if totals.psnr is not None else None),
+            ("shards", shards),
+            ("speed", speed),
+            ("busy", _stages(result)),
+            ("time", format_duration(result.elapsed_seconds)),
+            ("weights", f"{result.weights} ({result.fingerprint}), quality {result.quality}"),
+            ("in", result.destination),
+        ]
+    )
+
+
+def compress_lines(result: CompressResult) -> list[str]:
+    """What needs the user's attention: failed shards, quarantined samples, how to go on."""
+    lines = [
+        f"failed: shard {item.shard}: {item.error} (tries: {item.tries})" for item in result.failures[:_PROBLEMS_SHOWN]
+    ]
+    if result.status == "failed":
+        lines.append("Run the same command again to try the failed shards once more; the others are kept.")
+    if result.status == "interrupted":
+        left = result.shards - result.totals.shards
+        lines.append(f"Interrupted with {left} of {result.shards} shards to do. Run the same command again to go on.")
+    if result.quarantined_by_type:
+        total = sum(result.quarantined_by_type.values())
+        kinds = ", ".join(f"{count} {name}" for name, count in sorted(result.quarantined_by_type.items()))
+        lines.append(f"{format_count(total)} quarantined ({kinds}):")
+        lines.extend(f"  {item.shard}/{item.source}: {item.error}" for item in result.quarantined)
+        if total > len(result.quarantined):
+            lines.append(f"  … and {format_count(total - len(result.quarantined))} more")
+        lines.append(
+            f"Every one is listed with its reason in the .parquet file beside its shard in {result.destination} "
+            "(status = quarantined)."
+        )
+    return lines
+
+
+def estimate_table(estimate: Estimate) -> Table:
+    """What ``plan`` says."""
+    pilot = estimate.pilot
+    unknown = "unknown before reading the tars"
+    samples = format_count(estimate.samples) if estimate.samples is not None else unknown
+    if estimate.samples is None and estimate.samples_estimated is not None:
+        samples = f"about {format_count(estimate.samples_estimated)}"
+    shards = format_count(estimate.shards)
+    if estimate.shards_done:
+        shards += f", {format_count(estimate.shards_done)} of them done already"
+    return facts(
+        [
+            ("source", f"{estimate.source} ({estimate.kind})"),
+            ("ignored", f"{format_count(estimate.ignored)} files that are no images" if estimate.ignored else None),
+            ("images", samples),
+            ("bytes", format_bytes(estimate.bytes)),
+            ("shards", shards),
+            ("plan id", estimate.plan_id),
+            ("workers", estimate.workers_in_words),
+            (
+                "pilot",
+                _pilot_words(pilot) if pilot else None,
+            ),
+            ("output", f"about {format_bytes(estimate.bytes_out)}" if estimate.bytes_out is not None else None),
+            ("time", f"about {format_duration(estimate.seconds)} here" if estimate.seconds is not None else None),
+        ]
+    )
+
+
+def decompress_table(report: DecompressReport, destination: str) -> Table:
+    """The figures at the end of ``decompress``."""
+    return facts(
+        [
+            ("images", format_count(report.images)),
+            ("carried", f"{format_count(report.carried)} other members" if report.carried else None),
+            ("shards", format_count(report.shards)),
+            ("bytes", format_bytes(report.bytes_out)),
+            ("failures", format_count(len(report.failures)) if report.failures else None),
+            ("in", destination),
+        ]
+    )
+
+
+def verify_table(report: VerifyReport, destination: str) -> Table:
+    """The figures at the end of ``verify``."""
+    return facts(
+        [
+            ("shards", format_count(report.shards)),
+            ("samples", sample_words(report.samples, report.committed, report.quarantined, report.passthrough)),
+            ("bytes", format_bytes(report.bytes)),
+            ("sources", f"{format_count(report.sources_checked)} shards compared with their source"),
+            ("problems", format_count(len(report.problems)) if report.problems else "none"),
+            ("in", destination),
+        ]
+    )
+
+
+def _pilot_words(pilot: Pilot) -> str:
+    words = (
+        f"{pilot.samples} images in {format_duration(pilot.seconds)}, {pilot.images_per_second:.1f} images/s in one "
+        f"worker, {format_ratio(pilot.bytes_in, pilot.bytes_out)} smaller"
+    )
+    return words if pilot.psnr is None else f"{words}, {pilot.psnr:.2f} dB"
+
+
+def byte_words(before: int, after: int) -> str | None:
+    """``12.3 MB → 1.2 MB (10.2× smaller)``; None when nothing was converted."""
+    if not after:
+        return None
+    return f"{format_bytes(before)} → {format_bytes(after)} ({format_ratio(before, after)} smaller)"
+
+
+def sample_words(total: int, committed: int, quarantined: int, passthrough: int) -> str:
+    """``12: 10 committed, 2 quarantined``."""
+    parts = [f"{format_count(committed)} committed"]
+    if quarantined:
+        parts.append(f"{format_count(quarantined)} quarantined")
+    if passthrough:
+        parts.append(f"{format_count(passthrough)} passed through")
+    return f"{format_count(total)}: {', '.join(parts)}" if len(parts) > 1 else parts[0]
+
+
+def _stages(result: CompressResult) -> str | None:
+    stages = [(name, seconds) for name, seconds in result.stages.items() if name != "wall" and seconds >= 0.005]
+    return ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in stages) or None
+
+
+def verify_lines(report: VerifyReport) -> list[str]:
+    """The problems and notes of ``verify``, worst first."""
+    lines = [
+        f"{problem.kind}: {'/'.join(part for part in (problem.shard, problem.key) if part)}: {problem.message}"
+        for problem in report.problems[:_PROBLEMS_SHOWN]
+    ]
+    if len(report.problems) > _PROBLEMS_SHOWN:
+        lines.append(f"… and {format_count(len(report.problems) - _PROBLEMS_SHOWN)} more problems; --json lists all")
+    return lines + [f"note: {note}" for note in report.notes]
+
+
+def decompress_lines(report: DecompressReport) -> list[str]:
+    """What could not be decompressed."""
+    lines = [
+        f"failed: {'/'.join(part for part in (failure.shard, failure.key) if part)}: {failure.message}"
+        for failure in report.failures[:_PROBLEMS_SHOWN]
+    ]
+    if len(report.failures) > _PROBLEMS_SHOWN:
+        lines.append(f"… and {format_count(len(report.failures) - _PROBLEMS_SHOWN)} more; --json lists all")
+    return lines

@@ -1,0 +1,156 @@
+"""What a conversion job is asked to do, and the identity that decides whether two jobs are the same one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..pipeline.convert import ConvertConfig
+
+__all__ = ["Animated", "JobSpec", "MissingImage", "plan_identity", "resolve_location", "resolve_weights"]
+
+MissingImage = Literal["quarantine", "passthrough"]
+Animated = Literal["first", "refuse"]
+
+# Part of every plan id. Raised when the same options come to mean other output bytes.
+OUTPUT_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """A conversion job, validated.
+
+    Fields that change the output are part of the plan id; those that say how the work is done (``device``, ``workers``,
+    ``cpus_per_worker``, ``gpus_per_worker``, ``tries``) are not, so that a job can be resumed on another machine.
+
+    ``source`` and ``destination`` are locations as the user wrote them. ``quality`` is 1..100. ``weights`` is a name or
+    the path of a weights file. ``shard_size`` is samples a shard for sources that are not sharded. ``limit`` converts
+    only the first so many samples, ``include`` only files that match one of the globs. ``image_member`` names the
+    member that is the image where samples have several; ``missing_image`` says whether a sample without one is
+    quarantined or passed through. ``max_pixels`` (width × height), ``background`` (RGB, 0..255, behind transparency)
+    and ``animated`` are the pixel policy. ``batch_pixels`` is how many pixels the codec takes at once; None leaves it
+    to the pipeline.
+    ``measure_psnr`` decodes every image again.
+
+    Raises:
+        ConfigError: a field is out of range, or two contradict each other.
+    """
+
+    source: str
+    destination: str
+    quality: int = 50
+    weights: str = "default"
+    shard_size: int = 1000
+    limit: int | None = None
+    include: tuple[str, ...] = ()
+    image_member: str | None = None
+    missing_image: MissingImage = "quarantine"
+    max_pixels: int = 178_956_970
+    background: tuple[int, int, int] = (255, 255, 255)
+    animated: Animated = "first"
+    batch_pixels: int | None = None
+    measure_psnr: bool = True
+    device: str = "auto"
+    workers: int | None = None
+    cpus_per_worker: int | None = None
+    gpus_per_worker: float | None = None
+    tries: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("source", "destination", "weights"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise ConfigError(f"{name} must not be empty")
+        _check_range("quality", self.quality, 1, 100)
+        _check_range("shard size", self.shard_size, 1, 10_000_000)
+        _check_range("max pixels", self.max_pixels, 1, 65_535**2)
+        _check_range("tries", self.tries, 1, 100)
+        for name in ("limit", "workers", "cpus_per_worker", "batch_pixels"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_range(name.replace("_", " "), value, 1, None)
+        if self.gpus_per_worker is not None and not self.gpus_per_worker >= 0:
+            raise ConfigError(f"gpus per worker must be 0 or more, not {self.gpus_per_worker}")
+        if len(self.background) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in self.background):
+            raise ConfigError(f"background must be three values 0..255, not {self.background}")
+        if self.device != "auto" and self.device != "cpu" and self.device.split(":")[0] != "cuda":
+            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
+        if self.device == "cpu" and self.gpus_per_worker:
+            raise ConfigError("device cpu and gpus per worker contradict each other")
+        for name, allowed in (("missing_image", ("quarantine", "passthrough")), ("animated", ("first", "refuse"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name.replace('_', ' ')} must be {' or '.join(allowed)}, not {getattr(self, name)!r}"
+                )
+        source, destination = resolve_location(self.source), resolve_location(self.destination)
+        if source == destination:
+            raise ConfigError(f"source and destination are the same place: {self.source}")
+        if destination.startswith(source + os.sep):
+            raise ConfigError(
+                f"the destination {self.destination} lies inside the source {self.source}, so a second run would read "
+                "what the first one wrote; choose a destination beside it"
+            )
+
+    def convert_config(self, *, threads: int = 1, device: str | None = None) -> ConvertConfig:
+        """The part of the job that one worker needs, for ``threads`` CPU threads on ``device``."""
+        from ..pipeline.convert import ConvertConfig
+        from ..pipeline.pixels import PixelPolicy
+
+        optional: dict[str, int] = {} if self.batch_pixels is None else {"batch_pixels": self.batch_pixels}
+        return ConvertConfig(
+            quality=self.quality,
+            weights=resolve_weights(self.weights),
+            device=device or self.device,
+            threads=threads,
+            image_member=self.image_member,
+            missing_image=self.missing_image,
+            measure_psnr=self.measure_psnr,
+            pixels=PixelPolicy(max_pixels=self.max_pixels, background=self.background, animated=self.animated),
+            **optional,
+        )
+
+
+def plan_identity(*, source: str, options: Mapping[str, Any], weights: str, shards: object) -> str:
+    """16 hex digits over everything that decides the output.
+
+    ``source`` is the resolved location, ``options`` what shapes the output of a worker, ``weights`` the fingerprint and
+    ``shards`` the JSON form of the source shards.
+    """
+    document = {
+        "format": OUTPUT_FORMAT,
+        "source": source,
+        "options": dict(options),
+        "weights": weights,
+        "shards": shards,
+    }
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def resolve_weights(weights: str) -> str:
+    """A name as it is, a path made absolute: workers need not share the working directory."""
+    return resolve_location(weights) if weights.endswith(".safetensors") or os.sep in weights else weights
+
+
+def resolve_location(location: str) -> str:
+    """A location that means the same from every working directory. URLs (``s3://…``) stay as they are."""
+    if "://" in location:
+        return location.rstrip("/")
+    # Not Path.resolve: a link that is pointed elsewhere must not turn the same words into another job.
+    return os.path.abspath(Path(location).expanduser())  # noqa: PTH100
+
+
+def _check_range(name: str, value: int, low: int, high: int | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be a whole number, not {value!r}")
+    if value < low or (high is not None and value > high):
+        bounds = f"{low}..{high}" if high is not None else f"at least {low}"
+        raise ConfigError(f"{name} must be {bounds}, not {value}")
