@@ -121,7 +121,8 @@ def decode_pixels(data: bytes, policy: PixelPolicy = _DEFAULT_POLICY) -> Decoded
         raise ImageTooLargeError("the image does not fit into memory") from exc
     except Image.UnidentifiedImageError as exc:
         raise ImageUnreadableError("not an image in a format that is accepted") from exc
-    except Exception as exc:  # noqa: BLE001 - Pillow's plugins raise anything from struct.error to KeyError
+    except Exception as exc:
+        # Pillow's plugins raise whatever their parsing ran into, from struct.error to KeyError.
         raise ImageUnreadableError(f"the image cannot be decoded: {exc or type(exc).__name__}") from exc
 
 

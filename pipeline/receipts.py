@@ -143,7 +143,7 @@ class Receipt:
             body = json.loads(data)
             checksum = body.pop("checksum")
             if body["receipt"] != _FORMAT:
-                raise ShardError(f"the receipt has format {body['receipt']!r}; this release reads {_FORMAT}", shard=shard)
+                raise ShardError(f"receipt format {body['receipt']!r}; this release reads {_FORMAT}", shard=shard)
             if checksum != _checksum(body):
                 raise ShardError("the receipt was altered: its checksum does not match", shard=shard)
             counts = {
@@ -218,8 +218,9 @@ class Totals:
 def totals(receipts: Iterable[Receipt]) -> Totals:
     """Sum up receipts."""
     every = list(receipts)
-    measured = [(receipt.psnr, receipt.committed) for receipt in every if receipt.psnr is not None and
-    receipt.committed] weight = sum(committed for _, committed in measured) return Totals(
+    measured = [(each.psnr, each.committed) for each in every if each.psnr is not None and each.committed]
+    weight = sum(committed for _, committed in measured)
+    return Totals(
         shards=len(every),
         samples=sum(receipt.samples for receipt in every),
         committed=sum(receipt.committed for receipt in every),
@@ -250,9 +251,7 @@ def read_receipt(destination: str | Storage, name: str) -> Receipt | None:
 def list_receipts(destination: str | Storage) -> dict[str, Receipt]:
     """All receipts at a destination by shard name, sorted. Raises ShardError for a damaged one."""
     storage = open_storage(destination)
-    return {
-        name: Receipt.from_json(storage.read(f"{name}.json"), shard=name) for name in receipt_names(storage)
-    }
+    return {name: Receipt.from_json(storage.read(f"{name}.json"), shard=name) for name in receipt_names(storage)}
 
 
 def receipt_names(storage: Storage) -> list[str]:

@@ -65,15 +65,17 @@ class ShardWriter:
 
     def add(self, key: str, members: Mapping[str, bytes]) -> SampleSpan:
         """Append a sample, its members in the mapping's order as ``KEY.EXTENSION``."""
-        start = self.size
+        start = at = self.size
         data: dict[str, tuple[int, int]] = {}
+        pieces = []
         for extension, content in members.items():
             header = tarfile.TarInfo(f"{key}.{extension}")
             header.size = len(content)
-            self._write(header.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"))
-            data[extension] = (self.size, len(content))
-            self._write(content)
-            self._write(bytes(padded(len(content)) - len(content)))
+            head = header.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
+            pieces += [head, content, bytes(padded(len(content)) - len(content))]
+            data[extension] = (at + len(head), len(content))
+            at += sum(map(len, pieces[-3:]))
+        self._write(b"".join(pieces))
         return SampleSpan(start, self.size - start, data)
 
     def finish(self) -> None:

@@ -19,6 +19,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +27,11 @@ from ..errors import ConfigError, SourceError, StorageError
 from .braces import expand_braces, has_braces
 from .folders import SourceFile, list_folder, list_tars
 from .samples import Sample
-from .shards import count_tar_samples, iter_tar_samples
+from .shards import TarGroups, count_tar_samples
 from .storage import local_path
+from .tarfiles import iter_members
 
-__all__ = ["RESERVED_NAMES", "Source", "SourceFile", "SourceShard", "iter_samples", "open_source"]
+__all__ = ["RESERVED_NAMES", "SampleStream", "Source", "SourceFile", "SourceShard", "iter_samples", "open_source"]
 
 Kind = Literal["folder", "tar"]
 
@@ -137,22 +139,38 @@ def open_source(
         raise StorageError(f"cannot read {text}: {exc.strerror or exc}") from exc
 
 
-def iter_samples(shard: SourceShard) -> Iterator[Sample]:
-    """The samples of a shard, in the source's order, each read when it is asked for.
+class SampleStream:
+    """The samples of a shard, in the source's order, each read when it is asked for; to be iterated once.
 
-    What is wrong with one sample is in its ``fault``. Raises ShardError when a tar is damaged and StorageError when it
-    cannot be read.
+    What is wrong with one sample is in its ``fault``. Iterating raises ShardError when a tar is damaged and
+    StorageError when it cannot be read. ``ignored`` counts members of a tar that belong to no sample, so far.
     """
-    if shard.kind == "tar":
+
+    def __init__(self, shard: SourceShard) -> None:
+        self._shard = shard
+        self._groups = TarGroups(shard.name)
+
+    @property
+    def ignored(self) -> int:
+        """Members of a tar that belonged to no sample, so far."""
+        return self._groups.ignored
+
+    def __iter__(self) -> Iterator[Sample]:
+        shard = self._shard
+        if shard.kind == "folder":
+            root = local_path(shard.location)
+            yield from (file.load(root) for file in shard.files)
+            return
         try:
             with local_path(shard.location).open("rb") as stream:
-                yield from iter_tar_samples(stream, source=shard.name, limit=shard.limit)
+                yield from islice(self._groups.group(iter_members(stream, shard=shard.name)), shard.limit)
         except OSError as exc:
             raise StorageError(f"cannot read {shard.location}: {exc.strerror or exc}", shard=shard.name) from exc
-        return
-    root = local_path(shard.location)
-    for file in shard.files:
-        yield file.load(root)
+
+
+def iter_samples(shard: SourceShard) -> Iterator[Sample]:
+    """The samples of a shard; see :class:`SampleStream`."""
+    return iter(SampleStream(shard))
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -87,7 +87,7 @@ def _encodable(row: SampleRow) -> dict[str, object]:
 
 
 def read_rows(data: bytes, *, shard: str | None = None) -> list[SampleRow]:
-    """The rows of a Parquet file that :func:`encode_rows` wrote. Raises ShardError when it is damaged or another file."""
+    """The rows of a Parquet file that :func:`encode_rows` wrote. Raises ShardError when it is damaged."""
     try:
         table = pq.read_table(io.BytesIO(data))
         rows = [SampleRow(**row) for row in table.to_pylist()]

@@ -1,0 +1,317 @@
+"""Converting one source shard into one output shard.
+
+Stages run side by side, joined by bounded queues::
+
+    read ──▶ pixels (pool) ──▶ codec, in batches ──▶ entropy coding (pool) ──▶ tar, statistics, receipt
+     thread   threads            thread               threads                 caller's thread
+
+The output depends on the samples and the configuration alone: batches are composed by position (:mod:`.grouping`),
+samples are written in source order, and nothing written names a time or a machine. Memory is bounded by the queues:
+``threads + 2`` images decoded ahead, the open batches, and at most ``lookahead`` samples waiting for their turn in the
+tar.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import CodecError, ConfigError, ImageMissingError, PipelineError, ShardError
+from .coding import analyse_batch
+from .grouping import BatchComposer
+from .output import ShardOutput, ShardProgress
+from .pixels import DecodedImage, PixelPolicy, decode_pixels
+from .receipts import Receipt, SourceRef, read_receipt
+from .samples import Sample, choose_image
+from .sources import SampleStream, SourceShard
+from .stages import Channel, Stages, Stopwatch
+from .storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from ..codec import Codec
+
+__all__ = ["ConvertConfig", "ShardConverter", "ShardProgress", "StageTimings"]
+
+_PROGRESS_SECONDS = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """How shards are converted.
+
+    ``quality`` is 1..100. ``weights`` is the name of shipped codec weights or the path of a file; ``device`` is
+    ``auto``, ``cpu`` or ``cuda[:i]``. ``threads`` threads decode pixels and code entropy, and as many serve the codec
+    on a CPU. The codec gets at most ``batch_pixels`` padded pixels at once (a single larger image alone) and looks at
+    most ``lookahead`` samples ahead for images of one size. ``image_member`` names the extension of the member to
+    compress, see :mod:`.samples`; a sample without image is quarantined or passed through unchanged, by
+    ``missing_image``. ``measure_psnr`` decodes every image again.
+    """
+
+    quality: int = 50
+    weights: str = "default"
+    device: str = "auto"
+    threads: int = 1
+    batch_pixels: int = 1 << 22
+    lookahead: int = 256
+    image_member: str | None = None
+    missing_image: Literal["quarantine", "passthrough"] = "quarantine"
+    measure_psnr: bool = True
+    pixels: PixelPolicy = field(default_factory=PixelPolicy)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"quality must be from 1 to 100, not {self.quality}")
+        for name in ("threads", "batch_pixels", "lookahead"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.missing_image not in ("quarantine", "passthrough"):
+            raise ConfigError(f"missing_image must be 'quarantine' or 'passthrough', not {self.missing_image!r}")
+        if self.image_member is not None and not self.image_member.strip("."):
+            raise ConfigError("image_member must be an extension such as 'jpg' or 'rgb.png'")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types; :meth:`from_dict` reads it back."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"pixels": self.pixels.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ConvertConfig:
+        """The configuration that :meth:`to_dict` wrote. Raises ConfigError for unknown or missing fields."""
+        try:
+            return cls(**{**data, "pixels": PixelPolicy.from_dict(data["pixels"])})
+        except (KeyError, TypeError) as exc:
+            raise ConfigError(f"a conversion's configuration is damaged: {exc}") from exc
+
+    def identity(self) -> dict[str, Any]:
+        """What shapes the output, as JSON types: everything but where and with how many threads it is made."""
+        return {name: value for name, value in self.to_dict().items() if name not in ("device", "threads")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTimings:
+    """Seconds that each stage was busy, summed over its threads, and the whole took. ``codec`` is the device side."""
+
+    read: float = 0.0
+    pixels: float = 0.0
+    codec: float = 0.0
+    entropy: float = 0.0
+    write: float = 0.0
+    wall: float = 0.0
+
+
+@dataclass(slots=True)
+class _Item:
+    """A sample on its way: first waiting for its pixels, then for its stream, or for nothing when it has a fault."""
+
+    index: int
+    sample: Sample
+    extension: str = ""
+    fault: CodecError | PipelineError | None = None
+    passthrough: bool = False
+    decoding: Future[DecodedImage] | None = None
+    image: DecodedImage | None = None
+    psnr: float | None = None
+    coding: Future[bytes] | None = None
+
+
+class ShardConverter:
+    """Converts shards one after the other with weights that it loads once. Raises WeightsError when it cannot."""
+
+    def __init__(self, config: ConvertConfig, *, codec: Codec | None = None) -> None:
+        from ..codec import Codec
+        from ..codec.transforms import BLOCK
+
+        self.config = config
+        self.codec = codec or Codec.load(config.weights, device=config.device, threads=config.threads)
+        self.timings = StageTimings()
+        self._block = BLOCK
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the weights, 8 hex digits."""
+        return self.codec.fingerprint
+
+    def convert(
+        self,
+        shard: SourceShard,
+        destination: str | Storage,
+        plan_id: str,
+        progress: Callable[[ShardProgress], None] | None = None,
+    ) -> Receipt:
+        """Convert a shard and commit it; what is already committed under the same plan is returned as it is.
+
+        ``progress`` is called in this thread, a few times a second and at the end; whatever it raises ends the
+        conversion with nothing committed. What is wrong with one sample puts that one into quarantine. Raises
+        ShardError for a damaged source tar or a destination that belongs to another plan, StorageError when reading or
+        writing fails.
+        """
+        storage = open_storage(destination)
+        try:
+            done = _committed(storage, shard.name, plan_id)
+            if done is not None:
+                return done
+            storage.sweep(f"{shard.name}.")
+            with ShardOutput(storage, shard.name) as output:
+                ignored = self._fill(shard, output, progress or _ignore)
+                committed = output.commit(
+                    plan_id=plan_id,
+                    source=SourceRef(shard.kind, shard.location),
+                    weights=self.codec.name,
+                    fingerprint=self.codec.fingerprint,
+                    quality=self.config.quality,
+                    ignored=ignored,
+                )
+            # None: another worker committed this shard meanwhile, and its receipt is the one that counts.
+            receipt = committed or _committed(storage, shard.name, plan_id)
+            if receipt is None:
+                raise ShardError("the receipt vanished while the shard was committed", shard=shard.name)
+            return receipt
+        except PipelineError as exc:
+            exc.shard = exc.shard or shard.name
+            raise
+
+    def _fill(self, shard: SourceShard, output: ShardOutput, progress: Callable[[ShardProgress], None]) -> int:
+        """Run the stages, writing into ``output``; returns the number of ignored members."""
+        watch = Stopwatch()
+        source = SampleStream(shard)
+        threads = self.config.threads
+        with watch.measure("wall"), ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
+            try:
+                with Stages() as stages:
+                    decoding: Channel[_Item] = stages.channel(threads + 2)
+                    coding: Channel[_Item] = stages.channel(self.config.lookahead)
+                    stages.run("read", lambda: self._read(source, pool, decoding, watch))
+                    stages.run("codec", lambda: self._code(decoding, pool, coding, watch))
+                    self._write(coding, output, progress, watch)
+            finally:
+                pool.shutdown(cancel_futures=True)
+        self.timings = StageTimings(**watch.seconds)
+        return source.ignored
+
+    def _read(self, source: SampleStream, pool: ThreadPoolExecutor, out: Channel[_Item], watch: Stopwatch) -> None:
+        samples = iter(source)
+        index = 0
+        while True:
+            with watch.measure("read"):
+                sample = next(samples, None)
+            if sample is None:
+                out.close()
+                return
+            item = self._prepared(index, sample)
+            if item.fault is None and not item.passthrough:
+                item.decoding = pool.submit(self._decode, sample.members[item.extension], watch)
+            out.put(item)
+            index += 1
+
+    def _prepared(self, index: int, sample: Sample) -> _Item:
+        item = _Item(index, sample, fault=sample.fault)
+        if sample.fault is None:
+            try:
+                item.extension = choose_image(sample.members, self.config.image_member)
+            except ImageMissingError as exc:
+                item.passthrough = self.config.missing_image == "passthrough"
+                item.fault = None if item.passthrough else exc
+            except PipelineError as exc:
+                item.fault = exc
+        return item
+
+    def _decode(self, data: bytes, watch: Stopwatch) -> DecodedImage:
+        with watch.measure("pixels"):
+            return decode_pixels(data, self.config.pixels)
+
+    def _code(self, source: Channel[_Item], pool: ThreadPoolExecutor, out: Channel[_Item], watch: Stopwatch) -> None:
+        composer: BatchComposer[_Item] = BatchComposer(
+            block=self._block, batch_pixels=self.config.batch_pixels, lookahead=self.config.lookahead
+        )
+        for item in source:
+            if item.decoding is not None:
+                try:
+                    item.image = item.decoding.result()
+                except PipelineError as exc:
+                    item.fault = exc
+                item.decoding = None
+            if item.image is None:
+                out.put(item)
+                batches = composer.skip(item.index)
+            else:
+                batches = composer.add(item.index, item, *item.image.pixels.shape[1:])
+            for batch in batches:
+                self._code_batch(batch, pool, out, watch)
+        for batch in composer.finish():
+            self._code_batch(batch, pool, out, watch)
+        out.close()
+
+    def _code_batch(self, batch: list[_Item], pool: ThreadPoolExecutor, out: Channel[_Item], watch: Stopwatch) -> None:
+        images = [item.image.pixels for item in batch if item.image is not None]
+        with watch.measure("codec"):
+            results = analyse_batch(self.codec, images, self.config.quality, measure=self.config.measure_psnr)
+        for item, result in zip(batch, results, strict=True):
+            if isinstance(result, CodecError | PipelineError):
+                item.fault = result
+            else:
+                item.psnr = result.psnr
+                item.coding = pool.submit(self._entropy_encode, result.latents, watch)
+            out.put(item)
+
+    def _entropy_encode(self, latents: Any, watch: Stopwatch) -> bytes:
+        with watch.measure("entropy"):
+            return self.codec.entropy_encode(latents)
+
+    def _write(
+        self,
+        source: Channel[_Item],
+        output: ShardOutput,
+        progress: Callable[[ShardProgress], None],
+        watch: Stopwatch,
+    ) -> None:
+        waiting: dict[int, _Item] = {}
+        turn = 0
+        reported = time.monotonic()
+        for item in source:
+            waiting[item.index] = item
+            while (ready := waiting.pop(turn, None)) is not None:
+                stream = _result(ready)
+                with watch.measure("write"):
+                    _add(ready, stream, output)
+                turn += 1
+            if time.monotonic() - reported >= _PROGRESS_SECONDS:
+                reported = time.monotonic()
+                progress(output.progress())
+        progress(output.progress())
+
+
+def _result(item: _Item) -> bytes | None:
+    """Wait for the stream of an item; None when it has none, and its fault says why."""
+    if item.coding is None:
+        return None
+    try:
+        return item.coding.result()
+    except CodecError as exc:
+        item.fault = exc
+        return None
+
+
+def _add(item: _Item, stream: bytes | None, output: ShardOutput) -> None:
+    if item.fault is not None:
+        output.quarantine(item.sample, item.extension, item.fault)
+    elif item.passthrough:
+        output.pass_through(item.sample)
+    elif stream is not None and item.image is not None:
+        output.commit_sample(item.sample, item.extension, item.image, stream, item.psnr)
+
+
+def _committed(storage: Storage, name: str, plan_id: str) -> Receipt | None:
+    receipt = read_receipt(storage, name)
+    if receipt is not None and receipt.plan_id != plan_id:
+        raise ShardError(
+            f"{storage.location} holds this shard from another plan ({receipt.plan_id}, not {plan_id}); "
+            "choose another destination",
+            shard=name,
+        )
+    return receipt
+
+
+def _ignore(_: ShardProgress) -> None:
+    """Report to no one."""

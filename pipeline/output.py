@@ -1,0 +1,168 @@
+"""The three files of an output shard while it is being made: tar, statistics, receipt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+from ..errors import CodecError, PipelineError
+from .pixels import DecodedImage
+from .receipts import FileRef, Receipt, SampleIndex, SourceRef, mean_psnr
+from .samples import STREAM_EXTENSION, Sample
+from .shards import ShardWriter
+from .statistics import SampleRow, encode_rows
+from .storage import Storage
+
+__all__ = ["ShardOutput", "ShardProgress"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardProgress:
+    """Counts of a shard in the making; ``bytes_read`` counts all members, ``bytes_in`` only committed images."""
+
+    shard: str
+    samples: int
+    committed: int
+    quarantined: int
+    passthrough: int
+    pixels: int
+    bytes_in: int
+    bytes_out: int
+    bytes_read: int
+
+
+class ShardOutput:
+    """Takes the samples of one shard in order; :meth:`commit` publishes them. Leaving the block discards the rest."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self._storage = storage
+        self._name = name
+        self._rows: list[SampleRow] = []
+        self._index: list[SampleIndex] = []
+        self._bytes_read = 0
+        self._bytes_carried = 0
+        self._pixels = 0
+        self._bytes_in = 0
+        self._bytes_out = 0
+        self._counts = {"committed": 0, "quarantined": 0, "passthrough": 0}
+        self._staged = storage.stage(f"{name}.tar")
+        self._tar = ShardWriter(self._staged)
+
+    def __enter__(self) -> ShardOutput:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._staged.discard()
+
+    def commit_sample(
+        self, sample: Sample, extension: str, image: DecodedImage, stream: bytes, psnr: float | None
+    ) -> None:
+        """Append a sample whose member ``extension`` became ``stream``; the others are carried as they are."""
+        members = {
+            STREAM_EXTENSION if name == extension else name: stream if name == extension else content
+            for name, content in sample.members.items()
+        }
+        offset = self._append(sample.key, members)[STREAM_EXTENSION][0]
+        _, height, width = image.pixels.shape
+        taken = len(sample.members[extension])
+        self._pixels += width * height
+        self._bytes_in += taken
+        self._bytes_out += len(stream)
+        self._bytes_carried += sum(map(len, members.values())) - len(stream)
+        self._record(
+            sample,
+            SampleRow(
+                key=sample.key,
+                status="committed",
+                source=_source(sample, extension),
+                format=image.format,
+                width=width,
+                height=height,
+                bytes_in=taken,
+                bytes_out=len(stream),
+                bpp=8 * len(stream) / (width * height),
+                psnr=psnr,
+                notes="; ".join(image.notes),
+                stream_offset=offset,
+            ),
+        )
+
+    def pass_through(self, sample: Sample) -> None:
+        """Append a sample as it is."""
+        self._append(sample.key, sample.members)
+        self._bytes_carried += sum(map(len, sample.members.values()))
+        self._record(sample, SampleRow(key=sample.key, status="passthrough", source=sample.source))
+
+    def quarantine(self, sample: Sample, extension: str, reason: CodecError | PipelineError) -> None:
+        """Leave a sample out, and record why."""
+        self._record(
+            sample,
+            SampleRow(
+                key=sample.key,
+                status="quarantined",
+                source=_source(sample, extension),
+                error_type=type(reason).__name__,
+                error=reason.message,
+                bytes_in=len(sample.members[extension]) if extension in sample.members else None,
+            ),
+        )
+
+    def progress(self) -> ShardProgress:
+        """The counts so far."""
+        return ShardProgress(
+            shard=self._name,
+            samples=len(self._rows),
+            **self._counts,
+            pixels=self._pixels,
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+            bytes_read=self._bytes_read,
+        )
+
+    def commit(
+        self, *, plan_id: str, source: SourceRef, weights: str, fingerprint: str, quality: int, ignored: int
+    ) -> Receipt | None:
+        """Publish tar and statistics, and seal them with the receipt; None when the shard has a receipt already."""
+        self._tar.finish()
+        rows = encode_rows(self._rows)
+        receipt = Receipt(
+            name=self._name,
+            plan_id=plan_id,
+            source=source,
+            weights=weights,
+            fingerprint=fingerprint,
+            quality=quality,
+            **self._counts,
+            ignored=ignored,
+            pixels=self._pixels,
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+            bytes_carried=self._bytes_carried,
+            psnr=mean_psnr(row.psnr for row in self._rows if row.psnr is not None),
+            tar=FileRef(f"{self._name}.tar", self._tar.size, self._tar.sha256),
+            statistics=FileRef.of(f"{self._name}.parquet", rows),
+            index=tuple(self._index),
+        )
+        statistics = self._storage.stage(receipt.statistics.name)
+        try:
+            statistics.write(rows)
+            sealed = self._storage.commit((self._staged, statistics), (f"{self._name}.json", receipt.to_json()))
+        finally:
+            statistics.discard()
+        return receipt if sealed else None
+
+    def _append(self, key: str, members: Mapping[str, bytes]) -> dict[str, tuple[int, int]]:
+        span = self._tar.add(key, members)
+        self._index.append(SampleIndex(key, span.offset, span.size))
+        return span.data
+
+    def _record(self, sample: Sample, row: SampleRow) -> None:
+        self._bytes_read += sum(map(len, sample.members.values()))
+        self._counts[row.status] += 1
+        self._rows.append(row)
+
+
+def _source(sample: Sample, extension: str) -> str:
+    """The image's name in the source: a folder's samples know their file, a tar's member is key and extension."""
+    return sample.source if sample.source != sample.key or not extension else f"{sample.key}.{extension}"
