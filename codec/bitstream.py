@@ -21,7 +21,17 @@ from ..errors import (
 from .quality import QUALITIES
 from .transforms import BLOCK
 
-__all__ = ["MAX_PIXELS", "MAX_SIDE", "StreamInfo", "block_grid", "check_size", "lanes_for", "pack_stream", "parse_stream", "read_stream_info"]
+__all__ = [
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "StreamInfo",
+    "block_grid",
+    "check_size",
+    "lanes_for",
+    "pack_stream",
+    "parse_stream",
+    "read_stream_info",
+]
 
 MAGIC = b"DCI"
 VERSION = 1
@@ -95,7 +105,9 @@ def read_stream_info(stream: bytes) -> StreamInfo:
 def _read_header(stream: bytes) -> tuple[StreamInfo, int]:
     if not stream.startswith(MAGIC[: len(stream)]) or not stream:
         raise StreamMagicError(
-            f"not a .dci stream: it starts with {bytes(stream[:4])!r} instead of {MAGIC!r}" if stream else "empty stream"
+            f"not a .dci stream: it starts with {bytes(stream[:4])!r} instead of {MAGIC!r}"
+            if stream
+            else "empty stream"
         )
     if len(stream) > 3 and stream[3] != VERSION:
         raise StreamVersionError(

@@ -150,9 +150,7 @@ class Codec:
             raise StreamCorruptError("the entropy-coded data is inconsistent although its checksum holds")
         symbols, classes = decoded
         restore_colours(symbols, *block_grid(info.height, info.width), PREDICTED)
-        return Latents(
-            symbols=symbols, classes=classes, height=info.height, width=info.width, quality=info.quality
-        )
+        return Latents(symbols=symbols, classes=classes, height=info.height, width=info.width, quality=info.quality)
 
     @torch.inference_mode()
     def analyse(self, images: Sequence[Image], quality: int | Sequence[int] = 50) -> list[Latents]:

@@ -34,7 +34,6 @@ from .weights import load_weights, save_weights
 
 __all__ = ["finish", "fit_tables"]
 
-_FIT_CROPS = 768
 _FIT_ROUNDS = 2
 _CARD_QUALITIES = (10, 30, 50, 70, 90)
 # Symbols that the parametric distribution counts for beside what was seen, so that a rare row stays sensible.
@@ -51,7 +50,7 @@ def finish(
     report: Callable[[str], None],
 ) -> Path:
     """Order the channels, fit the tables, write ``weights.safetensors`` and its card; returns the file's path."""
-    crops = photos.batch(_FIT_CROPS)
+    crops = photos.batch(config.fit_crops)
     network.eval()
     path = config.output / "weights.safetensors"
     _order_channels(network, crops)
@@ -80,11 +79,10 @@ def _save(path: Path, network: CodecNetwork, config: TrainConfig, tables: Entrop
 @torch.no_grad()
 def _order_channels(network: CodecNetwork, crops: Tensor) -> None:
     """Channels that are seldom zero first, so that the last significant channel of a block comes early."""
-    quality = torch.full((32,), 50)
     spread = torch.zeros(network.prior.log_scale.shape[1])
     for batch in crops[:256].split(32):
         latents = network.analysis(batch.float(), torch.zeros(len(batch)))
-        classes = network.prior(latents, torch.full((len(batch),), gain(int(quality[0])))).classes_Nyx
+        classes = network.prior(latents, torch.full((len(batch),), gain(50))).classes_Nyx
         scale = network.prior.log_scale.exp()[classes] * gain(50)
         spread += torch.exp2(-logistic_bits(torch.zeros(()), scale.clamp(min=MIN_SCALE))).mean((0, 1, 2))
     order = spread[PREDICTED:].argsort(stable=True) + PREDICTED
@@ -146,9 +144,7 @@ def fit_tables(codec: Codec, crops: Tensor) -> EntropyTables:
     share = old.symbol_frequency / old.symbol_frequency.sum(-1, keepdims=True)
     return dataclasses.replace(
         old,
-        symbol_frequency=quantise_frequencies(
-            symbols.reshape(share.shape) + _PRIOR_WEIGHT * share.astype(np.float64)
-        ),
+        symbol_frequency=quantise_frequencies(symbols.reshape(share.shape) + _PRIOR_WEIGHT * share.astype(np.float64)),
         class_frequency=quantise_frequencies(classes + 32 * total + 0.05),
         last_frequency=quantise_frequencies(_smooth(last) + 0.02),
     )
@@ -161,9 +157,7 @@ def _smooth(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.apply_along_axis(lambda row: np.convolve(row, kernel, mode="same"), 0, along)
 
 
-def _card(
-    path: Path, crops: Tensor, config: TrainConfig, photos: PhotoCrops, steps: int, minutes: float
-) -> str:
+def _card(path: Path, crops: Tensor, config: TrainConfig, photos: PhotoCrops, steps: int, minutes: float) -> str:
     """The model card: what was trained on what and for how long, and what it does to the last training crops."""
     codec, weights = Codec.load(path), load_weights(path)
     sample = list(crops[:64])

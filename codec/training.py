@@ -33,8 +33,6 @@ from .transforms import Analysis, Synthesis, TransformConfig, initialise_with_kl
 
 __all__ = ["CodecNetwork", "TrainConfig", "train"]
 
-_KLT_CROPS = 1536
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -42,6 +40,7 @@ class TrainConfig:
 
     ``minutes`` bounds the run by the clock instead of ``steps`` when it comes first: the learning rate then follows the
     share of the time that is spent. ``quality_range`` is where most images are drawn from; a fifth take the whole range.
+    ``start_crops`` give the KLT and the first classes, ``fit_crops`` the entropy tables at the end.
     """
 
     output: Path
@@ -60,6 +59,8 @@ class TrainConfig:
     precision: str = "auto"
     checkpoint_minutes: float = 5.0
     log_every: int = 50
+    start_crops: int = 1536
+    fit_crops: int = 768
     crops: CropConfig = CropConfig()
     transforms: TransformConfig = TransformConfig()
     prior: PriorConfig = PriorConfig()
@@ -71,6 +72,7 @@ class TrainConfig:
             "steps must be at least 0": self.steps >= 0,
             "minutes must be above 0": self.minutes is None or self.minutes > 0,
             "batch must be at least 1": self.batch >= 1,
+            "start_crops and fit_crops must be at least 16": min(self.start_crops, self.fit_crops) >= 16,
             "learning_rate must be above 0": self.learning_rate > 0,
             "quality_range must be two qualities, rising, from 1 to 100": 1 <= low <= high <= 100,
             "precision must be auto, float32 or bfloat16": self.precision in ("auto", "float32", "bfloat16"),
@@ -154,7 +156,7 @@ def train(config: TrainConfig, *, report: Callable[[str], None] = print) -> Path
         run.load(checkpoint)
         report(f"going on from step {run.step}")
     else:
-        network.initialise(photos.batch(_KLT_CROPS))
+        network.initialise(photos.batch(config.start_crops))
         report("initialised with the KLT of the photographs")
     network.to(device)
     run.to(device)

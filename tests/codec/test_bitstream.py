@@ -38,7 +38,9 @@ def seal(body: bytes) -> bytes:
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-def with_header(*, width: int = 17, height: int = 33, quality: int = 61, lanes: int = 4, count: bytes = b"\xac\x02") -> bytes:
+def with_header(
+    *, width: int = 17, height: int = 33, quality: int = 61, lanes: int = 4, count: bytes = b"\xac\x02"
+) -> bytes:
     head = struct.pack("<3sB4sHHBB", b"DCI", 1, b"\x01\x23\xab\xcd", width, height, quality, lanes)
     return seal(head + count + WORDS.tobytes())
 

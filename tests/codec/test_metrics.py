@@ -56,7 +56,9 @@ def test_bd_rate_agrees_with_scipys_pchip() -> None:
     test = ([0.10, 0.22, 0.52, 1.1, 1.6], [24.0, 27.8, 31.5, 35.9, 37.7])
     low, high = max(anchor[1][0], test[1][0]), min(anchor[1][-1], test[1][-1])
     grid = np.linspace(low, high, 20_001)
-    difference = PchipInterpolator(test[1], np.log(test[0]))(grid) - PchipInterpolator(anchor[1], np.log(anchor[0]))(grid)
+    difference = PchipInterpolator(test[1], np.log(test[0]))(grid) - PchipInterpolator(anchor[1], np.log(anchor[0]))(
+        grid
+    )
     expected = (np.exp(np.trapezoid(difference, grid) / (high - low)) - 1) * 100
     assert bd_rate(*anchor, *test) == pytest.approx(expected, abs=1e-3)
 

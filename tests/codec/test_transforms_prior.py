@@ -95,7 +95,9 @@ def test_prediction_is_the_same_in_training_and_in_the_coder() -> None:
     differences = values.copy()
     rans.predict_colours(differences, 5, 7, 3)
     grid = torch.from_numpy(values.astype(np.int64)).view(1, 5, 7, 3)
-    assert torch.equal(grid - median_edge_prediction(grid), torch.from_numpy(differences.astype(np.int64)).view(1, 5, 7, 3))
+    assert torch.equal(
+        grid - median_edge_prediction(grid), torch.from_numpy(differences.astype(np.int64)).view(1, 5, 7, 3)
+    )
 
 
 def test_context_in_training_is_close_to_the_integer_context() -> None:
