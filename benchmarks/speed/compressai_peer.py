@@ -2,9 +2,9 @@
 
 It runs in the same interpreter on the same torch, with the folder that holds CompressAI on its path: CompressAI
 requires numpy below 2 and torchvision, neither of which its image models need. torchvision, which cannot be imported
-beside a CPU build of torch, is stood in for by an empty module; the model's code is untouched. Weights are random, since
-none can be fetched without a hub. That changes no layer and no number of symbols, and near-zero symbols are the cheap
-case for its coder.
+beside a CPU build of torch, is stood in for by an empty module; the model's code is untouched. Weights are random,
+since trained ones come from a hub only. That changes no layer and no number of symbols, and near-zero symbols are the
+cheap case for its coder.
 
 One request a line: ``{"images": FILE.npy, "repeat": N}``; FILE holds uint8 (count, 3, H, W). The answer is one line of
 JSON with seconds of processor time and of wall time for encoding and decoding all of them one by one.

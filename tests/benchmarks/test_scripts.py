@@ -1,0 +1,53 @@
+"""The benchmark scripts run to their end on little input and write what they say they write."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+pytest.importorskip("matplotlib", reason="the bench extra is not installed")
+
+
+def run(repository: Path, *arguments: str | Path) -> str:
+    command = [sys.executable, "-m", *map(str, arguments)]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_rate_distortion(repository: Path, photo_files: Mapping[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("astronaut", "coffee"):
+        with Image.open(photo_files[name]) as image:
+            image.resize((128, 96)).save(folder / f"{name}.png")
+    printed = run(repository, "benchmarks.rate_distortion.kodak", folder, "--quick", "--out", tmp_path / "out")
+    assert "| JPEG 2000 |" in printed
+    with (tmp_path / "out" / "set.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    ours = [row for row in rows if row["codec"] == "discernible"]
+    assert [int(row["setting"]) for row in ours] == [10, 30, 50, 70, 90]
+    assert all(0 < float(row["bpp"]) < 24 and float(row["psnr_db"]) > 10 for row in rows)
+    with Image.open(tmp_path / "out" / "set.png") as plot:
+        assert plot.width > 500
+
+
+@pytest.mark.slow
+def test_speed(repository: Path, tmp_path: Path) -> None:
+    few = ("--images", "2", "--rounds", "1", "--compressai", tmp_path / "absent")
+    printed = run(repository, "benchmarks.speed.codec_speed", *few, "--out", tmp_path)
+    assert "kMAC/pixel" in printed
+    with (tmp_path / "codec_speed.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["size"] for row in rows} == {"256×256", "768×512"}
+    assert {row["contender"] for row in rows} == {"discernible", "JPEG 4:2:0", "WebP method 6", "AVIF speed 6"}
+    assert all(float(row["images_per_cpu_s"]) > 0 for row in rows)
