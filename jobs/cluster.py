@@ -14,6 +14,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ from ..errors import ConfigError, JobError
 
 __all__ = ["Layout", "RaySession", "choose_layout", "ray_session", "usable_cores"]
 
-_LOOPBACK = "127.0.0.1"
+# Ray takes 127.0.0.1 as "this machine" and listens on its outward address instead; the other loopback addresses it
+# takes at their word, but not every system has them.
+_LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 # Ray refuses less than 75 MiB. Only receipts and counters go through it, so there is no reason for more.
 _OBJECT_STORE_BYTES = 100_000_000
 
@@ -123,7 +126,8 @@ def ray_session(*, min_cpus: int = 1) -> Iterator[RaySession]:
                 )
         except (RuntimeError, ConnectionError, OSError, ValueError, TimeoutError) as error:
             raise JobError(_cannot_start(address, error)) from error
-        yield _describe(local=address is None, logs=folder)
+        with contextlib.redirect_stdout(_WithoutRay(sys.stdout)):
+            yield _describe(local=address is None, logs=folder)
     finally:
         ray.shutdown()
         if folder is not None:
@@ -148,6 +152,25 @@ def _prepare_environment() -> None:
         Config.initialize("")
     except (ImportError, AttributeError):
         os.environ["RAY_AUTH_MODE"] = "disabled"
+
+
+class _WithoutRay:
+    """A stream that passes on what is written to it, except by Ray's own threads.
+
+    Ray prints a paragraph about every dead worker on stdout, also with ``log_to_driver`` off. The dispatcher has told
+    the user already, and stdout is for results.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if threading.current_thread().name.startswith("ray_"):
+            return len(text)
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _describe(*, local: bool, logs: str | None) -> RaySession:

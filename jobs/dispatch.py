@@ -289,7 +289,7 @@ class Dispatcher:
         preempted = isinstance(error, ActorDiedError) and bool(getattr(error, "preempted", False))
         task = worker.task
         self._drop(worker)
-        reason = "the node was taken away" if preempted else f"the worker process died ({_first_line(error)})"
+        reason = "the node was taken away" if preempted else "the worker process died"
         if task is not None:
             failure = WorkerError(reason, shard=task.name)
             self._retry_or_fail(task, failure, retry=True, counts=not preempted)

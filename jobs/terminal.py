@@ -46,7 +46,12 @@ def print_result(renderable: RenderableType) -> None:
     """A result for people, on stdout."""
     # Pipes have no width: folding lines at 80 columns there would break what reads them.
     width = None if sys.stdout.isatty() else 200
-    Console(highlight=False, markup=False, emoji=False, width=width).print(renderable)
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
+    with console.capture() as captured:
+        console.print(renderable)
+    # Tables pad every line to the width of the widest.
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    sys.stdout.flush()
 
 
 def print_json(document: Mapping[str, Any]) -> None:
