@@ -31,7 +31,16 @@ from .shards import TarGroups, count_tar_samples
 from .storage import local_path
 from .tarfiles import iter_members
 
-__all__ = ["RESERVED_NAMES", "SampleStream", "Source", "SourceFile", "SourceShard", "iter_samples", "open_source"]
+__all__ = [
+    "RESERVED_NAMES",
+    "SampleStream",
+    "Source",
+    "SourceFile",
+    "SourceShard",
+    "iter_keys",
+    "iter_samples",
+    "open_source",
+]
 
 Kind = Literal["folder", "tar"]
 
@@ -171,6 +180,21 @@ class SampleStream:
 def iter_samples(shard: SourceShard) -> Iterator[Sample]:
     """The samples of a shard; see :class:`SampleStream`."""
     return iter(SampleStream(shard))
+
+
+def iter_keys(shard: SourceShard) -> Iterator[str]:
+    """The keys of a shard's samples, in order, without reading their data. Raises as :class:`SampleStream` does."""
+    if shard.kind == "folder":
+        if not local_path(shard.location).is_dir():
+            raise StorageError(f"there is no folder {shard.location}", shard=shard.name)
+        yield from (file.key for file in shard.files)
+        return
+    try:
+        with local_path(shard.location).open("rb") as stream:
+            members = iter_members(stream, shard=shard.name, data=False)
+            yield from (sample.key for sample in islice(TarGroups(shard.name).group(members), shard.limit))
+    except OSError as exc:
+        raise StorageError(f"cannot read {shard.location}: {exc.strerror or exc}", shard=shard.name) from exc
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

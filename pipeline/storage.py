@@ -71,8 +71,8 @@ class Storage(ABC):
         """Whether there is an object of that name."""
 
     @abstractmethod
-    def put(self, name: str, data: bytes) -> None:
-        """Create or replace an object atomically and durably."""
+    def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Create or replace an object atomically; not ``durable`` may lose it when the machine crashes soon after."""
 
     @abstractmethod
     def put_if_absent(self, name: str, data: bytes) -> bool:
@@ -81,6 +81,10 @@ class Storage(ABC):
     @abstractmethod
     def stage(self, name: str) -> Staged:
         """Start writing an object that is published later, by :meth:`commit`."""
+
+    @abstractmethod
+    def publish(self, staged: Staged) -> None:
+        """Give one staged object its name, replacing what had it."""
 
     @abstractmethod
     def commit(self, staged: Sequence[Staged], seal: tuple[str, bytes]) -> bool:
@@ -157,10 +161,13 @@ class _LocalStaged(Staged):
             while view:
                 view = view[self._file.write(view) :]
 
-    def publish(self, move: Callable[[Path, Path], None]) -> None:
-        """Make the bytes durable, then give them their name by ``move(temporary, target)``."""
-        os.fsync(self._file.fileno())
+    def publish(self, move: Callable[[Path, Path], None], *, durable: bool = True) -> None:
+        """Give the bytes their name by ``move(temporary, target)``, after making them durable."""
+        if durable:
+            os.fsync(self._file.fileno())
         move(self._path, self._target)
+        if durable:
+            _sync_folder(self._target.parent)
         self._close()
 
     def discard(self) -> None:
@@ -220,15 +227,20 @@ class LocalStorage(Storage):
         with _storage_errors(f"cannot look at {name} in {self.location}"):
             return self.path(name).is_file()
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Write a file beside, then rename it."""
         staged = self.stage(name)
         try:
             staged.write(data)
             with _storage_errors(f"cannot write {name} in {self.location}"):
-                staged.publish(_replace)
+                staged.publish(_replace, durable=durable)
         finally:
             staged.discard()
+
+    def publish(self, staged: Staged) -> None:
+        """Rename a temporary to its final name."""
+        with _storage_errors(f"cannot write {staged.name} in {self.location}"):
+            _ours(staged).publish(_replace)
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Write a file beside, then link it to its name unless that is taken."""
@@ -251,9 +263,7 @@ class LocalStorage(Storage):
                 if self.exists(name):
                     return False
                 for each in staged:
-                    if not isinstance(each, _LocalStaged):
-                        raise TypeError(f"{type(each).__name__} was not staged by this storage")
-                    each.publish(_replace)
+                    _ours(each).publish(_replace)
                 try:
                     last.publish(_create)
                 except FileExistsError:
@@ -296,21 +306,25 @@ class LocalStorage(Storage):
         return removed
 
 
+def _ours(staged: Staged) -> _LocalStaged:
+    if not isinstance(staged, _LocalStaged):
+        raise TypeError(f"{type(staged).__name__} was not staged by this storage")
+    return staged
+
+
 def _replace(temporary: Path, target: Path) -> None:
     temporary.replace(target)
-    _sync_folder(target.parent)
 
 
 def _create(temporary: Path, target: Path) -> None:
     try:
-        os.link(temporary, target)
+        target.hardlink_to(temporary)
         temporary.unlink()
     except FileExistsError:
         raise
     except OSError:
         # No hard links here (exFAT, some network mounts). The caller holds the lock and has looked.
         temporary.replace(target)
-    _sync_folder(target.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,303 @@
+"""Converted shards back to ordinary image files, or to tars of them, with every carried member.
+
+Images of a converted folder come back under their relative paths, those of tars under ``SHARD/KEY``. What cannot be
+decoded is reported and does not stop the rest; its carried members are restored all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import CodecError, ConfigError, DiscernibleError, PipelineError, SourceError, WeightsMismatchError
+from .grouping import BatchComposer
+from .receipts import Receipt, list_receipts, read_receipt
+from .restore import FilesOutput, ImageFormat, TarOutput, encode_image, restored_extensions
+from .samples import STREAM_EXTENSION, Sample
+from .shards import ShardWriter, iter_tar_samples
+from .stages import Channel, Stages
+from .storage import Storage, local_path, open_storage
+
+if TYPE_CHECKING:
+    from ..codec import Codec, Latents
+
+__all__ = ["DecompressConfig", "DecompressProgress", "DecompressReport", "Failure", "decompress"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecompressConfig:
+    """How shards are restored.
+
+    ``form`` is ``files`` or ``tar`` (one a shard, with the shard's name). ``format`` is that of the images; ``quality``
+    (1..100) is for ``jpeg`` and ``webp``. ``weights`` None takes what the receipts name. ``threads`` threads decode
+    entropy and write images.
+    """
+
+    form: Literal["files", "tar"] = "files"
+    format: ImageFormat = "png"
+    quality: int = 95
+    weights: str | None = None
+    device: str = "auto"
+    threads: int = 1
+    batch_pixels: int = 1 << 22
+    lookahead: int = 256
+
+    def __post_init__(self) -> None:
+        if self.form not in ("files", "tar"):
+            raise ConfigError(f"form must be 'files' or 'tar', not {self.form!r}")
+        if self.format not in get_args(ImageFormat):
+            raise ConfigError(f"format must be 'png', 'jpeg' or 'webp', not {self.format!r}")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"quality must be from 1 to 100, not {self.quality}")
+        for name in ("threads", "batch_pixels", "lookahead"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A sample whose image could not be restored, and why."""
+
+    shard: str
+    key: str
+    error_type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecompressProgress:
+    """Counts so far; ``shards`` of ``shards_total`` are finished."""
+
+    shards: int
+    shards_total: int
+    samples: int
+    images: int
+    failures: int
+    bytes_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecompressReport:
+    """What was restored: ``images`` decoded, ``carried`` other members written, ``bytes_out`` of both together."""
+
+    shards: int
+    samples: int
+    images: int
+    carried: int
+    bytes_out: int
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    name: str
+    tar: str
+    receipt: Receipt | None
+
+
+def decompress(
+    source: str,
+    destination: str,
+    config: DecompressConfig | None = None,
+    progress: Callable[[DecompressProgress], None] | None = None,
+) -> DecompressReport:
+    """Restore a converted folder, or one ``.tar``, into a folder. Existing files of the same names are replaced.
+
+    In a folder that has receipts only tars with one are taken. Raises SourceError when there is nothing to restore,
+    WeightsError when the weights are not there or not those of the shards, StorageError and ShardError.
+    """
+    storage, shards = _find(source)
+    restorer = _Restorer(storage, open_storage(destination), config or DecompressConfig(), len(shards), progress)
+    for shard in shards:
+        restorer.restore(shard)
+    return restorer.report()
+
+
+def _find(source: str) -> tuple[Storage, list[_Shard]]:
+    path = local_path(source)
+    if path.is_file() and path.suffix.lower() == ".tar":
+        storage = open_storage(path.parent)
+        return storage, [_Shard(path.stem, path.name, read_receipt(storage, path.stem))]
+    if not path.is_dir():
+        raise SourceError(f"{source} is neither a folder of shards nor a .tar")
+    storage = open_storage(path)
+    receipts = list_receipts(storage)
+    if receipts:
+        return storage, [_Shard(name, receipt.tar.name, receipt) for name, receipt in receipts.items()]
+    tars = [entry.name for entry in storage.list() if entry.name.endswith(".tar") and "/" not in entry.name]
+    if not tars:
+        raise SourceError(f"there are no shards in {source}")
+    return storage, [_Shard(name.removesuffix(".tar"), name, None) for name in tars]
+
+
+@dataclass(slots=True)
+class _Item:
+    index: int
+    sample: Sample
+    fault: DiscernibleError | None = None
+    decoding: Future[Latents] | None = None
+    latents: Latents | None = None
+    encoding: Future[bytes] | None = None
+
+
+class _Restorer:
+    def __init__(
+        self,
+        source: Storage,
+        destination: Storage,
+        config: DecompressConfig,
+        total: int,
+        progress: Callable[[DecompressProgress], None] | None,
+    ) -> None:
+        self._source = source
+        self._destination = destination
+        self._config = config
+        self._total = total
+        self._progress = progress
+        self._codecs: dict[str, Codec] = {}
+        self._failures: list[Failure] = []
+        self._shards = self._samples = self._images = self._carried = self._bytes = 0
+
+    def report(self) -> DecompressReport:
+        return DecompressReport(
+            self._shards, self._samples, self._images, self._carried, self._bytes, tuple(self._failures)
+        )
+
+    def restore(self, shard: _Shard) -> None:
+        codec = self._codec(shard)
+        threads = self._config.threads
+        writer: FilesOutput | TarOutput
+        if self._config.form == "files":
+            from_folder = shard.receipt is not None and shard.receipt.source.kind == "folder"
+            writer = FilesOutput(self._destination, shard.name, from_folder=from_folder)
+        else:
+            writer = TarOutput(self._destination, shard.name)
+        with (
+            ExitStack() as cleanup,
+            self._source.open(shard.tar) as stream,
+            ThreadPoolExecutor(threads) as pool,
+        ):
+            cleanup.callback(writer.discard)
+            samples = iter_tar_samples(stream, source=shard.name)
+            try:
+                with Stages() as stages:
+                    decoding: Channel[_Item] = stages.channel(4 * threads + 4)
+                    encoding: Channel[_Item] = stages.channel(4 * threads + 4)
+
+                    def read() -> None:
+                        for index, sample in enumerate(samples):
+                            item = _Item(index, sample, fault=sample.fault)
+                            if item.fault is None and STREAM_EXTENSION in sample.members:
+                                item.decoding = pool.submit(codec.entropy_decode, sample.members[STREAM_EXTENSION])
+                            decoding.put(item)
+                        decoding.close()
+
+                    stages.run("read", read)
+                    stages.run("codec", lambda: self._synthesise(codec, decoding, pool, encoding))
+                    self._write(shard, encoding, writer)
+            finally:
+                pool.shutdown(cancel_futures=True)
+            writer.finish()
+        self._shards += 1
+        self._report_progress()
+
+    def _codec(self, shard: _Shard) -> Codec:
+        from ..codec import Codec
+
+        name = self._config.weights or (shard.receipt.weights if shard.receipt else "default")
+        if name not in self._codecs:
+            self._codecs[name] = Codec.load(name, device=self._config.device, threads=self._config.threads)
+        codec = self._codecs[name]
+        if shard.receipt is not None and shard.receipt.fingerprint != codec.fingerprint:
+            raise WeightsMismatchError(
+                f"the shard was made with weights {shard.receipt.fingerprint}, but {name!r} are {codec.fingerprint}; "
+                "name the right ones",
+                shard=shard.name,
+            )
+        return codec
+
+    def _synthesise(self, codec: Codec, source: Channel[_Item], pool: ThreadPoolExecutor, out: Channel[_Item]) -> None:
+        from ..codec.transforms import BLOCK
+
+        composer: BatchComposer[_Item] = BatchComposer(
+            block=BLOCK, batch_pixels=self._config.batch_pixels, lookahead=self._config.lookahead
+        )
+
+        def emit(batch: list[_Item]) -> None:
+            images = codec.synthesise([item.latents for item in batch if item.latents is not None])
+            for item, image in zip(batch, images, strict=True):
+                item.latents = None
+                item.encoding = pool.submit(self._encode, image.cpu().numpy())
+                out.put(item)
+
+        for item in source:
+            if item.decoding is not None:
+                try:
+                    item.latents = item.decoding.result()
+                except CodecError as exc:
+                    item.fault = exc
+                item.decoding = None
+            if item.latents is None:
+                out.put(item)
+                batches = composer.skip(item.index)
+            else:
+                batches = composer.add(item.index, item, item.latents.height, item.latents.width)
+            for batch in batches:
+                emit(batch)
+        for batch in composer.finish():
+            emit(batch)
+        out.close()
+
+    def _encode(self, pixels: npt.NDArray[np.uint8]) -> bytes:
+        return encode_image(pixels, self._config.format, self._config.quality)
+
+    def _write(self, shard: _Shard, source: Channel[_Item], writer: FilesOutput | TarOutput) -> None:
+        waiting: dict[int, _Item] = {}
+        turn = 0
+        for item in source:
+            waiting[item.index] = item
+            while (ready := waiting.pop(turn, None)) is not None:
+                self._write_sample(shard, ready, writer)
+                turn += 1
+
+    def _write_sample(self, shard: _Shard, item: _Item, writer: FilesOutput | TarOutput) -> None:
+        self._samples += 1
+        members = item.sample.members
+        names = restored_extensions(list(members), self._config.format)
+        image = item.encoding.result() if item.encoding is not None else None
+        restored: dict[str, bytes] = {}
+        for name, content in members.items():
+            if name != STREAM_EXTENSION:
+                restored[names[name]] = content
+            elif image is not None:
+                restored[names[name]] = image
+        fault = item.fault
+        try:
+            # A sample with a fault of its own may have a name that is no path.
+            if item.sample.fault is None:
+                writer.add(item.sample.key, restored)
+                self._images += image is not None
+                self._carried += len(restored) - (image is not None)
+                self._bytes += sum(map(len, restored.values()))
+        except PipelineError as exc:
+            if exc.key is None:
+                raise
+            fault = exc
+        if fault is not None:
+            self._failures.append(Failure(shard.name, item.sample.key, type(fault).__name__, fault.message))
+        if self._samples % 16 == 0:
+            self._report_progress()
+
+    def _report_progress(self) -> None:
+        if self._progress is not None:
+            self._progress(
+                DecompressProgress(
+                    self._shards, self._total, self._samples, self._images, len(self._failures), self._bytes
+                )
+            )
