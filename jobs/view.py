@@ -1,0 +1,308 @@
+"""``discernible view``: originals and reconstructions side by side, as one HTML page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CodecError, ConfigError, ImageMissingError, PipelineError, SourceError, StorageError
+from .text import format_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..codec import Codec
+    from ..pipeline.samples import Sample
+    from .page import Comparison, Picture
+
+__all__ = ["ViewResult", "lossless_picture", "write_view"]
+
+#: Longer sides are shown as the central part at native resolution: a page of whole 50-megapixel photos opens nowhere.
+MAX_SIDE = 1280
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewResult:
+    """The page that was written, and what is on it."""
+
+    page: Path
+    page_bytes: int
+    shown: int
+    found: int | None
+    """Streams in all inputs; None when that would need reading shards that have no receipt."""
+    originals: int
+    """How many of the shown have their original beside them."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {
+            "page": str(self.page),
+            "page_bytes": self.page_bytes,
+            "shown": self.shown,
+            "found": self.found,
+            "originals": self.originals,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    key: str
+    stream: bytes
+    place: str
+    members: frozenset[str]
+    """Extensions that the converted sample holds, so that the original's image is the one that is not among them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Streams of one shard, or one loose file, with where their originals may be."""
+
+    name: str
+    entries: tuple[_Entry, ...]
+    source: str | None
+
+
+def write_view(
+    inputs: Sequence[str | Path],
+    out_html: str | Path,
+    *,
+    source: str | None = None,
+    weights: str | None = None,
+    limit: int = 24,
+    device: str = "auto",
+    title: str | None = None,
+) -> ViewResult:
+    """Write a self-contained page that compares reconstructions with their originals.
+
+    ``inputs`` are ``.dci`` files, converted tars, brace patterns of them, or folders of those. Originals come from
+    ``source`` (a folder of images, tars, or one image file) or, when that is None, from where the receipt beside a
+    shard says that it was made, and for a loose ``.dci`` from an image file of the same name beside it; without an
+    original the reconstruction stands alone. At most ``limit`` images are shown, spread evenly over the shards.
+    ``weights`` None takes those that the receipts name.
+
+    Raises ConfigError when ``limit`` is below 1, SourceError when an input or the given source is missing,
+    StreamError and WeightsError when a stream cannot be decoded, StorageError when the page cannot be written.
+    """
+    from ..codec import Codec
+    from ..pipeline.shardlist import count_samples, list_shards, recorded_weights
+    from .page import render_page
+
+    if limit < 1:
+        raise ConfigError(f"limit must be at least 1, not {limit}")
+    if not inputs:
+        raise SourceError("nothing to view: name .dci files, converted tars or a folder of them")
+    files = [Path(item) for item in inputs if Path(item).suffix.lower() == ".dci" and not Path(item).is_dir()]
+    others = [item for item in inputs if Path(item) not in files]
+    shards = list_shards(others) if others else ()
+
+    groups = [_loose(file) for file in files[:limit]]
+    rest = limit - len(groups)
+    share = max(1, -(-rest // max(1, len(shards))))
+    for shard in shards:
+        if rest <= 0:
+            break
+        group = _from_shard(shard, min(share, rest))
+        groups.append(group)
+        rest -= len(group.entries)
+
+    name = weights or (recorded_weights(shards) if shards else None) or "default"
+    codec = Codec.load(name, device=device)
+    comparisons: list[Comparison] = []
+    originals = 0
+    for group in groups:
+        found = _originals(group, source)
+        for entry in group.entries:
+            pixels = _decode(codec, entry)
+            comparisons.append(_compare(entry, pixels, found.get(entry.key)))
+            originals += len(comparisons[-1].pictures) - 1
+    if not comparisons:
+        raise SourceError(
+            f"no .dci streams in {', '.join(str(item) for item in inputs)}: was it written by discernible?"
+        )
+
+    counts = list(count_samples(shards).values())
+    known = [count for count in counts if count is not None]
+    total = len(files) + sum(known) if len(known) == len(counts) else None
+    page = Path(out_html)
+    document = render_page(
+        title=title or "Originals and reconstructions",
+        lead=_lead(len(comparisons), total, originals, codec.name),
+        comparisons=comparisons,
+        footer="Both sides are shown losslessly, so 1:1 shows exactly the pixels a training run gets.",
+    )
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_bytes(document)
+    except OSError as exc:
+        raise StorageError(f"the page {page} cannot be written: {exc.strerror or exc}") from exc
+    return ViewResult(page=page, page_bytes=len(document), shown=len(comparisons), found=total, originals=originals)
+
+
+def lossless_picture(label: str, pixels: NDArray[np.uint8], facts: Sequence[str]) -> Picture:
+    """A picture for the page from uint8 (H, W, 3): as lossless WebP, a quarter smaller than PNG, with exactly these
+    pixels."""
+    from PIL import Image
+
+    from .page import Picture
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", lossless=True, method=2, exact=True)
+    return Picture(label=label, mime="image/webp", data=buffer.getvalue(), facts=tuple(facts))
+
+
+def _decode(codec: Codec, entry: _Entry) -> NDArray[np.uint8]:
+    try:
+        image = codec.decode([entry.stream])[0]
+    except CodecError as exc:
+        exc.shard, exc.key = exc.shard or entry.place, exc.key or entry.key
+        raise
+    pixels: NDArray[np.uint8] = image.cpu().permute(1, 2, 0).contiguous().numpy()
+    return pixels
+
+
+def _lead(shown: int, total: int | None, originals: int, weights: str) -> str:
+    of = f" of {total:,}" if total is not None and total != shown else ""
+    text = f"{shown:,}{of} image{'s' if (total or shown) != 1 else ''}, decoded with the weights “{weights}”."
+    if originals < shown:
+        text += f" {shown - originals} without an original: name its folder or tars with --source to compare."
+    return text
+
+
+def _loose(file: Path) -> _Group:
+    from ..pipeline.samples import IMAGE_EXTENSIONS, escape_key
+
+    try:
+        stream = file.read_bytes()
+    except OSError as exc:
+        raise SourceError(f"{file} cannot be read: {exc.strerror or exc}") from exc
+    beside = next((path for ext in IMAGE_EXTENSIONS if (path := file.with_suffix(f".{ext}")).is_file()), None)
+    entry = _Entry(key=escape_key(file.stem), stream=stream, place=file.name, members=frozenset())
+    return _Group(name=file.stem, entries=(entry,), source=str(beside) if beside is not None else None)
+
+
+def _from_shard(shard: Path, limit: int) -> _Group:
+    from ..pipeline.receipts import read_receipt
+    from ..pipeline.shards import iter_tar_samples
+
+    entries: list[_Entry] = []
+    try:
+        with shard.open("rb") as file:
+            for sample in iter_tar_samples(file, source=str(shard)):
+                if sample.fault is not None:
+                    raise sample.fault
+                member = next((name for name in sample.members if name.rpartition(".")[2] == "dci"), None)
+                if member is not None:
+                    members = frozenset(sample.members) - {member}
+                    entries.append(
+                        _Entry(key=sample.key, stream=sample.members[member], place=shard.name, members=members)
+                    )
+                if len(entries) == limit:
+                    break
+    except OSError as exc:
+        raise SourceError(f"{shard} cannot be read: {exc.strerror or exc}") from exc
+    name = shard.name.removesuffix(".tar")
+    receipt = read_receipt(str(shard.parent), name)
+    return _Group(name=name, entries=tuple(entries), source=receipt.source.location if receipt is not None else None)
+
+
+def _originals(group: _Group, given: str | None) -> dict[str, bytes]:
+    """Bytes of the original images of a group by key, as far as they can be found."""
+    location = given if given is not None else group.source
+    if location is None or not group.entries:
+        return {}
+    try:
+        return dict(_search(location, group))
+    except PipelineError:
+        # What a receipt names may be long gone, and the page is still worth having; what the user names must be there.
+        if given is not None:
+            raise
+        return {}
+
+
+def _search(location: str, group: _Group) -> Iterator[tuple[str, bytes]]:
+    from ..pipeline.samples import is_image_extension
+    from ..pipeline.sources import SourceShard, iter_samples, open_source
+
+    path = Path(location)
+    if path.is_file() and is_image_extension(path.suffix.removeprefix(".")):
+        if len(group.entries) == 1:
+            yield group.entries[0].key, path.read_bytes()
+        return
+    wanted = {entry.key: entry for entry in group.entries}
+    shards = open_source(location).shards
+    if any(shard.kind == "tar" for shard in shards):
+        # A tar keeps its name through the conversion, so the right one is usually the first to be read.
+        ordered: list[SourceShard] = sorted(shards, key=lambda shard: shard.name != group.name)
+    else:
+        ordered = [
+            SourceShard(
+                name=shard.name,
+                kind=shard.kind,
+                location=shard.location,
+                files=tuple(file for file in shard.files if file.key in wanted),
+            )
+            for shard in shards
+        ]
+    for shard in ordered:
+        for sample in iter_samples(shard):
+            entry = wanted.get(sample.key)
+            if entry is not None and sample.fault is None:
+                data = _image_of(sample, entry)
+                if data is not None:
+                    yield sample.key, data
+                    del wanted[sample.key]
+            if not wanted:
+                return
+
+
+def _image_of(sample: Sample, entry: _Entry) -> bytes | None:
+    from ..pipeline.samples import choose_image
+
+    replaced = [name for name in sample.members if name not in entry.members]
+    try:
+        return sample.members[replaced[0] if len(replaced) == 1 else choose_image(sample.members)]
+    except ImageMissingError:
+        return None
+
+
+def _compare(entry: _Entry, pixels: NDArray[np.uint8], original: bytes | None) -> Comparison:
+    from ..codec import read_stream_info
+    from ..pipeline.pixels import decode_pixels
+    from ..pipeline.samples import unescape_key
+    from .page import Comparison
+    from .rivals import psnr_db
+
+    height, width = pixels.shape[:2]
+    info = read_stream_info(entry.stream)
+    top, left = max(0, (height - MAX_SIDE) // 2), max(0, (width - MAX_SIDE) // 2)
+    part = (slice(top, top + MAX_SIDE), slice(left, left + MAX_SIDE))
+    notes = [entry.place, f"quality {info.quality}"]
+    if height > MAX_SIDE or width > MAX_SIDE:
+        notes.append(f"central part of {width} × {height}")
+    facts = [format_bytes(len(entry.stream)), f"{8 * len(entry.stream) / (height * width):.3f} bpp"]
+    pictures: list[Picture] = []
+    if original is not None:
+        decoded = decode_pixels(original)
+        reference = decoded.pixels.transpose(1, 2, 0)
+        if reference.shape == pixels.shape:
+            facts.append(f"{psnr_db(reference, pixels):.2f} dB PSNR")
+            beside = (
+                f"{decoded.format}, {format_bytes(len(original))}",
+                f"{8 * len(original) / (height * width):.2f} bpp",
+            )
+            pictures.append(lossless_picture("Original", reference[part], beside))
+        else:
+            notes.append("the original found for it has another size and is left out")
+    pictures.append(lossless_picture("Reconstruction", pixels[part], facts))
+    shown = pixels[part].shape
+    return Comparison(
+        name=unescape_key(entry.key),
+        note=" · ".join(notes),
+        width=shown[1],
+        height=shown[0],
+        pictures=tuple(pictures),
+    )
