@@ -344,9 +344,9 @@ class CompressedLoader:
                 chunk = next(chunks)
             except StopIteration:
                 return
-            except RuntimeError as exc:
-                # What the DataLoader raises when a worker was killed; its own errors arrive inside chunks.
-                raise PipelineError(f"a loader worker ended unexpectedly: {exc}") from exc
+            except (RuntimeError, OSError, EOFError) as exc:
+                # What the DataLoader raises when a worker was killed: what a worker itself reports arrives in chunks.
+                raise PipelineError(f"a DataLoader worker of the loader was lost: {exc}") from exc
             for skip in chunk.skipped:
                 self.skipped += 1
                 _log.warning("skipped %s: %s", skip.place, skip.reason)
