@@ -177,7 +177,7 @@ def compress(
     tries: Tries = 3,
     progress: Progress = "auto",
     json: Json = False,
-) -> None:
+) -> ExitCode:
     """Convert images into shards of .dci streams. Run it again to go on after an interruption."""
     from .compress import compress as run
     from .report import compress_lines, compress_table
@@ -216,7 +216,7 @@ def compress(
         "failed": ExitCode.FAILED,
         "interrupted": ExitCode.INTERRUPTED,
     }
-    raise typer.Exit(codes[result.status])
+    return codes[result.status]
 
 
 @app.command()
@@ -226,7 +226,7 @@ def verify(
     device: Device = "cpu",
     threads: Threads = 0,
     json: Json = False,
-) -> None:
+) -> ExitCode:
     """Check receipts, checksums, every stream's place, and that every source sample is accounted for."""
     from .report import verify_lines, verify_table
     from .verify import verify_destination
@@ -240,8 +240,7 @@ def verify(
         print_result(verify_table(report, destination))
     for line in verify_lines(report):
         progress_console().print(line)
-    if not report.ok:
-        raise typer.Exit(ExitCode.VERIFICATION)
+    return ExitCode.DONE if report.ok else ExitCode.VERIFICATION
 
 
 @app.command()
@@ -257,7 +256,7 @@ def decompress(
     device: Device = "auto",
     threads: Threads = 0,
     json: Json = False,
-) -> None:
+) -> ExitCode:
     """Turn shards back into images, carried members included."""
     from ..pipeline.decompress import DecompressConfig
     from ..pipeline.decompress import decompress as run
@@ -276,8 +275,7 @@ def decompress(
         print_result(decompress_table(report, destination))
     for line in decompress_lines(report):
         progress_console().print(line)
-    if report.failures:
-        raise typer.Exit(ExitCode.FAILED)
+    return ExitCode.FAILED if report.failures else ExitCode.DONE
 
 
 @app.command()
@@ -365,7 +363,7 @@ def _run(arguments: list[str]) -> int:
     except DiscernibleError as error:
         return _fail(str(error), type(error).__name__, exit_code_of(error), json)
     except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to go on", "Interrupted", ExitCode.INTERRUPTED, json)
+        return _interrupted(json)
     except BrokenPipeError:
         _discard_stdout()
         return ExitCode.FAILED
@@ -378,7 +376,13 @@ def _run(arguments: list[str]) -> int:
         if usage is not None:
             return _fail(f"{usage()}\n{_try_help(error)}", "UsageError", ExitCode(getattr(error, "exit_code", 2)), json)
         return _fail(_unforeseen(error), type(error).__name__, ExitCode.FAILED, json)
+    if result == ExitCode.INTERRUPTED and not isinstance(result, ExitCode):
+        return _interrupted(json)  # Typer turned a KeyboardInterrupt into a bare number
     return result if isinstance(result, int) else ExitCode.DONE
+
+
+def _interrupted(json: bool) -> int:
+    return _fail("interrupted; run the same command again to go on", "Interrupted", ExitCode.INTERRUPTED, json)
 
 
 def _fail(message: str, kind: str, code: ExitCode, json: bool) -> int:

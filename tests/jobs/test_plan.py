@@ -1,0 +1,160 @@
+"""Specifications, plan ids, and what a destination may hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from discernible.errors import ConfigError, DestinationError, SourceError
+from discernible.jobs.plan import Plan, check_destination, freeze_plan, make_plan, read_plan
+from discernible.jobs.spec import JobSpec, plan_identity, resolve_location
+from discernible.pipeline.storage import open_storage
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(5):
+        Image.new("RGB", (4 + number, 4), (number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
+def plan_of(photos: Path, destination: Path, **options: Any) -> Plan:
+    return make_plan(JobSpec(source=str(photos), destination=str(destination), **options))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"quality": 0},
+        {"quality": 101},
+        {"quality": True},
+        {"quality": 50.5},
+        {"shard_size": 0},
+        {"limit": 0},
+        {"workers": 0},
+        {"cpus_per_worker": 0},
+        {"gpus_per_worker": -1.0},
+        {"gpus_per_worker": float("nan")},
+        {"batch_pixels": 0},
+        {"max_pixels": 0},
+        {"tries": 0},
+        {"background": (0, 0)},
+        {"background": (0, 0, 256)},
+        {"device": "gpu"},
+        {"animated": "last"},
+        {"missing_image": "ignore"},
+        {"weights": " "},
+        {"source": ""},
+        {"destination": "in"},
+        {"destination": "in/out"},
+        {"device": "cpu", "gpus_per_worker": 0.5},
+    ],
+)
+def test_a_wrong_specification_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        JobSpec(**{"source": "in", "destination": "out", **fields})
+
+
+def test_a_location_means_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_location("a/../b/") == str(tmp_path / "b")
+    assert resolve_location("s3://bucket/folder/") == "s3://bucket/folder"
+    assert resolve_location("train-{0000..0007}.tar") == str(tmp_path / "train-{0000..0007}.tar")
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=5)
+
+
+@given(options=st.dictionaries(st.text(), JSON), source=st.text(), weights=st.text())
+def test_plan_ids_do_not_depend_on_the_order_of_options(options: dict[str, Any], source: str, weights: str) -> None:
+    first = plan_identity(source=source, options=options, weights=weights, shards=[])
+    turned = dict(reversed(list(options.items())))
+    assert first == plan_identity(source=source, options=turned, weights=weights, shards=[])
+    assert len(first) == 16
+    assert first != plan_identity(source=source + "x", options=options, weights=weights, shards=[])
+    assert first != plan_identity(source=source, options=options, weights=weights + "x", shards=[])
+    assert first != plan_identity(source=source, options=options, weights=weights, shards=[{}])
+
+
+def test_only_what_changes_bytes_changes_the_plan_id(photos: Path, tmp_path: Path) -> None:
+    plan_id = plan_of(photos, tmp_path / "a").plan_id
+    for same in ({"workers": 7}, {"cpus_per_worker": 3}, {"tries": 9}, {"device": "cpu"}):
+        assert plan_of(photos, tmp_path / "b", **same).plan_id == plan_id
+    others = [
+        {"quality": 51},
+        {"shard_size": 2},
+        {"limit": 4},
+        {"include": ("[1-3].png",)},
+        {"background": (0, 0, 0)},
+        {"max_pixels": 1000},
+        {"animated": "refuse"},
+        {"missing_image": "passthrough"},
+        {"image_member": "png"},
+    ]
+    ids = {plan_of(photos, tmp_path / "a", **other).plan_id for other in others}
+    assert len(ids) == len(others)
+    assert plan_id not in ids
+
+
+def test_a_frozen_plan_reads_back(photos: Path, tmp_path: Path) -> None:
+    plan = plan_of(photos, tmp_path, shard_size=2)
+    storage = open_storage(tmp_path / "out")
+    assert read_plan(storage) is None
+    assert not check_destination(plan, storage)
+    assert not (tmp_path / "out").exists(), "looking writes nothing"
+    assert freeze_plan(plan, storage) is False
+    assert freeze_plan(plan, storage) is True
+    assert read_plan(storage) == plan
+    assert plan.samples == 5
+    assert plan.bytes == sum(path.stat().st_size for path in photos.iterdir())
+
+
+def test_another_plan_is_refused_with_the_difference(photos: Path, tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "out")
+    first = plan_of(photos, tmp_path)
+    freeze_plan(first, storage)
+    with pytest.raises(DestinationError, match="quality 50 there, 70 now"):
+        freeze_plan(plan_of(photos, tmp_path, quality=70), storage)
+    with pytest.raises(DestinationError, match=r"weights default \(00000000\) there"):
+        check_destination(first, _with(storage, first, plan_id="x", fingerprint="00000000"))
+    with pytest.raises(DestinationError, match="source /elsewhere there"):
+        check_destination(first, _with(storage, first, plan_id="x", source="/elsewhere"))
+
+
+def _with(storage: Any, plan: Plan, **changes: Any) -> Any:
+    storage.put("plan.json", json.dumps(dataclasses.replace(plan, **changes).to_json()).encode())
+    return storage
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"{}", b'{"format": "other"}', b'{"format": "discernible-plan", "version": 99}', b"\xff"],
+)
+def test_a_damaged_plan_is_a_clear_error(photos: Path, tmp_path: Path, content: bytes) -> None:
+    storage = open_storage(tmp_path / "out")
+    storage.put("plan.json", content)
+    with pytest.raises(DestinationError, match=r"plan\.json in .* is not a plan of discernible"):
+        freeze_plan(plan_of(photos, tmp_path), storage)
+
+
+def test_foreign_files_are_refused_and_kept(photos: Path, tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "out")
+    for number in range(5):
+        storage.put(f"file{number}", b"precious")
+    with pytest.raises(DestinationError, match=r"file0, file1, file2, …"):
+        freeze_plan(plan_of(photos, tmp_path), storage)
+    assert len(list(storage.list())) == 5
+
+
+def test_an_empty_source_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError):
+        plan_of(tmp_path / "empty", tmp_path / "out")
