@@ -7,6 +7,7 @@ and nowhere else, has no dashboard, reports no usage, and keeps its files in a f
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -147,9 +148,8 @@ def _prepare_environment() -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         # Ray reads the mode once, when it is first imported, which may have happened long before.
-        from ray._raylet import Config
-
-        Config.initialize("")
+        raylet: Any = importlib.import_module("ray._raylet")
+        raylet.Config.initialize("")
     except (ImportError, AttributeError):
         os.environ["RAY_AUTH_MODE"] = "disabled"
 

@@ -95,18 +95,16 @@ class Estimate:
     @property
     def bytes_out(self) -> int | None:
         """Bytes of the finished shards."""
-        return round(self.bytes * self.pilot.bytes_written / self.pilot.bytes_read) if self._usable else None
+        if self.pilot is None or not self.pilot.bytes_read:
+            return None
+        return round(self.bytes * self.pilot.bytes_written / self.pilot.bytes_read)
 
     @property
     def seconds(self) -> float | None:
         """Time for what is left to do, on this machine and without starting Ray."""
-        if not self._usable or self.pilot is None:
+        if self.pilot is None or not self.pilot.bytes_read:
             return None
         return self.bytes_left / self.pilot.bytes_read * self.pilot.seconds / self.layout.workers
-
-    @property
-    def _usable(self) -> bool:
-        return self.pilot is not None and self.pilot.bytes_read > 0
 
     @property
     def workers_in_words(self) -> str:

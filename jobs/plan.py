@@ -217,16 +217,17 @@ def _differences(existing: Plan, plan: Plan) -> list[str]:
     if existing.source != plan.source:
         found.append(f"source {existing.source} there, {plan.source} now")
     if existing.fingerprint != plan.fingerprint:
-        there, now = f"{existing.weights} ({existing.fingerprint})", f"{plan.weights} ({plan.fingerprint})"
-        found.append(f"weights {there} there, {now} now")
+        found.append(
+            f"weights {existing.weights} ({existing.fingerprint}) there, {plan.weights} ({plan.fingerprint}) now"
+        )
     for name in sorted({*existing.options, *plan.options}):
-        there, now = existing.options.get(name), plan.options.get(name)
-        if there != now:
-            found.append(f"{name.replace('_', ' ')} {_shown(there)} there, {_shown(now)} now")
-    if existing.source == plan.source and not found:
-        there, now = len(existing.shards), len(plan.shards)
-        images = f"{existing.samples} samples there, {plan.samples} now, " if existing.samples != plan.samples else ""
-        found.append(f"the list of source files changed ({images}{there} shards there, {now} now)")
+        old, new = existing.options.get(name), plan.options.get(name)
+        if old != new:
+            found.append(f"{name.replace('_', ' ')} {_shown(old)} there, {_shown(new)} now")
+    if not found:
+        samples = "" if existing.samples == plan.samples else f"{existing.samples} samples there, {plan.samples} now, "
+        shards = f"{len(existing.shards)} shards there, {len(plan.shards)} now"
+        found.append(f"the list of source files changed ({samples}{shards})")
     return found
 
 
