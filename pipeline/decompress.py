@@ -20,7 +20,7 @@ from .grouping import BatchComposer
 from .receipts import Receipt, list_receipts, read_receipt
 from .restore import FilesOutput, ImageFormat, TarOutput, encode_image, restored_extensions
 from .samples import STREAM_EXTENSION, Sample
-from .shards import ShardWriter, iter_tar_samples
+from .shards import iter_tar_samples
 from .stages import Channel, Stages
 from .storage import Storage, local_path, open_storage
 

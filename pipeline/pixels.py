@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import ConfigError, ImageTooLargeError, ImageUnreadableError
 from .colour import to_rgb
@@ -119,7 +119,7 @@ def decode_pixels(data: bytes, policy: PixelPolicy = _DEFAULT_POLICY) -> Decoded
         raise ImageTooLargeError(f"the image is too large: {exc}") from exc
     except MemoryError as exc:
         raise ImageTooLargeError("the image does not fit into memory") from exc
-    except Image.UnidentifiedImageError as exc:
+    except UnidentifiedImageError as exc:
         raise ImageUnreadableError("not an image in a format that is accepted") from exc
     except Exception as exc:
         # Pillow's plugins raise whatever their parsing ran into, from struct.error to KeyError.

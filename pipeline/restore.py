@@ -31,7 +31,7 @@ EXTENSIONS: dict[ImageFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp
 
 
 def encode_image(pixels: npt.NDArray[np.uint8], image_format: ImageFormat, quality: int) -> bytes:
-    """An image file from uint8 pixels of shape (3, H, W). PNG is lossless; ``quality`` (1..100) is for the other two."""
+    """An image file from uint8 pixels of shape (3, H, W); ``quality`` (1..100) is for JPEG and WebP."""
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     sink = io.BytesIO()
     if image_format == "png":

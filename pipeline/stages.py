@@ -66,14 +66,13 @@ class Stages:
     def __enter__(self) -> Stages:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None) -> None:
         if exc is not None:
             self._stop(None if isinstance(exc, _StoppedError) else exc)
         for thread in self._threads:
             thread.join()
         if self._failure is not None and self._failure is not exc:
             raise self._failure
-        return False
 
 
 class Channel(Generic[T]):

@@ -123,11 +123,11 @@ class _Reader:
             raise self._damaged("it ends without an end mark, so it was cut short" if self._at else "it is empty")
         if len(block) < BLOCK_BYTES:
             raise self._damaged("it is cut short inside a header")
-        try:
-            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except tarfile.EOFHeaderError:
+        if not any(block):
             self._at += BLOCK_BYTES
             return None
+        try:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as exc:
             raise self._damaged(f"no tar header ({exc})") from exc
         if header.size < 0:
