@@ -137,7 +137,10 @@ class Codec:
         )
 
     def entropy_decode(self, stream: bytes) -> Latents:
-        """A stream to latents, the same integers on every machine. Raises StreamError subclasses, WeightsMismatchError."""
+        """A stream to latents, the same integers on every machine.
+
+        Raises StreamError subclasses and WeightsMismatchError.
+        """
         info, words = parse_stream(stream)
         if info.fingerprint != self.fingerprint:
             raise WeightsMismatchError(

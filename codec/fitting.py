@@ -1,4 +1,4 @@
-"""The last step of training: integer entropy tables fitted to what the finished encoder emits, the file and its card."""
+"""The last step of training: integer entropy tables fitted to what the encoder emits; the file and its card."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def _order_channels(network: CodecNetwork, crops: Tensor) -> None:
 
 def _scale_index(network: CodecNetwork) -> npt.NDArray[np.int16]:
     octaves = (network.prior.log_scale.detach() + math.log(gain(50) / MIN_SCALE)) / math.log(2)
-    return np.rint(octaves.numpy() * STEPS_PER_OCTAVE - 50).clip(-400, 400).astype(np.int16)
+    index: npt.NDArray[np.int16] = np.rint(octaves.numpy() * STEPS_PER_OCTAVE - 50).clip(-400, 400).astype(np.int16)
+    return index
 
 
 def _parametric_symbols(shift: Tensor) -> npt.NDArray[np.float64]:
@@ -100,7 +101,8 @@ def _parametric_symbols(shift: Tensor) -> npt.NDArray[np.float64]:
     value = torch.tensor([(index + 1) // 2 for index in range(ESCAPE)], dtype=torch.float64)
     probability = torch.exp2(-logistic_bits(value, scale.double().clamp(min=MIN_SCALE)[..., None])).numpy()
     rest = np.maximum(1 - probability.sum(-1, keepdims=True), 1e-6)
-    return np.concatenate([probability, rest], axis=-1)
+    table: npt.NDArray[np.float64] = np.concatenate([probability, rest], axis=-1)
+    return table
 
 
 def _parametric_tables(network: CodecNetwork) -> EntropyTables:
@@ -125,7 +127,7 @@ def _encoded(codec: Codec, crops: Tensor) -> Iterator[Latents]:
 
 
 def fit_tables(codec: Codec, crops: Tensor) -> EntropyTables:
-    """Count classes, coded groups and symbols that the codec emits on crops (N, 3, H, W) uint8 and turn them into tables."""
+    """Tables from the classes, coded groups and symbols that the codec emits on crops (N, 3, H, W) uint8."""
     old = codec.weights.tables
     groups = old.channels // GROUP
     symbols = np.zeros((LEVELS * CONTEXT_LEVELS, SYMBOLS), np.int64)
@@ -169,6 +171,10 @@ def _card(path: Path, crops: Tensor, config: TrainConfig, photos: PhotoCrops, st
         values = [psnr(a, b.cpu()) for a, b in zip(sample, codec.decode(streams), strict=True)]
         lines.append(f"| {quality} | {bpp:.3f} | {sum(values) / len(values):.2f} |")
     table = "\n".join(lines)
+    side = config.crops.size
+    data = f"{len(photos.photos)} photographs; crops of {side}², {config.crops.native:.0%} at native resolution"
+    schedule = f"Adam at {config.learning_rate:g} with a cosine, seed {config.seed}"
+    training = f"{steps} steps of {config.batch} crops, {minutes:.0f} minutes, {schedule}"
     macs = config.transforms.macs_per_pixel()
     sizes = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(config.transforms).items())
     return f"""# {config.name}
@@ -179,12 +185,12 @@ def _card(path: Path, crops: Tensor, config: TrainConfig, photos: PhotoCrops, st
 | transforms | {sizes}; {macs["analysis"] / 1000:.1f} kMAC a pixel to encode, {macs["synthesis"] / 1000:.1f} to decode |
 | prior | {config.prior.classes} classes |
 | objective | rate + λ·MSE over qualities 1–100, noise for the rate, straight-through rounding for the synthesis |
-| training data | {len(photos.photos)} photographs; crops of {config.crops.size}², {config.crops.native:.0%} of them at native resolution |
-| training | {steps} steps of {config.batch} crops, {minutes:.0f} minutes, Adam at {config.learning_rate:g} with a cosine, seed {config.seed} |
+| training data | {data} |
+| training | {training} |
 | file | {path.stat().st_size / 1e6:.1f} MB |
 
-Rate and distortion on {len(sample)} *training* crops of {config.crops.size}² (real streams; headers weigh more there than in
-whole photographs):
+Rate and distortion on {len(sample)} *training* crops of {side}² (real streams; headers weigh more there
+than in whole photographs):
 
 | quality | bpp | PSNR dB |
 |---|---|---|

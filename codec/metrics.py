@@ -68,7 +68,7 @@ def bd_rate(
     test_rate: Sequence[float],
     test_quality: Sequence[float],
 ) -> float:
-    """Bjøntegaard delta rate in percent: bytes of ``test`` over bytes of ``anchor`` at equal quality; negative is fewer.
+    """Bjøntegaard delta rate in percent: bytes of ``test`` over ``anchor`` at equal quality; negative is fewer.
 
     Log rates are interpolated over quality (PSNR in dB, say) by monotone piecewise cubics (PCHIP, as in VCEG-AL22) and
     averaged over the range that both curves cover. Curves need at least four points and an overlap, else ConfigError.

@@ -38,7 +38,7 @@ __all__ = [
 
 PREDICTED = 3
 _LOGISTIC_STD = math.pi / math.sqrt(3)
-# Gain in distortion (in bits) of rounding right: 6/ln 2 at high rate for λ = 6/(ln 2 Δ²), a little more with trained nets.
+# What a squared step of distortion is worth in bits: 6/ln 2 by high-rate theory, a little more with trained nets.
 _ROUNDING_VALUE = 9.0
 _MAX_DEAD_ZONE = 0.25
 
@@ -56,7 +56,7 @@ class PriorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PriorOutput:
-    """``bits_N``: estimated bits an image; ``latents_NyxL``: what a decoder would see, gradients passed straight through;
+    """``bits_N``: estimated bits an image. ``latents_NyxL``: what a decoder sees, gradients passed straight through.
     ``classes_Nyx``: the chosen classes."""
 
     bits_N: Tensor
@@ -79,7 +79,7 @@ def median_edge_prediction(symbols_NyxC: Tensor) -> Tensor:
 
 
 def context_level(magnitudes_BL: Tensor) -> Tensor:
-    """Level 0…7 of the decaying sum of the magnitudes before each channel (float estimate of the decoder's integers)."""
+    """Level 0…7 of the decaying sum of the magnitudes before each channel: a float estimate of the decoder's."""
     length = magnitudes_BL.shape[-1]
     lag = torch.arange(length, device=magnitudes_BL.device)
     lag = lag[None, :] - lag[:, None] - 1
@@ -116,7 +116,8 @@ class ClassPrior(nn.Module):
         return choose_classes(residual_NyxL, scale_NKL, self.class_means() * gain, usage.log()[None])
 
     def forward(self, latents_NyxL: Tensor, gain_N: Tensor) -> PriorOutput:
-        n, y, x, length = latents_NyxL.shape
+        """Code latents (N, y, x, L) at gains (N,); with noise for the rate while training, with rounding otherwise."""
+        length = latents_NyxL.shape[-1]
         gain = gain_N.view(-1, 1, 1, 1)
         scaled = latents_NyxL * gain
         colour = scaled[..., :PREDICTED]

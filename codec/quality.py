@@ -18,7 +18,7 @@ _STEP_AT_REFERENCE = 48.0
 _TRADE_OFF_AT_REFERENCE = 0.0095
 
 
-def check_quality(quality: int) -> int:
+def check_quality(quality: object) -> int:
     """Return ``quality`` when it is an integer from 1 to 100, else raise :class:`ConfigError`."""
     if isinstance(quality, bool) or not isinstance(quality, int) or quality not in QUALITIES:
         raise ConfigError(f"quality must be an integer from 1 (smallest) to 100 (best), not {quality!r}")
@@ -33,6 +33,6 @@ def gain(quality: float) -> float:
 def trade_off(quality: float) -> float:
     """λ of ``bpp + λ·MSE255`` that this quality is trained for.
 
-    High-rate theory has the best uniform step Δ at λ ∝ 1/Δ² (Gish and Pierce 1968), hence twice the exponent of the gain.
+    High-rate theory has the best uniform step Δ at λ ∝ 1/Δ² (Gish and Pierce 1968), hence twice the gain's exponent.
     """
     return float(_TRADE_OFF_AT_REFERENCE * 2.0 ** (2 * (quality - _REFERENCE) / STEPS_PER_OCTAVE))

@@ -9,8 +9,8 @@ A weights file stores
 - ``last_frequency`` uint16 (G + 1, G + 1), G = L/8: the number of channel groups coded in a block, given how many the
   class makes expect at this quality.
 
-Every distribution sums to 4096 and has no zero, so that any symbol can be coded anywhere. A level beyond the table reads
-a row of its last octave and sends the lower bits of the value raw, one bit more an octave.
+Every distribution sums to 4096 and has no zero, so that any symbol can be coded anywhere. A level beyond the table
+reads a row of its last octave and sends the lower bits of the value raw, one bit more an octave.
 """
 
 from __future__ import annotations
@@ -160,4 +160,5 @@ def quantise_frequencies(weights: npt.NDArray[np.float64]) -> _U16:
     whole = np.floor(share)
     missing = np.rint(total - weights.shape[-1] - whole.sum(-1)).astype(np.int64)
     rank = np.argsort(np.argsort(-(share - whole), axis=-1, kind="stable"), axis=-1, kind="stable")
-    return (whole + 1 + (rank < missing[..., None])).astype(np.uint16)
+    frequency: _U16 = (whole + 1 + (rank < missing[..., None])).astype(np.uint16)
+    return frequency

@@ -39,7 +39,7 @@ class TrainConfig:
     """All that decides a training run; ``from_toml`` reads it from a file with the same names.
 
     ``minutes`` bounds the run by the clock instead of ``steps`` when it comes first: the learning rate then follows the
-    share of the time that is spent. ``quality_range`` is where most images are drawn from; a fifth take the whole range.
+    share of the time that is spent. Most images take a quality from ``quality_range``, a fifth from the whole range.
     ``start_crops`` give the KLT and the first classes, ``fit_crops`` the entropy tables at the end.
     """
 
@@ -61,9 +61,9 @@ class TrainConfig:
     log_every: int = 50
     start_crops: int = 1536
     fit_crops: int = 768
-    crops: CropConfig = CropConfig()
-    transforms: TransformConfig = TransformConfig()
-    prior: PriorConfig = PriorConfig()
+    crops: CropConfig = dataclasses.field(default_factory=CropConfig)
+    transforms: TransformConfig = dataclasses.field(default_factory=TransformConfig)
+    prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
 
     def __post_init__(self) -> None:
         low, high = self.quality_range

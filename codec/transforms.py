@@ -87,16 +87,18 @@ class GatedBlock(nn.Module):
             nn.init.zeros_(last.bias)
 
     def _gain(self, branch: int, t_N: Tensor) -> Tensor:
-        linear, square = self.quality_gain[branch]
+        linear, square = self.quality_gain[branch].unbind()
         t = t_N.view(-1, 1, 1, 1)
         return 1 + t * linear + t * t * square
 
     def forward(self, z_NhwC: Tensor, t_N: Tensor) -> Tensor:
+        """Working grid (N, h, w, C) and quality coordinate (N,) to the working grid."""
         u = F.leaky_relu(self.spatial_in(z_NhwC), 0.1)
         u = self.depthwise(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         z_NhwC = z_NhwC + self.spatial_out(u) * self._gain(0, t_N)
         value, gate = self.gate_in(z_NhwC).chunk(2, dim=-1)
-        return z_NhwC + self.gate_out(value * torch.sigmoid(gate)) * self._gain(1, t_N)
+        output: Tensor = z_NhwC + self.gate_out(value * torch.sigmoid(gate)) * self._gain(1, t_N)
+        return output
 
 
 class _Blocks(nn.Module):
@@ -127,6 +129,7 @@ class Analysis(nn.Module):
         self.merge = nn.Linear(4 * config.channels, config.latents)
 
     def forward(self, pixels_N3HW: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+        """Pixels to latents; ``precision`` is that inside the residual blocks."""
         z_NhwP = F.pixel_unshuffle(pixels_N3HW - 127.5, PATCH).permute(0, 2, 3, 1)
         z_NhwC = self.body(self.patch(z_NhwP), t_N, precision)
         n, h, w, c = z_NhwC.shape
@@ -149,6 +152,7 @@ class Synthesis(nn.Module):
         self.patch = nn.Linear(config.channels, _PATCH_SAMPLES)
 
     def forward(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+        """Latents to pixels; ``precision`` is that inside the residual blocks."""
         quads = self.split(latents_NyxL)
         n, y, x, _ = quads.shape
         z_NhwC = quads.view(n, y, x, 2, 2, -1).permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * y, 2 * x, -1)

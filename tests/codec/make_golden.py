@@ -1,7 +1,7 @@
-"""Writes the golden files of this folder: ``python tests/codec/make_golden.py``. Run it only when the format version changes.
+"""Writes the golden files beside it: ``python tests/codec/make_golden.py``, only when the format version changes.
 
-``golden/tiny.safetensors`` are weights of a very small codec (KLT start, no training); ``golden/*.dci`` are streams made
-with it, and ``golden/latents.json`` holds the SHA-256 of the latents that every machine must decode from them.
+``golden/tiny.safetensors`` are weights of a very small codec (KLT start, no training); ``golden/*.dci`` are streams
+made with it, and ``golden/latents.json`` holds the SHA-256 of the latents that every machine must decode from them.
 """
 
 from __future__ import annotations
