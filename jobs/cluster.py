@@ -125,7 +125,7 @@ def ray_session(*, min_cpus: int = 1) -> Iterator[RaySession]:
                     _node_ip_address=_LOOPBACK,
                     _temp_dir=folder,
                 )
-        except (RuntimeError, ConnectionError, OSError, ValueError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception when a node is slow to start
             raise JobError(_cannot_start(address, error)) from error
         with contextlib.redirect_stdout(_WithoutRay(sys.stdout)):
             yield _describe(local=address is None, logs=folder)
