@@ -19,6 +19,12 @@ _CACHED_TRANSFORMS = 8
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}
 _SRGB_NAMES = ("srgb", "srgb built-in", "c2")
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+# Where the transform is not a matrix, the table that is made by default is off by several levels in the dark.
+_PRECISION = {
+    "L": ImageCms.Flags.NOOPTIMIZE,
+    "CMYK": ImageCms.Flags.HIGHRESPRECALC,
+    "LAB": ImageCms.Flags.HIGHRESPRECALC,
+}
 _local = threading.local()
 
 
@@ -146,7 +152,7 @@ def _read_profile(data: bytes | None) -> _Profile:
             mode,
             "RGB",
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION | _PRECISION.get(mode, 0),
         )
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as exc:
         return _Profile(f"{name} ({exc})", None, None)

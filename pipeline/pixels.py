@@ -33,8 +33,8 @@ from .colour import to_rgb
 
 __all__ = ["ACCEPTED_FORMATS", "MAX_SIDE", "DecodedImage", "PixelPolicy", "decode_pixels"]
 
-ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "MPO", "JPEG2000", "TIFF", "BMP", "DIB", "PPM", "TGA", "GIF", "QOI")
-"""Formats tried, by Pillow's names, whatever the file is called."""
+ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "DIB", "PPM", "TGA", "GIF", "QOI")
+"""Formats tried, by Pillow's names, whatever the file is called. JPEG covers MPO, which Pillow finds out later."""
 
 MAX_SIDE = 65535
 """Largest width and height that the stream format can hold."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 from collections.abc import Callable
@@ -175,10 +176,8 @@ def test_sizes_that_lie_allocate_nothing() -> None:
 def test_any_change_is_refused_or_read_but_never_crashes(noise: bytes, at: int) -> None:
     data = bytearray(tar_of(("a.jpg", b"1" * 600), ("b.txt", b"2"), form=tarfile.PAX_FORMAT))
     data[at : at + len(noise)] = noise
-    try:
+    with contextlib.suppress(ShardError):
         list(iter_members(io.BytesIO(bytes(data)), shard="shard"))
-    except ShardError:
-        pass
 
 
 # webdataset leaves closing its files to the garbage collector.

@@ -77,7 +77,8 @@ def test_put_if_absent(tmp_path: Path) -> None:
 def test_sweep_removes_what_a_killed_writer_left_and_nothing_else(tmp_path: Path) -> None:
     script = (
         "import sys, time; from discernible.pipeline.storage import open_storage\n"
-        "staged = open_storage(sys.argv[1]).stage('0.tar'); staged.write(b'half'); print('ready', flush=True); time.sleep(60)"
+        "staged = open_storage(sys.argv[1]).stage('0.tar'); staged.write(b'half')\n"
+        "print('ready', flush=True); time.sleep(60)"
     )
     writer = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
     assert writer.stdout is not None
