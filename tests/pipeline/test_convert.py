@@ -1,0 +1,307 @@
+"""Converting shards with the real codec."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from discernible.codec import Codec, Latents, read_stream_info
+from discernible.errors import ConfigError, ImageError, ShardError
+from discernible.pipeline.convert import ConvertConfig, ShardConverter, ShardProgress
+from discernible.pipeline.pixels import PixelPolicy, decode_pixels
+from discernible.pipeline.receipts import Receipt, list_receipts, read_receipt, totals
+from discernible.pipeline.sources import iter_samples, open_source
+from discernible.pipeline.statistics import SampleRow, iter_rows
+
+PLAN = "plan-1"
+
+
+def members_of(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        found = {}
+        for info in tar:
+            stream = tar.extractfile(info)
+            assert stream is not None
+            found[info.name] = stream.read()
+        return found
+
+
+def rows_of(destination: Path) -> dict[str, SampleRow]:
+    return {row.key: row for _, row in iter_rows(str(destination), list_receipts(str(destination)).values())}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_every_sample_is_committed_or_quarantined(converted: Path, image_folder: Path, codec: Codec) -> None:
+    receipts = list_receipts(str(converted))
+    rows = rows_of(converted)
+    sources = [
+        sample for shard in open_source(str(image_folder), shard_size=8).shards for sample in iter_samples(shard)
+    ]
+    assert set(rows) == {sample.key for sample in sources}
+    sums = totals(receipts.values())
+    assert (sums.samples, sums.committed, sums.quarantined) == (15, 14, 1)
+    bad = next(row for row in rows.values() if row.status == "quarantined")
+    assert (bad.key, bad.source, bad.error_type) == ("class.1/bad", "class.1/bad.jpg", "ImageUnreadableError")
+    for name, receipt in receipts.items():
+        data = (converted / f"{name}.tar").read_bytes()
+        for entry in receipt.index:
+            row = rows[entry.key]
+            assert row.stream_offset is not None
+            assert row.bytes_out is not None
+            assert entry.offset < row.stream_offset < entry.offset + entry.size
+            stream = data[row.stream_offset : row.stream_offset + row.bytes_out]
+            info = read_stream_info(stream)
+            assert (info.width, info.height, info.fingerprint) == (row.width, row.height, codec.fingerprint)
+            assert row.bpp == pytest.approx(8 * len(stream) / (info.width * info.height))
+
+
+def test_psnr_is_that_of_the_decoded_stream(converted: Path, image_folder: Path, codec: Codec) -> None:
+    for shard, row in iter_rows(str(converted), list_receipts(str(converted)).values()):
+        if row.status == "committed":
+            assert row.psnr is not None
+            stream = members_of(converted / f"{shard}.tar")[f"{row.key}.dci"]
+            decoded = codec.decode([stream])[0].numpy()
+            original = decode_pixels((image_folder / row.source).read_bytes()).pixels
+            error = np.mean((decoded.astype(float) - original) ** 2)
+            # Alone in its batch an image may come out a rounding apart from the one that was measured.
+            assert row.psnr == pytest.approx(10 * np.log10(255**2 / error), abs=0.02)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_same_bytes_with_any_number_of_threads(
+    converted: Path, image_folder: Path, codec: Codec, tmp_path: Path, threads: int
+) -> None:
+    config = ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, threads=threads)
+    for shard in open_source(str(image_folder), shard_size=8).shards:
+        ShardConverter(config, codec=codec).convert(shard, str(tmp_path / "again"), PLAN)
+    expected = contents(converted)
+    del expected["index.json"]
+    assert contents(tmp_path / "again") == expected
+
+
+def test_carried_members_keep_bytes_and_order(
+    make_tar: Callable[..., Path], convert_tar: Callable[..., Receipt], thumbnails: dict[str, bytes], tmp_path: Path
+) -> None:
+    image = thumbnails["china0.jpg"]
+    samples = {
+        "d/0": {"json": b'{"a":1}', "jpg": image, "mask.png": b"any bytes", "cls": b"7"},
+        "d/1": {"JPG": image, "txt": bytes(range(256)) * 5},
+        "d/2": {"png": thumbnails["astronaut0.jpg"], "jpg": image},
+    }
+    receipt = convert_tar(make_tar("train-0007.tar", samples), tmp_path / "out")
+    assert receipt.name == "train-0007"
+    found = members_of(tmp_path / "out" / "train-0007.tar")
+    assert list(found) == [
+        *("d/0.json", "d/0.dci", "d/0.mask.png", "d/0.cls"),
+        *("d/1.dci", "d/1.txt"),
+        *("d/2.png", "d/2.dci"),
+    ]
+    for name, data in found.items():
+        key, _, extension = name.partition(".")
+        assert extension == "dci" or data == samples[key][extension]
+    assert receipt.bytes_carried == sum(len(data) for name, data in found.items() if not name.endswith(".dci"))
+    assert rows_of(tmp_path / "out")["d/1"].source == "d/1.JPG"
+
+
+def test_what_is_wrong_with_one_sample_spoils_no_other(
+    make_tar: Callable[..., Path], convert_tar: Callable[..., Receipt], thumbnails: dict[str, bytes], tmp_path: Path
+) -> None:
+    good = thumbnails["china0.jpg"]
+    samples = {
+        "0": {"jpg": good},
+        "1": {"jpg": b""},
+        "2": {"jpg": good[: len(good) // 2]},
+        "3": {"txt": b"no image"},
+        "4": {"jpg": good, "dci": b"already"},
+        "5": {"png": good, "cls": b"1"},
+        "../6": {"jpg": good},
+        "7": {"jpg": thumbnails["china1.jpg"]},
+    }
+    receipt = convert_tar(make_tar("x.tar", samples), tmp_path / "out", pixels=PixelPolicy(max_pixels=3000))
+    assert (receipt.samples, receipt.committed) == (8, 2)
+    assert {key: row.error_type for key, row in rows_of(tmp_path / "out").items()} == {
+        "0": None,
+        "1": "ImageUnreadableError",
+        "2": "ImageUnreadableError",
+        "3": "ImageMissingError",
+        "4": "SampleFormatError",
+        "5": None,
+        "../6": "SampleFormatError",
+        "7": "ImageTooLargeError",
+    }
+    assert list(members_of(tmp_path / "out" / "x.tar")) == ["0.dci", "5.dci", "5.cls"]
+    receipt = convert_tar(make_tar("y.tar", samples), tmp_path / "out")
+    assert (receipt.committed, receipt.quarantined) == (3, 5)
+
+
+def test_samples_without_image_can_pass_through(
+    make_tar: Callable[..., Path], convert_tar: Callable[..., Receipt], thumbnails: dict[str, bytes], tmp_path: Path
+) -> None:
+    samples = {"a": {"txt": b"only text"}, "b": {"jpg": thumbnails["china0.jpg"]}}
+    receipt = convert_tar(make_tar("x.tar", samples), tmp_path / "out", missing_image="passthrough")
+    assert (receipt.samples, receipt.committed, receipt.passthrough) == (2, 1, 1)
+    assert members_of(tmp_path / "out" / "x.tar")["a.txt"] == b"only text"
+    assert rows_of(tmp_path / "out")["a"].status == "passthrough"
+
+
+def test_an_all_bad_shard_is_still_committed(
+    make_tar: Callable[..., Path], convert_tar: Callable[..., Receipt], tmp_path: Path
+) -> None:
+    receipt = convert_tar(make_tar("x.tar", {"a": {"jpg": b"x"}}), tmp_path / "out")
+    assert (receipt.committed, receipt.quarantined, receipt.psnr) == (0, 1, None)
+    assert members_of(tmp_path / "out" / "x.tar") == {}
+
+
+def test_a_damaged_tar_commits_nothing(
+    make_tar: Callable[..., Path], convert_tar: Callable[..., Receipt], thumbnails: dict[str, bytes], tmp_path: Path
+) -> None:
+    path = make_tar("x.tar", {str(n): {"jpg": thumbnails["china0.jpg"]} for n in range(20)})
+    path.write_bytes(path.read_bytes()[:20000])
+    with pytest.raises(ShardError, match="cut short") as caught:
+        convert_tar(path, tmp_path / "out")
+    assert caught.value.shard == "x"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+class PickyCodec:
+    """The real codec, except that it refuses batches holding an image of one width, and dies of another."""
+
+    def __init__(self, codec: Codec, *, refuses: int = -1, dies: int = -1) -> None:
+        self._codec = codec
+        self._refuses = refuses
+        self._dies = dies
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._codec, name)
+
+    def analyse(self, images: Sequence[Any], quality: int = 50) -> list[Latents]:
+        widths = {image.shape[-1] for image in images}
+        if self._refuses in widths:
+            raise ImageError("refused")
+        if self._dies in widths:
+            raise RuntimeError("the device is lost")
+        return self._codec.analyse(images, quality=quality)
+
+
+def test_an_image_that_the_codec_refuses_leaves_its_batch(image_folder: Path, codec: Codec, tmp_path: Path) -> None:
+    (shard,) = open_source(str(image_folder)).shards
+    picky: Any = PickyCodec(codec, refuses=51)
+    receipt = ShardConverter(ConvertConfig(), codec=picky).convert(shard, str(tmp_path / "out"), PLAN)
+    rows = rows_of(tmp_path / "out")
+    assert receipt.samples == 15
+    assert {row.error_type for row in rows.values() if row.status == "quarantined"} == {
+        "ImageError",
+        "ImageUnreadableError",
+    }
+    assert 0 < receipt.committed < 14
+
+
+def test_a_lost_device_ends_the_shard(image_folder: Path, codec: Codec, tmp_path: Path) -> None:
+    (shard,) = open_source(str(image_folder)).shards
+    lost: Any = PickyCodec(codec, dies=51)
+    with pytest.raises(RuntimeError, match="lost"):
+        ShardConverter(ConvertConfig(), codec=lost).convert(shard, str(tmp_path / "out"), PLAN)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_progress_reports_and_can_abort(image_folder: Path, converter: ShardConverter, tmp_path: Path) -> None:
+    (shard,) = open_source(str(image_folder)).shards
+    seen: list[ShardProgress] = []
+
+    def stop(_: ShardProgress) -> None:
+        raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError, match="enough"):
+        converter.convert(shard, str(tmp_path / "out"), PLAN, stop)
+    assert list((tmp_path / "out").iterdir()) == []
+    receipt = converter.convert(shard, str(tmp_path / "out"), PLAN, seen.append)
+    last = seen[-1]
+    assert (last.samples, last.committed, last.quarantined) == (15, 14, 1)
+    assert (last.bytes_in, last.bytes_out, last.pixels) == (receipt.bytes_in, receipt.bytes_out, receipt.pixels)
+    assert last.bytes_read == shard.bytes
+    assert converter.timings.wall > 0
+    assert converter.timings.codec > 0
+
+
+def test_a_committed_shard_is_not_done_again(converted: Path, image_folder: Path, converter: ShardConverter) -> None:
+    before = {path: path.stat().st_mtime_ns for path in converted.iterdir()}
+    for shard in open_source(str(image_folder), shard_size=8).shards:
+        assert converter.convert(shard, str(converted), PLAN) == read_receipt(str(converted), shard.name)
+        with pytest.raises(ShardError, match="another plan"):
+            converter.convert(shard, str(converted), "plan-2")
+    assert {path: path.stat().st_mtime_ns for path in converted.iterdir()} == before
+
+
+def test_a_killed_run_leaves_nothing_that_counts(converted: Path, image_folder: Path, tmp_path: Path) -> None:
+    destination = tmp_path / "killed"
+    script = (
+        "import os, signal, sys\n"
+        "from discernible.pipeline.convert import ConvertConfig, ShardConverter\n"
+        "from discernible.pipeline.sources import open_source\n"
+        "converter = ShardConverter(ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, device='cpu'))\n"
+        "(first, second) = open_source(sys.argv[1], shard_size=8).shards\n"
+        "converter.convert(first, sys.argv[2], 'plan-1')\n"
+        "converter.convert(second, sys.argv[2], 'plan-1', lambda _: os.kill(os.getpid(), signal.SIGKILL))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(image_folder), str(destination)], check=False)
+    assert done.returncode == -9
+    assert any(path.name.endswith(".part") for path in destination.iterdir())
+    assert list(list_receipts(str(destination))) == ["00000"]
+    (destination / "00001.tar").write_bytes(b"renamed, but killed before its receipt")
+    config = ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, device="cpu")
+    for shard in open_source(str(image_folder), shard_size=8).shards:
+        ShardConverter(config).convert(shard, str(destination), PLAN)
+    expected = contents(converted)
+    del expected["index.json"]
+    assert contents(destination) == expected
+
+
+# webdataset leaves closing its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_stock_webdataset_reads_the_shards(converted: Path) -> None:
+    import webdataset as wds
+
+    index = json.loads((converted / "index.json").read_text())
+    assert index["__kind__"] == "wids-shard-index-v1"
+    for shard in index["shardlist"]:
+        path = converted / shard["url"]
+        found = list(wds.WebDataset(str(path), shardshuffle=False))
+        assert len(found) == shard["nsamples"]
+        assert path.stat().st_size == shard["filesize"]
+        assert all(read_stream_info(sample["dci"]).width > 0 for sample in found)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"quality": 0},
+        {"quality": 101},
+        {"threads": 0},
+        {"batch_pixels": 0},
+        {"lookahead": 0},
+        {"missing_image": "ignore"},
+        {"image_member": "."},
+    ],
+)
+def test_configurations_validate_themselves(bad: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        ConvertConfig(**bad)
+
+
+def test_configurations_go_through_json() -> None:
+    config = ConvertConfig(quality=7, device="cpu", threads=3, image_member="rgb.png", pixels=PixelPolicy(max_pixels=9))
+    assert ConvertConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.identity() == ConvertConfig.from_dict({**config.to_dict(), "device": "auto", "threads": 1}).identity()
+    with pytest.raises(ConfigError, match="damaged"):
+        ConvertConfig.from_dict({**config.to_dict(), "unknown": 1})

@@ -1,0 +1,99 @@
+"""Receipts, statistics and the index."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from discernible.errors import ShardError
+from discernible.pipeline.receipts import FileRef, Receipt, SampleIndex, SourceRef, list_receipts, read_receipt, totals
+from discernible.pipeline.statistics import SampleRow, encode_rows, read_rows
+
+RECEIPT = Receipt(
+    name="00000",
+    plan_id="p",
+    source=SourceRef("folder", "/data/é"),
+    weights="default",
+    fingerprint="00c0ffee",
+    quality=50,
+    committed=2,
+    quarantined=1,
+    passthrough=0,
+    ignored=0,
+    pixels=100,
+    bytes_in=500,
+    bytes_out=50,
+    bytes_carried=7,
+    psnr=31.25,
+    tar=FileRef("00000.tar", 10240, "0" * 64),
+    statistics=FileRef("00000.parquet", 99, "1" * 64),
+    index=(SampleIndex("a", 0, 1024), SampleIndex("b\udcff", 1024, 2048)),
+)
+
+
+def test_receipts_go_through_json() -> None:
+    data = RECEIPT.to_json()
+    assert Receipt.from_json(data, shard="00000") == RECEIPT
+    assert Receipt.from_json(dataclasses.replace(RECEIPT, index=(), psnr=None).to_json()).index == ()
+    body = json.loads(data)
+    assert body["samples"] == 3
+    assert body["tar"] == {"name": "00000.tar", "size": 10240, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize("field", ["name", "plan_id", "quality", "committed", "bytes_out", "index", "tar", "samples"])
+def test_edited_receipts_are_refused(field: str) -> None:
+    body = json.loads(RECEIPT.to_json())
+    body[field] = body["source"] if field in ("index", "tar") else 49 if field != "name" else "other"
+    with pytest.raises(ShardError, match="checksum"):
+        Receipt.from_json(json.dumps(body).encode(), shard="00000")
+
+
+@given(
+    st.binary(max_size=200) | st.recursive(st.integers() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())
+)
+def test_anything_else_is_no_receipt(data: bytes) -> None:
+    with pytest.raises(ShardError):
+        Receipt.from_json(data)
+
+
+def test_reading_from_a_destination(tmp_path: Path) -> None:
+    assert read_receipt(str(tmp_path), "00000") is None
+    (tmp_path / "00000.json").write_bytes(RECEIPT.to_json())
+    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "index.json").write_text("{}")
+    assert list_receipts(str(tmp_path)) == {"00000": RECEIPT}
+    (tmp_path / "00001.json").write_bytes(RECEIPT.to_json())
+    with pytest.raises(ShardError, match="that of shard 00000"):
+        list_receipts(str(tmp_path))
+
+
+def test_totals() -> None:
+    other = dataclasses.replace(RECEIPT, committed=6, psnr=35.25, bytes_in=700)
+    sums = totals([RECEIPT, other, dataclasses.replace(RECEIPT, committed=0, psnr=None)])
+    assert (sums.shards, sums.samples, sums.committed, sums.quarantined) == (3, 11, 8, 3)
+    assert sums.psnr == pytest.approx((2 * 31.25 + 6 * 35.25) / 8)
+    assert sums.ratio == pytest.approx(1700 / 150)
+    assert sums.bpp == pytest.approx(8 * 150 / 300)
+    assert (totals([]).psnr, totals([]).ratio, totals([]).bpp) == (None, None, None)
+
+
+def test_statistics_round_trip() -> None:
+    rows = [
+        SampleRow(
+            key="a", status="committed", source="a.jpg", width=3, height=4, bytes_in=9, bytes_out=2, psnr=math.inf
+        ),
+        SampleRow(key="b", status="quarantined", source="b\udcff.jpg", error_type="X", error="why"),
+    ]
+    data = encode_rows(rows)
+    assert data == encode_rows(rows)
+    assert read_rows(data) == [rows[0], dataclasses.replace(rows[1], source="b\\udcff.jpg")]
+    assert read_rows(encode_rows([])) == []
+    for damaged in (b"", data[:50], data[:-9], b"PAR1" + bytes(99)):
+        with pytest.raises(ShardError, match="unreadable"):
+            read_rows(damaged, shard="x")
