@@ -120,7 +120,7 @@ def _table(table: PageTable) -> str:
     def row(cells: Sequence[str]) -> str:
         first, *rest = cells
         marked = "".join(
-            f'<td class="good">{escape(cell)}</td>' if column in table.highlight else f"<td>{escape(cell)}</td>"
+            f'<td class="mark">{escape(cell)}</td>' if column in table.highlight else f"<td>{escape(cell)}</td>"
             for column, cell in enumerate(rest, start=1)
         )
         return f'<tr><th scope="row"><bdi>{escape(first)}</bdi></th>{marked}</tr>\n'

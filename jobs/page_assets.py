@@ -8,19 +8,19 @@ STYLE = """
 :root {
   color-scheme: light;
   --page: #f4f4f2; --card: #ffffff; --ink: #1b1d1f; --soft: #5c6166; --rule: #d9dbd8; --well: #e7e8e6;
-  --accent: #0b6b62; --accent-ink: #ffffff; --tag: rgba(20, 22, 24, .78); --tag-ink: #ffffff; --good: #e3f1ee;
+  --accent: #0b6b62; --accent-ink: #ffffff; --tag: rgba(20, 22, 24, .78); --tag-ink: #ffffff; --mark: #f0f0ed;
 }
 @media (prefers-color-scheme: dark) {
   :root:not([data-theme=light]) {
     color-scheme: dark;
     --page: #141617; --card: #1d2022; --ink: #eceeed; --soft: #a3a9ad; --rule: #34393c; --well: #101213;
-    --accent: #5cc9ba; --accent-ink: #06211e; --tag: rgba(8, 9, 10, .78); --tag-ink: #ffffff; --good: #17302c;
+    --accent: #5cc9ba; --accent-ink: #06211e; --tag: rgba(8, 9, 10, .78); --tag-ink: #ffffff; --mark: #24282b;
   }
 }
 :root[data-theme=dark] {
   color-scheme: dark;
   --page: #141617; --card: #1d2022; --ink: #eceeed; --soft: #a3a9ad; --rule: #34393c; --well: #101213;
-  --accent: #5cc9ba; --accent-ink: #06211e; --tag: rgba(8, 9, 10, .78); --tag-ink: #ffffff; --good: #17302c;
+  --accent: #5cc9ba; --accent-ink: #06211e; --tag: rgba(8, 9, 10, .78); --tag-ink: #ffffff; --mark: #24282b;
 }
 * { box-sizing: border-box; }
 html { scroll-padding-top: 5rem; }
@@ -55,7 +55,7 @@ th:first-child { text-align: left; }
 tbody th { font-weight: 500; }
 tbody tr + tr > * { border-top: 1px solid var(--rule); }
 tfoot > tr > * { border-top: 2px solid var(--rule); font-weight: 650; }
-td.good { background: var(--good); }
+td.mark { background: var(--mark); }
 .notes { color: var(--soft); font-size: .87rem; max-width: 60rem; margin: .7rem 0 1.5rem; padding-left: 1.1rem; }
 
 .bar { display: none; position: sticky; top: 0; z-index: 5; background: var(--page);
