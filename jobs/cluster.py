@@ -28,6 +28,7 @@ __all__ = ["Layout", "RaySession", "choose_layout", "ray_session", "usable_cores
 # Ray takes 127.0.0.1 as "this machine" and listens on its outward address instead; the other loopback addresses it
 # takes at their word, but not every system has them.
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+_FOLDER = "discernible-"
 # Ray refuses less than 75 MiB. Only receipts and counters go through it, so there is no reason for more.
 _OBJECT_STORE_BYTES = 100_000_000
 
@@ -49,6 +50,13 @@ class Layout:
     workers: int
     cpus: int
     gpus: float
+
+    @property
+    def words(self) -> str:
+        """``2 workers of 1 core and 0.5 GPU``."""
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        cores = f"{self.cpus} core{'s' if self.cpus != 1 else ''}"
+        return f"{self.workers} worker{'s' if self.workers != 1 else ''} of {cores}{gpus}"
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -123,9 +131,10 @@ def ray_session(*, min_cpus: int = 1) -> Iterator[RaySession]:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     _node_ip_address=_LOOPBACK,
-                    _temp_dir=folder,
+                    # One deeper: Ray opens the folder that it is given to everybody.
+                    _temp_dir=f"{folder}/ray",
                 )
-        except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception when a node is slow to start
+        except Exception as error:  # a bare Exception is what Ray raises when a node is slow to start
             raise JobError(_cannot_start(address, error)) from error
         with contextlib.redirect_stdout(_WithoutRay(sys.stdout)):
             yield _describe(local=address is None, logs=folder)
@@ -195,7 +204,17 @@ def usable_cores() -> int:
 def _temporary_folder() -> str:
     # Ray puts Unix sockets below it, and their paths may have 107 characters at most: /tmp, not a long $TMPDIR.
     short = Path("/tmp")  # noqa: S108  mkdtemp makes a private folder with an unpredictable name in it
-    return tempfile.mkdtemp(prefix="discernible-ray-", dir=short if short.is_dir() else None)
+    parent = short if short.is_dir() else Path(tempfile.gettempdir())
+    _remove_leftovers(parent)
+    return tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=parent)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove the folders of runs that were killed before they could do it: their names hold process ids."""
+    for folder in parent.glob(f"{_FOLDER}*-*"):
+        pid = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _cannot_start(address: str | None, error: Exception) -> str:

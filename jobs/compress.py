@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from rich.console import Console
 from .dispatch import Dispatcher, DispatchPolicy, ShardFailure, Task
 from .ledger import Ledger, read_ledger
 from .plan import Plan, freeze_plan, make_plan
-from .progress import Counts, Meter, NullDisplay, ProgressMode, make_display
+from .progress import Counts, Meter, NullDisplay, ProgressMode, announce, make_display
 from .signals import stop_on_signals
 from .spec import JobSpec, resolve_location
 
@@ -195,7 +196,9 @@ def _dispatch(
     from .cluster import choose_layout, ray_session
 
     wished = (spec.workers or 1) * (spec.cpus_per_worker or 1)
-    with ray_session(min_cpus=wished) as session:
+    with contextlib.ExitStack() as stack:
+        with announce(console, progress, f"starting Ray for {_left_words(plan, ledger)}"):
+            session = stack.enter_context(ray_session(min_cpus=wished))
         layout = choose_layout(
             cpus=session.cpus,
             gpus=session.gpus,
@@ -287,6 +290,11 @@ def _meter(plan: Plan, ledger: Ledger) -> Meter:
         read_progress=_read_progress,
         read_result=_read_result,
     )
+
+
+def _left_words(plan: Plan, ledger: Ledger) -> str:
+    left, total = len(ledger.missing), len(plan.shards)
+    return f"{total} shard{'s' if total != 1 else ''}" if left == total else f"{left} of {total} shards"
 
 
 def _read_progress(value: tuple[int, int, int, int, int]) -> Counts:

@@ -106,14 +106,6 @@ class Estimate:
             return None
         return self.bytes_left / self.pilot.bytes_read * self.pilot.seconds / self.layout.workers
 
-    @property
-    def workers_in_words(self) -> str:
-        """``2 workers of 1 core``."""
-        layout = self.layout
-        gpus = f" and {layout.gpus:g} GPU" if layout.gpus else ""
-        cores = f"{layout.cpus} core{'s' if layout.cpus != 1 else ''}"
-        return f"{layout.workers} worker{'s' if layout.workers != 1 else ''} of {cores}{gpus}"
-
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {

@@ -224,10 +224,11 @@ def _differences(existing: Plan, plan: Plan) -> list[str]:
         old, new = existing.options.get(name), plan.options.get(name)
         if old != new:
             found.append(f"{name.replace('_', ' ')} {_shown(old)} there, {_shown(new)} now")
-    if not found:
+    # The number of shards also changes with their size, which the file list stands for.
+    if existing.source == plan.source and existing.shards != plan.shards:
         samples = "" if existing.samples == plan.samples else f"{existing.samples} samples there, {plan.samples} now, "
         shards = f"{len(existing.shards)} shards there, {len(plan.shards)} now"
-        found.append(f"the list of source files changed ({samples}{shards})")
+        found.append(f"the source files, or how they are cut into shards, changed ({samples}{shards})")
     return found
 
 

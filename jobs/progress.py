@@ -5,9 +5,10 @@ Everything goes to stderr, so that stdout holds results only. The displays are o
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,7 +21,17 @@ from rich.text import Text
 from .dispatch import ShardFailure
 from .text import format_bytes, format_count, format_duration, format_ratio
 
-__all__ = ["Counts", "LiveDisplay", "Meter", "NullDisplay", "PlainDisplay", "ProgressMode", "Snapshot", "make_display"]
+__all__ = [
+    "Counts",
+    "LiveDisplay",
+    "Meter",
+    "NullDisplay",
+    "PlainDisplay",
+    "ProgressMode",
+    "Snapshot",
+    "announce",
+    "make_display",
+]
 
 ProgressMode = Literal["auto", "live", "plain", "none"]
 
@@ -249,7 +260,7 @@ class LiveDisplay(NullDisplay):
         grid.add_row(bar, head, Text(_left(now), style="cyan"))
         outer = Table.grid()
         outer.add_row(grid)
-        outer.add_row(Text("  ".join(_figures(now)), style="dim"))
+        outer.add_row(Text("  ".join(_figures(now)) or "the workers are loading their weights", style="dim"))
         return outer
 
 
@@ -260,6 +271,19 @@ def make_display(meter: Meter, console: Console, mode: ProgressMode) -> NullDisp
     if mode == "live" or (mode == "auto" and console.is_terminal):
         return LiveDisplay(meter, console)
     return PlainDisplay(meter, console)
+
+
+@contextlib.contextmanager
+def announce(console: Console, mode: ProgressMode, what: str) -> Iterator[None]:
+    """Say what is going on while there is nothing to count yet."""
+    if mode == "none":
+        yield
+    elif mode == "live" or (mode == "auto" and console.is_terminal):
+        with console.status(f"{what} …"):
+            yield
+    else:
+        console.print(what)
+        yield
 
 
 def describe(now: Snapshot) -> str:

@@ -52,8 +52,7 @@ def compress_table(result: CompressResult) -> Table:
     if result.images_per_second:
         speed = f"{result.images_per_second:.1f} images/s"
         if result.layout:
-            workers = f"{result.layout.workers} worker{'s' if result.layout.workers != 1 else ''}"
-            speed += f" with {workers} on {result.device or 'cpu'}, {result.layout.cpus} core(s) each"
+            speed += f" with {result.layout.words} on {result.device or 'cpu'}"
     return facts(
         [
             ("images", sample_words(totals.samples, totals.committed, totals.quarantined, totals.passthrough)),
@@ -116,13 +115,13 @@ def estimate_table(estimate: Estimate) -> Table:
             ("bytes", format_bytes(estimate.bytes)),
             ("shards", shards),
             ("plan id", estimate.plan_id),
-            ("workers", estimate.workers_in_words),
+            ("workers", estimate.layout.words if estimate.shards_done < estimate.shards else None),
             (
                 "pilot",
                 _pilot_words(pilot) if pilot else None,
             ),
             ("output", f"about {format_bytes(estimate.bytes_out)}" if estimate.bytes_out is not None else None),
-            ("time", f"about {format_duration(estimate.seconds)} here" if estimate.seconds is not None else None),
+            ("time", _time_words(estimate)),
         ]
     )
 
@@ -153,6 +152,12 @@ def verify_table(report: VerifyReport, destination: str) -> Table:
             ("in", destination),
         ]
     )
+
+
+def _time_words(estimate: Estimate) -> str | None:
+    if estimate.shards_done == estimate.shards:
+        return "none: everything is committed"
+    return f"about {format_duration(estimate.seconds)} here" if estimate.seconds is not None else None
 
 
 def _pilot_words(pilot: Pilot) -> str:

@@ -20,7 +20,7 @@ from PIL import Image
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 SHARDS = 6
-SEEDS = range(int(os.environ.get("DISCERNIBLE_CHAOS_SEEDS", "4")))
+SEEDS = range(int(os.environ.get("DISCERNIBLE_CHAOS_SEEDS", "2")))
 LIMIT_SECONDS = 120.0
 
 
@@ -111,11 +111,6 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) 
 
 def receipts(folder: Path) -> int:
     return len(list(folder.glob("0*.json")))
-
-
-def test_two_quiet_runs_are_the_same(source: Path, quiet: Path, tmp_path: Path) -> None:
-    finish(start(source, tmp_path / "out"))
-    assert contents(tmp_path / "out") == contents(quiet)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -134,7 +134,7 @@ def test_a_source_that_changed_is_refused(run: Run, photo_folder: Path, tmp_path
     next(source.rglob("*.png")).unlink()
     answer = run("compress", source, out, "--no-psnr")
     assert answer.code == 1
-    assert "the list of source files changed (24 samples there, 23 now" in answer.err
+    assert "the source files, or how they are cut into shards, changed (24 samples there, 23 now" in answer.err
 
 
 def test_unreadable_images_are_quarantined(run: Run, photo_folder: Path, tmp_path: Path) -> None:
