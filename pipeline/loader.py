@@ -181,6 +181,11 @@ class CompressedLoader:
         """Stop the workers and end a running iteration. The loader cannot be used after that."""
         self._closed = True
         self._stop()
+        # Letting go of the DataLoader ends its workers, unless a traceback still holds its iterator: then ask for it.
+        iterator = getattr(self._dataloader, "_iterator", None)
+        shut_down = getattr(iterator, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
         self._dataloader = None
 
     def __enter__(self) -> CompressedLoader:

@@ -452,6 +452,19 @@ def test_close_leaves_no_process(folder: Path) -> None:
     loader.close()
 
 
+def test_close_after_an_error_leaves_no_process(spoiled: Path) -> None:
+    before = children()
+    with CompressedLoader(spoiled, batch_size=1, workers=2, device="cpu") as loader:
+        batches = iter(loader)
+        mine = children() - before
+        # The error and its traceback stay alive here, as in a debugger.
+        with pytest.raises(StreamError) as caught:
+            list(batches)
+    assert mine
+    assert gone(mine)
+    assert caught.value.key == "b"
+
+
 def test_abandoned_loader_leaves_no_process(folder: Path) -> None:
     before = children()
     loader = CompressedLoader(folder, batch_size=2, workers=2, device="cpu")
