@@ -7,8 +7,8 @@ Stages run side by side, joined by bounded queues::
 
 The output depends on the samples and the configuration alone: batches are composed by position (:mod:`.grouping`),
 samples are written in source order, and nothing written names a time or a machine. Memory is bounded by the queues:
-``threads + 2`` images decoded ahead, the open batches, and at most ``lookahead`` samples waiting for their turn in the
-tar.
+``threads + 2`` images decoded ahead, the open batches of pixels, as many batches of latents, and at most ``lookahead``
+samples, without pixels by then, waiting for their turn in the tar.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import CodecError, ConfigError, ImageMissingError, PipelineError, ShardError
 from .coding import analyse_batch
 from .grouping import BatchComposer
-from .output import ShardOutput, ShardProgress
+from .output import SampleFacts, ShardOutput, ShardProgress
 from .pixels import DecodedImage, PixelPolicy, decode_pixels
 from .receipts import Receipt, SourceRef, read_receipt
 from .samples import Sample, choose_image
@@ -31,6 +31,9 @@ from .stages import Channel, Stages, Stopwatch
 from .storage import Storage, open_storage
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from ..codec import Codec
 
 __all__ = ["ConvertConfig", "ShardConverter", "ShardProgress", "StageTimings"]
@@ -107,11 +110,12 @@ class _Item:
 
     index: int
     sample: Sample
+    facts: SampleFacts
     extension: str = ""
     fault: CodecError | PipelineError | None = None
     passthrough: bool = False
     decoding: Future[DecodedImage] | None = None
-    image: DecodedImage | None = None
+    pixels: npt.NDArray[np.uint8] | None = None
     psnr: float | None = None
     coding: Future[bytes] | None = None
 
@@ -181,7 +185,8 @@ class ShardConverter:
             try:
                 with Stages() as stages:
                     decoding: Channel[_Item] = stages.channel(threads + 2)
-                    coding: Channel[_Item] = stages.channel(self.config.lookahead)
+                    # Whole batches, so that one is entropy coded while the codec works on the next.
+                    coding: Channel[list[_Item]] = stages.channel(threads + 2)
                     stages.run("read", lambda: self._read(source, pool, decoding, watch))
                     stages.run("codec", lambda: self._code(decoding, pool, coding, watch))
                     self._write(coding, output, progress, watch)
@@ -206,7 +211,7 @@ class ShardConverter:
             index += 1
 
     def _prepared(self, index: int, sample: Sample) -> _Item:
-        item = _Item(index, sample, fault=sample.fault)
+        item = _Item(index, sample, SampleFacts(sum(map(len, sample.members.values()))), fault=sample.fault)
         if sample.fault is None:
             try:
                 item.extension = choose_image(sample.members, self.config.image_member)
@@ -221,39 +226,40 @@ class ShardConverter:
         with watch.measure("pixels"):
             return decode_pixels(data, self.config.pixels)
 
-    def _code(self, source: Channel[_Item], pool: ThreadPoolExecutor, out: Channel[_Item], watch: Stopwatch) -> None:
+    def _code(
+        self, source: Channel[_Item], pool: ThreadPoolExecutor, out: Channel[list[_Item]], watch: Stopwatch
+    ) -> None:
         composer: BatchComposer[_Item] = BatchComposer(
             block=self._block, batch_pixels=self.config.batch_pixels, lookahead=self.config.lookahead
         )
         for item in source:
             if item.decoding is not None:
-                try:
-                    item.image = item.decoding.result()
-                except PipelineError as exc:
-                    item.fault = exc
-                item.decoding = None
-            if item.image is None:
-                out.put(item)
+                _take_pixels(item, item.decoding)
+            if item.pixels is None:
+                out.put([item])
                 batches = composer.skip(item.index)
             else:
-                batches = composer.add(item.index, item, *item.image.pixels.shape[1:])
+                batches = composer.add(item.index, item, *item.pixels.shape[1:])
             for batch in batches:
                 self._code_batch(batch, pool, out, watch)
         for batch in composer.finish():
             self._code_batch(batch, pool, out, watch)
         out.close()
 
-    def _code_batch(self, batch: list[_Item], pool: ThreadPoolExecutor, out: Channel[_Item], watch: Stopwatch) -> None:
-        images = [item.image.pixels for item in batch if item.image is not None]
+    def _code_batch(
+        self, batch: list[_Item], pool: ThreadPoolExecutor, out: Channel[list[_Item]], watch: Stopwatch
+    ) -> None:
+        images = [item.pixels for item in batch if item.pixels is not None]
         with watch.measure("codec"):
             results = analyse_batch(self.codec, images, self.config.quality, measure=self.config.measure_psnr)
         for item, result in zip(batch, results, strict=True):
+            item.pixels = None
             if isinstance(result, CodecError | PipelineError):
                 item.fault = result
             else:
                 item.psnr = result.psnr
                 item.coding = pool.submit(self._entropy_encode, result.latents, watch)
-            out.put(item)
+        out.put(batch)
 
     def _entropy_encode(self, latents: Any, watch: Stopwatch) -> bytes:
         with watch.measure("entropy"):
@@ -261,7 +267,7 @@ class ShardConverter:
 
     def _write(
         self,
-        source: Channel[_Item],
+        source: Channel[list[_Item]],
         output: ShardOutput,
         progress: Callable[[ShardProgress], None],
         watch: Stopwatch,
@@ -269,8 +275,8 @@ class ShardConverter:
         waiting: dict[int, _Item] = {}
         turn = 0
         reported = time.monotonic()
-        for item in source:
-            waiting[item.index] = item
+        for batch in source:
+            waiting.update((item.index, item) for item in batch)
             while (ready := waiting.pop(turn, None)) is not None:
                 stream = _result(ready)
                 with watch.measure("write"):
@@ -280,6 +286,23 @@ class ShardConverter:
                 reported = time.monotonic()
                 progress(output.progress())
         progress(output.progress())
+
+
+def _take_pixels(item: _Item, decoding: Future[DecodedImage]) -> None:
+    """Wait for the pixels of an item, and let go of the image file they came from."""
+    item.decoding = None
+    members = item.sample.members
+    bytes_in = len(members[item.extension])
+    item.sample = replace(item.sample, members={**members, item.extension: b""})
+    try:
+        image = decoding.result()
+    except PipelineError as exc:
+        item.facts = replace(item.facts, bytes_in=bytes_in)
+        item.fault = exc
+        return
+    item.pixels = image.pixels
+    _, height, width = image.pixels.shape
+    item.facts = SampleFacts(item.facts.bytes_read, bytes_in, height, width, image.format, image.notes)
 
 
 def _result(item: _Item) -> bytes | None:
@@ -295,11 +318,11 @@ def _result(item: _Item) -> bytes | None:
 
 def _add(item: _Item, stream: bytes | None, output: ShardOutput) -> None:
     if item.fault is not None:
-        output.quarantine(item.sample, item.extension, item.fault)
+        output.quarantine(item.sample, item.facts, item.extension, item.fault)
     elif item.passthrough:
-        output.pass_through(item.sample)
-    elif stream is not None and item.image is not None:
-        output.commit_sample(item.sample, item.extension, item.image, stream, item.psnr)
+        output.pass_through(item.sample, item.facts)
+    elif stream is not None:
+        output.commit_sample(item.sample, item.facts, item.extension, stream, item.psnr)
 
 
 def _committed(storage: Storage, name: str, plan_id: str) -> Receipt | None:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from ..errors import CodecError, PipelineError
-from .pixels import DecodedImage
 from .receipts import FileRef, Receipt, SampleIndex, SourceRef, mean_psnr
 from .samples import STREAM_EXTENSION, Sample
 from .shards import ShardWriter
 from .statistics import SampleRow, encode_rows
 from .storage import Storage
 
-__all__ = ["ShardOutput", "ShardProgress"]
+__all__ = ["SampleFacts", "ShardOutput", "ShardProgress"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +29,22 @@ class ShardProgress:
     bytes_in: int
     bytes_out: int
     bytes_read: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFacts:
+    """What is left to know of a sample once its pixels are in the codec, so that nothing large waits for its turn.
+
+    ``bytes_read`` is of all members, ``bytes_in`` of the image file (None when none was chosen); the rest is None as
+    long as the image is not decoded.
+    """
+
+    bytes_read: int
+    bytes_in: int | None = None
+    height: int | None = None
+    width: int | None = None
+    format: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class ShardOutput:
@@ -56,55 +71,59 @@ class ShardOutput:
         self._staged.discard()
 
     def commit_sample(
-        self, sample: Sample, extension: str, image: DecodedImage, stream: bytes, psnr: float | None
+        self, sample: Sample, facts: SampleFacts, extension: str, stream: bytes, psnr: float | None
     ) -> None:
-        """Append a sample whose member ``extension`` became ``stream``; the others are carried as they are."""
+        """Append a sample whose member ``extension`` became ``stream``; the others are carried as they are.
+
+        ``facts`` are those of the decoded image.
+        """
         members = {
             STREAM_EXTENSION if name == extension else name: stream if name == extension else content
             for name, content in sample.members.items()
         }
         offset = self._append(sample.key, members)[STREAM_EXTENSION][0]
-        _, height, width = image.pixels.shape
-        taken = len(sample.members[extension])
-        self._pixels += width * height
-        self._bytes_in += taken
+        pixels = (facts.height or 0) * (facts.width or 0)
+        self._pixels += pixels
+        self._bytes_in += facts.bytes_in or 0
         self._bytes_out += len(stream)
         self._bytes_carried += sum(map(len, members.values())) - len(stream)
         self._record(
-            sample,
+            facts,
             SampleRow(
                 key=sample.key,
                 status="committed",
                 source=_source(sample, extension),
-                format=image.format,
-                width=width,
-                height=height,
-                bytes_in=taken,
+                format=facts.format,
+                width=facts.width,
+                height=facts.height,
+                bytes_in=facts.bytes_in,
                 bytes_out=len(stream),
-                bpp=8 * len(stream) / (width * height),
+                bpp=8 * len(stream) / pixels,
                 psnr=psnr,
-                notes="; ".join(image.notes),
+                notes="; ".join(facts.notes),
                 stream_offset=offset,
             ),
         )
 
-    def pass_through(self, sample: Sample) -> None:
+    def pass_through(self, sample: Sample, facts: SampleFacts) -> None:
         """Append a sample as it is."""
         self._append(sample.key, sample.members)
         self._bytes_carried += sum(map(len, sample.members.values()))
-        self._record(sample, SampleRow(key=sample.key, status="passthrough", source=sample.source))
+        self._record(facts, SampleRow(key=sample.key, status="passthrough", source=sample.source))
 
-    def quarantine(self, sample: Sample, extension: str, reason: CodecError | PipelineError) -> None:
+    def quarantine(
+        self, sample: Sample, facts: SampleFacts, extension: str, reason: CodecError | PipelineError
+    ) -> None:
         """Leave a sample out, and record why."""
         self._record(
-            sample,
+            facts,
             SampleRow(
                 key=sample.key,
                 status="quarantined",
                 source=_source(sample, extension),
                 error_type=type(reason).__name__,
                 error=reason.message,
-                bytes_in=len(sample.members[extension]) if extension in sample.members else None,
+                bytes_in=facts.bytes_in,
             ),
         )
 
@@ -157,8 +176,8 @@ class ShardOutput:
         self._index.append(SampleIndex(key, span.offset, span.size))
         return span.data
 
-    def _record(self, sample: Sample, row: SampleRow) -> None:
-        self._bytes_read += sum(map(len, sample.members.values()))
+    def _record(self, facts: SampleFacts, row: SampleRow) -> None:
+        self._bytes_read += facts.bytes_read
         self._counts[row.status] += 1
         self._rows.append(row)
 
