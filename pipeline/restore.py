@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from typing import Literal
 
@@ -24,6 +25,8 @@ __all__ = [
     "restored_extensions",
     "restored_path",
 ]
+
+_MAX_NAME = 255
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 
@@ -77,9 +80,11 @@ class FilesOutput:
         self._written: set[str] = set()
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Write the members. Raises SampleFormatError, and writes nothing, when a name is unsafe or already used."""
+        """Write the members. Raises SampleFormatError, and writes nothing, when a name is unusable or used already."""
         path = restored_path(key, self._shard, from_folder=self._from_folder)
         names = {f"{path}.{extension}": content for extension, content in members.items()}
+        if any(len(os.fsencode(part)) > _MAX_NAME for name in names for part in name.split("/")):
+            raise SampleFormatError(f"the key is too long for a file name of {_MAX_NAME} bytes", key=key)
         twice = next((name for name in names if name in self._written), None)
         if twice is not None:
             raise SampleFormatError(f"another sample already became {twice}", shard=self._shard, key=key)

@@ -24,6 +24,7 @@ from ..errors import StorageError
 __all__ = ["Entry", "LocalStorage", "Staged", "Storage", "local_path", "open_storage"]
 
 _PART = ".part"
+_MAX_NAME = 200
 _LOCK = ".commit.lock"
 
 
@@ -145,8 +146,10 @@ class _LocalStaged(Staged):
 
     @staticmethod
     def _create(target: Path) -> tuple[Path, io.FileIO]:
+        # Cut, so that a name that just fits its file system still does with our additions.
+        start = os.fsdecode(os.fsencode(target.name)[:_MAX_NAME])
         while True:
-            path = target.with_name(f".{target.name}.{secrets.token_hex(6)}{_PART}")
+            path = target.with_name(f".{start}.{secrets.token_hex(6)}{_PART}")
             file = io.FileIO(path, "xb")
             fcntl.flock(file, fcntl.LOCK_EX)
             # A sweep may have removed the file between its creation and its lock.

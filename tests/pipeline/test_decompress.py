@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +14,15 @@ import pytest
 from PIL import Image
 
 from discernible.codec import Codec
-from discernible.errors import ConfigError, SourceError, WeightsMismatchError
+from discernible.errors import ConfigError, SampleFormatError, SourceError, WeightsMismatchError
+from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.decompress import DecompressConfig, DecompressProgress, decompress
 from discernible.pipeline.pixels import decode_pixels
 from discernible.pipeline.receipts import Receipt, list_receipts
 from discernible.pipeline.restore import restored_path
 from discernible.pipeline.samples import escape_key
+from discernible.pipeline.sources import open_source
+from discernible.pipeline.verify import verify
 
 CPU = DecompressConfig(device="cpu")
 
@@ -87,6 +92,7 @@ def test_bad_streams_and_hostile_keys_are_reported(
     flipped = bytearray(good)
     flipped[-9] ^= 1
     samples = {
+        "k" * 252: {"dci": good},
         "0": {"dci": good},
         "1": {"dci": bytes(flipped), "cls": b"1"},
         "../2": {"dci": good},
@@ -95,6 +101,7 @@ def test_bad_streams_and_hostile_keys_are_reported(
     report = decompress(str(make_tar("x.tar", samples)), str(tmp_path / "files"), CPU)
     assert names_under(tmp_path / "files") == {"x/0.png", "x/1.cls", "x/3.png"}
     assert [(failure.key, failure.error_type) for failure in report.failures] == [
+        ("k" * 252, "SampleFormatError"),
         ("1", "StreamChecksumError"),
         ("../2", "SampleFormatError"),
     ]
@@ -102,15 +109,11 @@ def test_bad_streams_and_hostile_keys_are_reported(
 
 @pytest.mark.parametrize("path", ["../evil", "/etc/evil", "a/../../evil", "a\0b"])
 def test_escaped_keys_cannot_lead_outside(path: str) -> None:
-    from discernible.errors import SampleFormatError
-
     with pytest.raises(SampleFormatError):
         restored_path(escape_key(path), "00000", from_folder=True)
 
 
 def test_wrong_weights_are_named_at_once(converted: Path, tmp_path: Path) -> None:
-    import dataclasses
-
     receipt = list_receipts(str(converted))["00000"]
     (converted / "00000.json").write_bytes(dataclasses.replace(receipt, fingerprint="00000000").to_json())
     with pytest.raises(WeightsMismatchError, match="00000000"):
@@ -125,3 +128,21 @@ def test_nothing_to_restore(tmp_path: Path) -> None:
     for bad in ({"form": "zip"}, {"format": "gif"}, {"quality": 0}, {"threads": 0}):
         with pytest.raises(ConfigError):
             DecompressConfig(**bad)  # type: ignore[arg-type]
+
+
+def test_odd_file_names_come_back(thumbnails: dict[str, bytes], converter: ShardConverter, tmp_path: Path) -> None:
+    odd = ["v1.2.final.jpg", "a.jpg", "a.png", "a.jpg.png", "50%.jpg", "50%25.jpg", "new\nline.jpg", "back\\slash.jpg"]
+    odd += ["__x__/__y__.jpg", "dir.d/é ü　.jpg", os.fsdecode(b"latin-\xe9.jpg"), "x" * 240 + ".jpg"]
+    for name in odd:
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(thumbnails["china0.jpg"])
+    for shard in open_source(str(tmp_path / "in"), shard_size=5).shards:
+        converter.convert(shard, str(tmp_path / "out"), "plan-1")
+    report = decompress(str(tmp_path / "out"), str(tmp_path / "files"), CPU)
+    assert report.failures == ()
+    restored = names_under(tmp_path / "files")
+    assert len(restored) == len(odd)
+    plain = {name.rpartition(".")[0] + ".png" for name in odd} - {"a.png"}
+    assert plain <= restored
+    assert verify(str(tmp_path / "out")).ok

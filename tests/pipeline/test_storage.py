@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +76,38 @@ def test_put_if_absent(tmp_path: Path) -> None:
     assert storage.put_if_absent("x", b"1")
     assert not storage.put_if_absent("x", b"2")
     assert storage.read("x") == b"1"
+
+
+def test_file_systems_without_links_and_folder_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS, which locks no folders, and exFAT, which has no hard links."""
+    real = fcntl.flock
+
+    def no_folders(file: Any, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(file if isinstance(file, int) else file.fileno()).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(file, operation)
+
+    def no_links(self: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(fcntl, "flock", no_folders)
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    storage = open_storage(tmp_path)
+    assert storage.put_if_absent("x", b"1")
+    assert not storage.put_if_absent("x", b"2")
+    assert storage.read("x") == b"1"
+    assert [entry.name for entry in storage.list()] == ["x"]
+
+
+def test_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    staged = open_storage(tmp_path).stage("0.tar")
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        os.dup2(full.fileno(), staged._file.fileno())  # type: ignore[attr-defined]
+        with pytest.raises(StorageError, match="No space left"):
+            staged.write(b"x" * 100)
+    staged.discard()
 
 
 def test_sweep_removes_what_a_killed_writer_left_and_nothing_else(tmp_path: Path) -> None:
