@@ -148,7 +148,8 @@ def _decode(image: Image.Image, policy: PixelPolicy) -> DecodedImage:
     if transpose is not None:
         rgb = rgb.transpose(transpose)
         notes.append("orientation applied")
-    pixels = np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+    # A copy in any case: of a 1×1 image the transposed view is contiguous already, and Pillow's buffer is read-only.
+    pixels = np.array(np.asarray(rgb).transpose(2, 0, 1), order="C")
     return DecodedImage(pixels, name, mode, tuple(notes))
 
 

@@ -258,6 +258,14 @@ def test_animations(form: str) -> None:
         decode_pixels(data, PixelPolicy(animated="refuse"))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1)])
+def test_the_smallest_images_are_arrays_of_their_own(size: tuple[int, int]) -> None:
+    result = decoded(Image.new("RGB", size, (1, 2, 3)))
+    assert result.pixels.shape == (3, size[1], size[0])
+    assert result.pixels.flags.writeable
+    assert (hwc(result) == (1, 2, 3)).all()
+
+
 def test_pages_are_no_animation() -> None:
     pages = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     result = decode_pixels(
