@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ..errors import JobError
+from ..errors import JobError, WeightsMismatchError
 from .cluster import Layout
 
 if TYPE_CHECKING:
@@ -51,16 +51,17 @@ class _Stopped(Exception):
 
 
 class ConversionWorker:
-    """Runs inside the actor. ``config`` is the JSON form of a ``ConvertConfig``."""
+    """Runs inside the actor. ``config`` is the JSON form of a ``ConvertConfig``, ``fingerprint`` that of the plan."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], fingerprint: str) -> None:
         self._config = dict(config)
+        self._fingerprint = fingerprint
         self._converter: ShardConverter | None = None
         self._progress: tuple[int, ...] = _STARTED
         self._stop = threading.Event()
 
     def setup(self) -> WorkerInfo:
-        """Load the weights. Raises what the codec raises when they cannot be loaded."""
+        """Load the weights. Raises what the codec raises when they cannot be loaded, or are not those of the plan."""
         threads = int(self._config["threads"])
         # Libraries read these once, when they are first imported, which is inside this method.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -68,6 +69,11 @@ class ConversionWorker:
         from ..pipeline.convert import ConvertConfig, ShardConverter
 
         self._converter = ShardConverter(ConvertConfig.from_dict(self._config))
+        if self._converter.fingerprint != self._fingerprint:
+            raise WeightsMismatchError(
+                f"the plan was made with the weights {self._fingerprint}, but a worker found "
+                f"{self._converter.fingerprint} as {self._config['weights']}; install the same weights on every node"
+            )
         node = ray.util.get_node_ip_address()
         return WorkerInfo(device=_device_name(self._converter), threads=threads, node=node, pid=os.getpid())
 
@@ -105,7 +111,7 @@ class ConversionWorker:
         )
 
 
-def actor_factory(config: Mapping[str, Any], layout: Layout) -> Callable[[], Any]:
+def actor_factory(config: Mapping[str, Any], fingerprint: str, layout: Layout) -> Callable[[], Any]:
     """A function that starts one more actor with what ``layout`` reserves for each.
 
     No restarts by Ray: the dispatcher replaces dead actors itself, because it has to know which shard died with them.
@@ -118,7 +124,7 @@ def actor_factory(config: Mapping[str, Any], layout: Layout) -> Callable[[], Any
         # One for convert; the others answer progress and stop meanwhile.
         max_concurrency=3,
     )
-    return lambda: actor_class.remote(dict(config))
+    return lambda: actor_class.remote(dict(config), fingerprint)
 
 
 def _device_name(converter: ShardConverter) -> str:

@@ -68,6 +68,7 @@ def choose_layout(
     cpus: int,
     gpus: int,
     shards: int,
+    left: int | None = None,
     workers: int | None = None,
     cpus_per_worker: int | None = None,
     gpus_per_worker: float | None = None,
@@ -76,7 +77,10 @@ def choose_layout(
     """Decide on the actors for ``shards`` shards (at least one) on ``cpus`` cores and ``gpus`` GPUs.
 
     With GPUs there is one actor a GPU, and the cores are divided among them. Without, one actor a core up to the number
-    of shards: actors side by side scale better than threads inside one, and cores that no shard needs become threads.
+    of shards: actors side by side need no synchronisation, and cores that no shard needs become threads.
+
+    ``left`` is how many of the shards are still to do. It limits the actors, but it does not give them more cores: the
+    number of threads shows in the last bits of floating-point results, and a resumed job must end in the same bytes.
 
     Raises:
         ConfigError: the wishes cannot be met by this many cores and GPUs.
@@ -97,7 +101,8 @@ def choose_layout(
     else:
         count = cpus
     count = max(1, min(count, max(1, shards)))
-    return Layout(workers=count, cpus=cpus_per_worker or max(1, cpus // count), gpus=share)
+    cores = cpus_per_worker or max(1, cpus // count)
+    return Layout(workers=count if left is None else max(1, min(count, left)), cpus=cores, gpus=share)
 
 
 @contextlib.contextmanager

@@ -202,7 +202,8 @@ def _dispatch(
         layout = choose_layout(
             cpus=session.cpus,
             gpus=session.gpus,
-            shards=len(ledger.missing),
+            shards=len(plan.shards),
+            left=len(ledger.missing),
             workers=spec.workers,
             cpus_per_worker=spec.cpus_per_worker,
             gpus_per_worker=spec.gpus_per_worker,
@@ -213,7 +214,7 @@ def _dispatch(
         destination = resolve_location(spec.destination)
         display = _Recorder(make_display(_meter(plan, ledger), console, progress))
         dispatcher = Dispatcher(
-            actor_factory(config, layout),
+            actor_factory(config, plan.fingerprint, layout),
             [Task(name=shard.name, arguments=(shard, destination, plan.plan_id)) for shard in ledger.missing],
             DispatchPolicy(workers=layout.workers, tries=spec.tries),
             display,

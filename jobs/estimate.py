@@ -148,7 +148,8 @@ def estimate(
     layout = choose_layout(
         cpus=usable_cores(),
         gpus=_gpus_here() if spec.device != "cpu" else 0,
-        shards=max(1, len(missing)),
+        shards=len(plan.shards),
+        left=len(missing),
         workers=spec.workers,
         cpus_per_worker=spec.cpus_per_worker,
         gpus_per_worker=spec.gpus_per_worker,

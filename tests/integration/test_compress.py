@@ -98,7 +98,7 @@ def test_resume_does_only_what_is_missing(
     (folder / "00002.tar").write_bytes(b"torn")
     (folder / "00002.json").unlink()
     kept = (folder / "00000.tar").stat().st_mtime_ns
-    answer = run("compress", photo_folder, folder, "--shard-size", 6, "--workers", 1, "--json")
+    answer = run("compress", photo_folder, folder, "--shard-size", 6, "--workers", 2, "--json")
     assert answer.code == 0, answer.err
     assert answer.json["shards"] == {"total": 4, "resumed": 2, "converted": 2, "failed": 0}
     assert (folder / "00000.tar").stat().st_mtime_ns == kept

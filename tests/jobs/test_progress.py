@@ -143,6 +143,8 @@ def test_ratios_and_counts() -> None:
         ({"cpus": 8, "gpus": 0, "shards": 100, "cpus_per_worker": 3}, (2, 3, 0)),
         ({"cpus": 2, "gpus": 0, "shards": 100, "cpus_per_worker": 4}, (1, 4, 0)),
         ({"cpus": 8, "gpus": 0, "shards": 100, "workers": 2}, (2, 4, 0)),
+        ({"cpus": 8, "gpus": 0, "shards": 100, "left": 2}, (2, 1, 0)),
+        ({"cpus": 8, "gpus": 0, "shards": 3, "left": 1}, (1, 2, 0)),
         ({"cpus": 64, "gpus": 8, "shards": 100}, (8, 8, 1)),
         ({"cpus": 64, "gpus": 8, "shards": 2}, (2, 32, 1)),
         ({"cpus": 64, "gpus": 2, "shards": 100, "gpus_per_worker": 0.5}, (4, 16, 0.5)),
