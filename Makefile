@@ -25,7 +25,7 @@ install: $(VENV)/.installed-dev  ## the package, editable, with all that develop
 
 .PHONY: demo
 demo: $(VENV)/.installed-demo  ## convert photographs that an installed package ships, and show the result
-	$(BIN)/discernible demo
+	$(BIN)/discernible demo --out $(OUT)/demo
 
 .PHONY: test
 test: $(VENV)/.installed-dev  ## all tests; PYTEST_ARGS="-k tar -x" narrows them
