@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -28,6 +29,7 @@ __all__ = ["Layout", "RaySession", "choose_layout", "ray_session", "usable_cores
 # Ray takes 127.0.0.1 as "this machine" and listens on its outward address instead; the other loopback addresses it
 # takes at their word, but not every system has them.
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+_KNOCK_SECONDS = 10.0
 _FOLDER = "discernible-"
 # Ray refuses less than 75 MiB. Only receipts and counters go through it, so there is no reason for more.
 _OBJECT_STORE_BYTES = 100_000_000
@@ -126,6 +128,7 @@ def ray_session(*, min_cpus: int = 1) -> Iterator[RaySession]:
     try:
         try:
             if address:
+                _knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="discernible")
             else:
                 ray.init(
@@ -147,6 +150,13 @@ def ray_session(*, min_cpus: int = 1) -> Iterator[RaySession]:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError when nobody listens at ``HOST:PORT`` (``ray://`` before it or not): Ray itself tries for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def _prepare_environment() -> None:
@@ -226,7 +236,7 @@ def _cannot_start(address: str | None, error: Exception) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if address:
         return (
-            f"cannot reach the Ray cluster at RAY_ADDRESS={address}: {first} "
+            f"cannot reach the Ray cluster at RAY_ADDRESS={address}: {first.rstrip('.')}. "
             "Check the address, or unset RAY_ADDRESS to run on this machine."
         )
     return f"cannot start Ray on this machine: {first}"

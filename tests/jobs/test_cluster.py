@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from discernible.errors import JobError
 from discernible.jobs import cluster
 
 SCRIPT = """
@@ -48,3 +52,13 @@ def test_folders_of_dead_runs_are_removed(tmp_path: Path) -> None:
         (tmp_path / name / "session").mkdir(parents=True)
     cluster._remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {f"discernible-{os.getpid()}-y", "discernible-other-z"}
+
+
+def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(JobError, match="cannot reach the Ray cluster at RAY_ADDRESS="), cluster.ray_session():
+            raise AssertionError("connected to nobody")
