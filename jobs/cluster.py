@@ -153,7 +153,7 @@ def ray_session(*, min_cpus: int = 1) -> Iterator[RaySession]:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError when nobody listens at ``HOST:PORT`` (``ray://`` before it or not): Ray itself tries for minutes."""
+    """Raise OSError when nobody listens at ``[ray://]HOST:PORT``; Ray itself tries for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
