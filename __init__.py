@@ -1,4 +1,4 @@
-"""Shrink image datasets that machines learn from: a learned image codec, a conversion pipeline and a decoding loader."""
+"""Shrink image datasets that machines learn from: a learned image codec, a conversion pipeline, a decoding loader."""
 
 from __future__ import annotations
 

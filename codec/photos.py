@@ -58,7 +58,7 @@ class PhotoCrops:
         if not self.photos:
             raise TrainingError(
                 f"no photographs of at least {config.size}×{config.size} pixels below {[str(f) for f in folders]}; "
-                "name folders that hold some under [data] folders"
+                "name folders that hold some in `folders`"
             )
         pixels = np.array([photo.shape[0] * photo.shape[1] for photo in self.photos], dtype=np.float64)
         self._share = pixels / pixels.sum()

@@ -154,7 +154,8 @@ def run_demo(
     )
     done = compress(spec, progress=display)
     if done.status != "done":
-        raise JobError(f"the conversion ended as {done.status!r}; the same command goes on with what is left")
+        reason = f" ({done.failures[0].error})" if done.failures else ""
+        raise JobError(f"the conversion ended as {done.status!r}{reason}; the same command goes on with what is left")
 
     tell(f"discernible verify {shards} --deep")
     report = verify_destination(str(shards), deep=True, device=device)
