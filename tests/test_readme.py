@@ -115,6 +115,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, photo_files: Mapping[str
     return folder
 
 
+# Examples stay short: Pillow's images go out of scope unclosed in them, as do the tars that webdataset reads.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:.*unclosed file:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:.*_io.FileIO:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("document", PYTHON_DOCUMENTS, ids=ids)
 def test_python_blocks_run(document: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
