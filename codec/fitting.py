@@ -27,10 +27,11 @@ from .tables import (
     QUALITY_BUCKETS,
     SYMBOLS,
     EntropyTables,
+    quality_bucket,
     quantise_frequencies,
 )
 from .training import CodecNetwork, TrainConfig
-from .weights import load_weights, save_weights
+from .weights import save_weights
 
 __all__ = ["finish", "fit_tables"]
 
@@ -140,8 +141,7 @@ def fit_tables(codec: Codec, crops: Tensor) -> EntropyTables:
         predict_colours(coded, rows, columns, PREDICTED)
         lengths = symbol_counts(coded, latents.classes, tables, symbols)
         np.add.at(last, (tables.expected_K[latents.classes], lengths), 1)
-        bucket = (latents.quality - 1) * QUALITY_BUCKETS // len(QUALITIES)
-        classes[bucket] += np.bincount(latents.classes, minlength=old.classes)
+        classes[quality_bucket(latents.quality)] += np.bincount(latents.classes, minlength=old.classes)
     total = classes.sum(0) / classes.sum()
     share = old.symbol_frequency / old.symbol_frequency.sum(-1, keepdims=True)
     return dataclasses.replace(
@@ -161,7 +161,7 @@ def _smooth(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _card(path: Path, crops: Tensor, config: TrainConfig, photos: PhotoCrops, steps: int, minutes: float) -> str:
     """The model card: what was trained on what and for how long, and what it does to the last training crops."""
-    codec, weights = Codec.load(path), load_weights(path)
+    codec = Codec.load(path)
     sample = list(crops[:64])
     lines = []
     for quality in _CARD_QUALITIES:
@@ -181,7 +181,7 @@ def _card(path: Path, crops: Tensor, config: TrainConfig, photos: PhotoCrops, st
 
 | | |
 |---|---|
-| fingerprint | `{weights.fingerprint}` |
+| fingerprint | `{codec.fingerprint}` |
 | transforms | {sizes}; {macs["analysis"] / 1000:.1f} kMAC a pixel to encode, {macs["synthesis"] / 1000:.1f} to decode |
 | prior | {config.prior.classes} classes |
 | objective | rate + λ·MSE over qualities 1–100, noise for the rate, straight-through rounding for the synthesis |

@@ -89,6 +89,11 @@ def context_level(magnitudes_BL: Tensor) -> Tensor:
     return torch.bucketize(energy, edges, right=True)
 
 
+def _colour_residual(scaled_NyxL: Tensor) -> Tensor:
+    colour = scaled_NyxL[..., :PREDICTED]
+    return torch.cat([colour - median_edge_prediction(colour), scaled_NyxL[..., PREDICTED:]], dim=-1)
+
+
 class ClassPrior(nn.Module):
     """Scales and means of every class; estimates bits with logistic distributions convolved with the rounding."""
 
@@ -121,7 +126,7 @@ class ClassPrior(nn.Module):
         gain = gain_N.view(-1, 1, 1, 1)
         scaled = latents_NyxL * gain
         colour = scaled[..., :PREDICTED]
-        residual = torch.cat([colour - median_edge_prediction(colour), scaled[..., PREDICTED:]], dim=-1)
+        residual = _colour_residual(scaled)
         classes = self.choose(residual.detach(), gain_N)
         mean = F.embedding(classes, self.class_means()) * gain
         centred = residual - mean
@@ -149,8 +154,7 @@ class ClassPrior(nn.Module):
     def initialise(self, latents_NyxL: Tensor, gain: float, *, rounds: int = 12, seed: int = 0) -> None:
         """Hard expectation maximisation on real latents (N, y, x, L), from blocks drawn at random."""
         scaled = latents_NyxL * gain
-        colour = scaled[..., :PREDICTED]
-        residual = torch.cat([colour - median_edge_prediction(colour), scaled[..., PREDICTED:]], dim=-1)
+        residual = _colour_residual(scaled)
         r_BL = residual.reshape(1, 1, -1, residual.shape[-1])
         classes, power = len(self.usage), r_BL.square().mean((0, 1, 2))
         pick = torch.randperm(r_BL.shape[2], generator=torch.Generator().manual_seed(seed))[:classes]

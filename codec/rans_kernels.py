@@ -80,6 +80,14 @@ def _push_raw(operations: npt.NDArray[np.uint32], count: int, value: int, bits: 
     return _push(operations, count, value << shift, 1 << shift, lane)
 
 
+@_inline
+def _coded_groups(symbols: _I16, block: int) -> int:
+    end = symbols.shape[1]
+    while end > 0 and symbols[block, end - 1] == 0:
+        end -= 1
+    return (end + GROUP - 1) // GROUP
+
+
 @_jit
 def list_operations(
     symbols: _I16,
@@ -94,7 +102,7 @@ def list_operations(
     operations: npt.NDArray[np.uint32],
 ) -> int:
     """Write what the decoder will do, in its order: start, frequency − 1 and lane of every step. Returns the count."""
-    blocks, channels = symbols.shape
+    blocks = symbols.shape[0]
     count = 0
     last = np.zeros(4, np.int64)
     energy = np.zeros(4, np.int64)
@@ -106,10 +114,7 @@ def list_operations(
             count = _push(operations, count, start, np.int64(class_cumulative[k + 1]) - start, lane)
         longest = 0
         for lane in range(active):
-            end = channels
-            while end > 0 and symbols[first + lane, end - 1] == 0:
-                end -= 1
-            groups = (end + GROUP - 1) // GROUP
+            groups = _coded_groups(symbols, first + lane)
             row = last_cumulative[expected_K[classes[first + lane]]]
             start = np.int64(row[groups])
             count = _push(operations, count, start, np.int64(row[groups + 1]) - start, lane)
@@ -157,12 +162,8 @@ def count_symbols(
     groups: npt.NDArray[np.int64],
 ) -> None:
     """Add to ``counts`` (row and context, entry) what coding would look up; write the coded groups of each block."""
-    blocks, channels = symbols.shape
-    for block in range(blocks):
-        end = channels
-        while end > 0 and symbols[block, end - 1] == 0:
-            end -= 1
-        groups[block] = (end + GROUP - 1) // GROUP
+    for block in range(symbols.shape[0]):
+        groups[block] = _coded_groups(symbols, block)
         energy = 0
         for c in range(groups[block] * GROUP):
             packed = np.int64(level_KL[classes[block], c])

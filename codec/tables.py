@@ -35,6 +35,7 @@ __all__ = [
     "SYMBOLS",
     "EntropyTables",
     "QualityTables",
+    "quality_bucket",
     "quantise_frequencies",
 ]
 
@@ -128,7 +129,7 @@ class EntropyTables:
         groups = self.channels // GROUP
         busy = (level.reshape(self.classes, groups, GROUP) >= _EXPECTED_LEVEL).any(-1)
         expected = np.where(busy.any(-1), groups - np.argmax(busy[:, ::-1], axis=1), 0)
-        class_frequency = self.class_frequency[(quality - 1) // _BUCKET]
+        class_frequency = self.class_frequency[quality_bucket(quality)]
         return QualityTables(
             level_KL=(row | raw_bits << 5).astype(np.uint8),
             expected_K=expected.astype(np.uint8),
@@ -145,6 +146,11 @@ class EntropyTables:
     @functools.cached_property
     def _last_cumulative(self) -> _U16:
         return _cumulate(self.last_frequency)
+
+
+def quality_bucket(quality: int) -> int:
+    """Row of ``class_frequency`` that serves a quality."""
+    return (quality - 1) // _BUCKET
 
 
 def _cumulate(frequency: _U16) -> _U16:
