@@ -163,16 +163,7 @@ class FolderFacts:
             "weights": {"name": self.weights, "fingerprint": self.fingerprint},
             "complete": self.missing == 0 and self.indexed,
             "shards": {"committed": len(self.receipts), "missing": self.missing},
-            "samples": {
-                "total": totals.samples,
-                "committed": totals.committed,
-                "quarantined": totals.quarantined,
-                "passthrough": totals.passthrough,
-            },
-            "bytes": {"images": totals.bytes_in, "streams": totals.bytes_out, "carried": totals.bytes_carried},
-            "ratio": totals.ratio,
-            "bpp": totals.bpp,
-            "psnr": totals.psnr,
+            **totals.to_json(),
             "receipts": [_receipt_json(receipt) for receipt in self.receipts],
         }
 

@@ -214,6 +214,21 @@ class Totals:
         """Bits a pixel over all streams together; None when there are none."""
         return 8 * self.bytes_out / self.pixels if self.pixels else None
 
+    def to_json(self) -> dict[str, Any]:
+        """Samples by outcome, bytes by kind and the measures, as JSON values."""
+        return {
+            "samples": {
+                "total": self.samples,
+                "committed": self.committed,
+                "quarantined": self.quarantined,
+                "passthrough": self.passthrough,
+            },
+            "bytes": {"images": self.bytes_in, "streams": self.bytes_out, "carried": self.bytes_carried},
+            "ratio": self.ratio,
+            "bpp": self.bpp,
+            "psnr": self.psnr,
+        }
+
 
 def totals(receipts: Iterable[Receipt]) -> Totals:
     """Sum up receipts."""
