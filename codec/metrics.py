@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ..errors import ConfigError, ImageError
 
-__all__ = ["bd_rate", "ms_ssim", "psnr"]
+__all__ = ["bd_rate", "ms_ssim", "psnr", "structural_similarity"]
 
 _MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_WINDOW = 11
+_TILE = 160
 
 
 def psnr(original: Tensor, reconstruction: Tensor) -> float:
@@ -33,25 +35,54 @@ def ms_ssim(original: Tensor, reconstruction: Tensor) -> float:
     _check_pair(original, reconstruction)
     if min(original.shape[1:]) < 176:
         raise ImageError(f"MS-SSIM needs sides of at least 176 pixels for its five scales, not {tuple(original.shape)}")
-    window = torch.exp(-0.5 * ((torch.arange(11, dtype=torch.float64) - 5) / 1.5).square())
-    window = (window / window.sum()).view(1, 1, 1, 11)
+    return float(structural_similarity(*(image.cpu()[None].to(torch.float64) for image in (original, reconstruction))))
 
-    def blur(image: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(image, window), window.mT)
 
-    x, y = (image.cpu().to(torch.float64)[:, None] for image in (original, reconstruction))
+def structural_similarity(original_N3HW: Tensor, reconstruction_N3HW: Tensor) -> Tensor:
+    """Differentiable MS-SSIM an image (N,) of float images on the 0…255 scale.
+
+    Images with sides below 176 pixels use as many of the five scales as their 11×11 windows fit into, the weights of
+    these scaled to the same sum. Raises ImageError when not even one fits.
+    """
+    side = min(original_N3HW.shape[2:])
+    if side < _WINDOW:
+        raise ImageError(f"structural similarity needs sides of at least {_WINDOW} pixels, not {side}")
+    scales = min(len(_MS_SSIM_WEIGHTS), 1 + int(math.log2(side / _WINDOW)))
+    share = sum(_MS_SSIM_WEIGHTS) / sum(_MS_SSIM_WEIGHTS[:scales])
+    n, channels = original_N3HW.shape[:2]
+    x, y = (image.flatten(0, 1) for image in (original_N3HW, reconstruction_N3HW))
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    value = torch.ones(len(x), dtype=torch.float64)
-    for scale, weight in enumerate(_MS_SSIM_WEIGHTS):
-        mean_x, mean_y = blur(x), blur(y)
-        var_x, var_y = blur(x * x) - mean_x.square(), blur(y * y) - mean_y.square()
-        covariance = blur(x * y) - mean_x * mean_y
-        contrast = (2 * covariance + c2) / (var_x + var_y + c2)
-        if scale == len(_MS_SSIM_WEIGHTS) - 1:
+    value = x.new_ones(len(x))
+    for scale, weight in enumerate(_MS_SSIM_WEIGHTS[:scales]):
+        maps = torch.cat([x, y, x * x, y * y, x * y])
+        mean_x, mean_y, square_x, square_y, product = _blur_rows(_blur_rows(maps).mT).mT.chunk(5)
+        covariance = product - mean_x * mean_y
+        contrast = (2 * covariance + c2) / (square_x - mean_x.square() + square_y - mean_y.square() + c2)
+        if scale == scales - 1:
             contrast = contrast * (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
-        value = value * contrast.mean((1, 2, 3)).clamp(min=0).pow(weight)
-        x, y = (F.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False) for image in (x, y))
-    return float(value.mean())
+        # A floor above zero keeps the gradient of the power finite where two windows have nothing in common.
+        value = value * contrast.mean((1, 2)).clamp(min=1e-6).pow(weight * share)
+        x, y = (F.avg_pool2d(image[:, None], 2, ceil_mode=True, count_include_pad=False)[:, 0] for image in (x, y))
+    return value.view(n, channels).mean(1)
+
+
+def _blur_rows(maps_MHW: Tensor) -> Tensor:
+    """Gaussian window along the rows, (M, H, W) to (M, H, W − 10), as products with a banded matrix.
+
+    On a CPU a product with a matrix that is mostly zero is 20 times faster than a convolution with one channel.
+    """
+    width = maps_MHW.shape[-1] - _WINDOW + 1
+    tile = width if width <= _TILE else _TILE // 2
+    window = torch.exp(-0.5 * ((torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2) / 1.5).square())
+    band = torch.zeros(tile + _WINDOW - 1, tile, dtype=torch.float64)
+    for offset in range(_WINDOW):
+        band.diagonal(-offset).fill_(float(window[offset] / window.sum()))
+    band = band.to(maps_MHW)
+    if tile == width:
+        return maps_MHW @ band
+    tiles = -(-width // tile)
+    padded = F.pad(maps_MHW, (0, tiles * tile - width))
+    return (padded.unfold(-1, tile + _WINDOW - 1, tile) @ band).flatten(-2)[..., :width]
 
 
 def _check_pair(original: Tensor, reconstruction: Tensor) -> None:

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from .metrics import structural_similarity
 from .quality import trade_off
 
-__all__ = ["Objective", "ObjectiveOutput", "Term", "mean_squared_error"]
+__all__ = ["Objective", "ObjectiveOutput", "Term", "mean_squared_error", "structural_dissimilarity"]
 
 Term = Callable[[Tensor, Tensor], Tensor]
 
@@ -25,6 +26,11 @@ Term = Callable[[Tensor, Tensor], Tensor]
 def mean_squared_error(original_N3HW: Tensor, reconstruction_N3HW: Tensor) -> Tensor:
     """Mean squared error an image (N,), on the 0…255 scale."""
     return (original_N3HW - reconstruction_N3HW).square().mean((1, 2, 3))
+
+
+def structural_dissimilarity(original_N3HW: Tensor, reconstruction_N3HW: Tensor) -> Tensor:
+    """1 − MS-SSIM an image (N,)."""
+    return 1 - structural_similarity(original_N3HW, reconstruction_N3HW)
 
 
 @dataclasses.dataclass(frozen=True)
