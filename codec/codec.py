@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import ConfigError, ImageError, StreamCorruptError, WeightsMismatchError
 from .bitstream import block_grid, check_size, lanes_for, pack_stream, parse_stream
 from .device import resolve_device, resolve_precision
-from .prior import PREDICTED, choose_classes, dead_zone_round, median_edge_prediction
+from .prior import PREDICTED, choose_classes, median_edge_prediction, rate_distortion_round
 from .quality import STEPS_PER_OCTAVE, check_quality, gain
 from .rans import decode_blocks, encode_blocks, predict_colours, restore_colours
 from .tables import MIN_SCALE
@@ -68,6 +68,7 @@ class Codec:
         means[:, :PREDICTED] = 0
         self._means_KL = means.to(device)
         self._scale_index_KL = torch.from_numpy(weights.tables.scale_index).to(device).float()
+        self._context_factor = weights.context_shift.exp().to(device)
 
     @classmethod
     def load(
@@ -200,9 +201,9 @@ class Codec:
         index = classes.view(n, y * x)
         if len(different) > 1:
             index = index + torch.arange(n, device=self.device)[:, None] * scale_QKL.shape[1]
-        scale = F.embedding(index, scale_QKL.reshape(-1, length)).clamp(min=MIN_SCALE)
+        scale = F.embedding(index, scale_QKL.reshape(-1, length))
         mean = F.embedding(index, mean_QKL.reshape(-1, length))
-        symbols = dead_zone_round(scaled.view(n, y * x, length) - mean, scale)
+        symbols = rate_distortion_round(scaled.view(n, y * x, length) - mean, scale, self._context_factor)
         symbols[..., :PREDICTED] = colours.view(n, y * x, PREDICTED)
         symbols = symbols.clamp(-_LARGEST_SYMBOL, _LARGEST_SYMBOL).to(torch.int16)
         return symbols.cpu().numpy(), classes.view(n, y * x).to(torch.uint8).cpu().numpy()

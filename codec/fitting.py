@@ -73,6 +73,7 @@ def _save(path: Path, network: CodecNetwork, config: TrainConfig, tables: Entrop
         analysis=network.analysis,
         synthesis=network.synthesis,
         class_means=network.prior.class_means(),
+        context_shift=network.prior.centred_shift(),
         tables=tables,
     )
 
@@ -111,7 +112,7 @@ def _parametric_tables(network: CodecNetwork) -> EntropyTables:
     usage = network.prior.usage.double().numpy()
     return EntropyTables(
         scale_index=_scale_index(network),
-        symbol_frequency=quantise_frequencies(_parametric_symbols(network.prior.context_shift)),
+        symbol_frequency=quantise_frequencies(_parametric_symbols(network.prior.centred_shift())),
         class_frequency=quantise_frequencies(np.tile(usage + 1e-5, (QUALITY_BUCKETS, 1))),
         last_frequency=quantise_frequencies(np.ones((groups + 1, groups + 1))),
     )

@@ -1,26 +1,106 @@
-"""What training minimises: bits, pixels and, in their own module when they are added, perceptual terms.
+"""What training minimises: bits, pixels, and what a pretrained CNN perceives.
 
-A term is a function of a batch of originals and reconstructions that returns one value an image. The objective weighs
-them per image by the trade-off of the quality that the image was coded at::
+::
 
-    L = w(q) · (bpp + λ(q) · Σ_t weight_t · term_t(x, x̂)),      w(q) = (λ(q) / λ(50))^−½
+    L = w(q) · (bpp + λ(q) · Σ_t weight_t · ramp_t · term_t(x, x̂)),      w(q) = (λ(q) / λ(50))^−½
 
-The factor w keeps the high qualities, whose loss grows with √λ, from drowning the low ones in a mixed batch.
+with the terms ``mse``, ``ms_ssim`` (1 − MS-SSIM), ``features`` (feature consistency P) and ``mmd`` (MMD² between the
+feature distributions of a batch of originals and of their reconstructions), after *Discernible Image Compression*
+(Yang et al., ACM MM 2020). All stand under λ, in units of squared pixel error, so that one balance of the terms
+serves every quality. The factor w keeps the high qualities, whose loss grows with √λ, from drowning the low ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from .metrics import structural_similarity
+from .perception import FeatureNetwork, feature_consistency, load_features, maximum_mean_discrepancy, pooled_samples
 from .quality import trade_off
 
-__all__ = ["Objective", "ObjectiveOutput", "Term", "mean_squared_error", "structural_dissimilarity"]
+__all__ = [
+    "Objective",
+    "ObjectiveConfig",
+    "ObjectiveOutput",
+    "TermConfig",
+    "mean_squared_error",
+    "structural_dissimilarity",
+]
 
-Term = Callable[[Tensor, Tensor], Tensor]
+TERMS = ("mse", "ms_ssim", "features", "mmd")
+_PERCEPTUAL = ("features", "mmd")
+_DEFAULT_NETWORK = "efficientnet-lite0"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TermConfig:
+    """One term: its ``weight``; the ``share`` of each batch that it is evaluated on, which saves time where it is dear;
+    and its schedule: nothing before ``begin`` (share of the run), then a linear ``ramp`` of that length."""
+
+    weight: float
+    share: float = 1.0
+    begin: float = 0.0
+    ramp: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise ConfigError(f"objective: a weight must be at least 0, not {self.weight}")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"objective: share must be above 0 and at most 1, not {self.share}")
+        if not (0 <= self.begin <= 1 and 0 <= self.ramp <= 1):
+            raise ConfigError("objective: begin and ramp are shares of the run, from 0 to 1")
+
+    def strength(self, progress: float) -> float:
+        """The weight at ``progress`` (0…1) of the run."""
+        if progress < self.begin:
+            return 0.0
+        return self.weight * (min(1.0, (progress - self.begin) / self.ramp) if self.ramp else 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The terms by name (``mse``, ``ms_ssim``, ``features``, ``mmd``) and the feature network of the last two.
+
+    ``network``: see :func:`.perception.load_features`. ``features`` and ``mmd`` look at the same maps, so they share
+    their batch: the larger of their two shares counts.
+    """
+
+    terms: Mapping[str, TermConfig] = dataclasses.field(default_factory=lambda: {"mse": TermConfig(weight=1.0)})
+    network: str = _DEFAULT_NETWORK
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.terms) - set(TERMS))
+        if unknown:
+            raise ConfigError(f"objective: unknown terms {unknown}; there are {', '.join(TERMS)}")
+        if not any(term.weight > 0 for term in self.terms.values()):
+            raise ConfigError("objective: at least one term needs a weight above 0")
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> ObjectiveConfig:
+        """From the ``[objective]`` table of a configuration file: a subtable a term, and ``network``."""
+        terms = {}
+        for name, values in table.items():
+            if name == "network":
+                continue
+            if not isinstance(values, Mapping):
+                raise ConfigError(f"objective.{name} must be a table such as {{ weight = 1.0 }}, not {values!r}")
+            try:
+                terms[name] = TermConfig(**values)
+            except TypeError as exc:
+                raise ConfigError(f"objective.{name}: {exc}") from exc
+        network = table.get("network", _DEFAULT_NETWORK)
+        return cls(terms=terms, network=network) if terms else cls(network=network)
+
+    @property
+    def perceptual(self) -> bool:
+        """Whether a feature network is needed."""
+        return any(self.terms[name].weight > 0 for name in _PERCEPTUAL if name in self.terms)
 
 
 def mean_squared_error(original_N3HW: Tensor, reconstruction_N3HW: Tensor) -> Tensor:
@@ -35,30 +115,85 @@ def structural_dissimilarity(original_N3HW: Tensor, reconstruction_N3HW: Tensor)
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveOutput:
-    """``loss``: scalar to minimise. ``bpp_N`` and ``terms`` (name → (N,)): its parts, for the log."""
+    """``loss``: scalar to minimise. ``bpp_N``: (N,). ``terms``: name → values of the images it was evaluated on."""
 
     loss: Tensor
     bpp_N: Tensor
     terms: Mapping[str, Tensor]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective:
-    """Weighted terms of distortion; ``terms`` maps a name to (weight, term)."""
+_PIXEL_TERMS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": mean_squared_error,
+    "ms_ssim": structural_dissimilarity,
+}
 
-    terms: Mapping[str, tuple[float, Term]] = dataclasses.field(
-        default_factory=lambda: {"mse": (1.0, mean_squared_error)}
-    )
+
+class Objective:
+    """The loss of a batch. Loads the feature network when a perceptual term has a weight.
+
+    Raises:
+        ConfigError, WeightsNotFoundError: the feature network is not there.
+    """
+
+    def __init__(
+        self,
+        config: ObjectiveConfig | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        self.config = config or ObjectiveConfig()
+        self.features: FeatureNetwork | None = None
+        if self.config.perceptual:
+            self.features = load_features(self.config.network).to(device)
+            # On a CPU the depthwise convolutions of small networks are slower in bfloat16 than in float32.
+            self.features.precision = torch.float32 if torch.device(device).type == "cpu" else precision
+
+    def describe(self) -> str:
+        """One line for a model card."""
+        parts = [f"{term.weight:g}·{name}" for name, term in self.config.terms.items() if term.weight > 0]
+        network = f", features of {self.config.network.split('/')[-1]}" if self.features is not None else ""
+        return f"bpp + λ·({' + '.join(parts)}){network}"
 
     def __call__(
-        self, original_N3HW: Tensor, reconstruction_N3HW: Tensor, bits_N: Tensor, quality_N: Tensor
+        self,
+        original_N3HW: Tensor,
+        reconstruction_N3HW: Tensor,
+        bits_N: Tensor,
+        quality_N: Tensor,
+        progress: float = 1.0,
     ) -> ObjectiveOutput:
-        """Float images (N, 3, H, W) on the 0…255 scale, bits an image (N,), qualities (N,)."""
-        pixels = original_N3HW.shape[-1] * original_N3HW.shape[-2]
+        """Float images (N, 3, H, W) on the 0…255 scale, bits an image (N,), qualities (N,), progress 0…1 of the run."""
         lambda_N = bits_N.new_tensor([trade_off(float(quality)) for quality in quality_N])
         weight_N = (lambda_N / trade_off(50)).rsqrt()
-        bpp_N = bits_N / pixels
-        values = {name: term(original_N3HW, reconstruction_N3HW) for name, (_, term) in self.terms.items()}
-        distortion_N = sum((weight * values[name] for name, (weight, _) in self.terms.items()), bits_N.new_zeros(()))
-        loss = (weight_N * (bpp_N + lambda_N * distortion_N)).mean()
+        bpp_N = bits_N / (original_N3HW.shape[-1] * original_N3HW.shape[-2])
+        loss = (weight_N * bpp_N).mean()
+        importance_N = weight_N * lambda_N
+        values: dict[str, Tensor] = {}
+        for name, term in _PIXEL_TERMS.items():
+            strength, count = self._plan(name, progress, len(bits_N))
+            if strength:
+                values[name] = term(original_N3HW[:count], reconstruction_N3HW[:count])
+                loss = loss + strength * (importance_N[:count] * values[name]).mean()
+        plans = {name: self._plan(name, progress, len(bits_N)) for name in _PERCEPTUAL}
+        count = max(number for _, number in plans.values())
+        if self.features is not None and any(strength for strength, _ in plans.values()):
+            # From the other end of the batch than the pixel terms: an image should not carry all partial terms.
+            with torch.no_grad():
+                seen = self.features(original_N3HW[-count:])
+            shown = self.features(reconstruction_N3HW[-count:])
+            if plans["features"][0]:
+                values["features"] = feature_consistency(seen, shown)
+                loss = loss + plans["features"][0] * (importance_N[-count:] * values["features"]).mean()
+            if plans["mmd"][0]:
+                # The last but one depth: the head after it doubles the dimensions, not what is known.
+                values["mmd"] = maximum_mean_discrepancy(pooled_samples(seen[-2]), pooled_samples(shown[-2]))
+                loss = loss + plans["mmd"][0] * importance_N[-count:].mean() * values["mmd"]
         return ObjectiveOutput(loss, bpp_N.detach(), {name: value.detach() for name, value in values.items()})
+
+    def _plan(self, name: str, progress: float, batch: int) -> tuple[float, int]:
+        """The strength of a term now, and how many images of the batch it looks at."""
+        term = self.config.terms.get(name)
+        if term is None:
+            return 0.0, 0
+        return term.strength(progress), max(1, round(term.share * batch))

@@ -34,13 +34,14 @@ __all__ = [
     "dead_zone_round",
     "logistic_bits",
     "median_edge_prediction",
+    "rate_distortion_round",
 ]
 
 PREDICTED = 3
 _LOGISTIC_STD = math.pi / math.sqrt(3)
-# What a squared step of distortion is worth in bits: 6/ln 2 by high-rate theory, a little more with trained nets.
-_ROUNDING_VALUE = 9.0
-_MAX_DEAD_ZONE = 0.25
+# What a squared step of distortion is worth in bits: λ·step²·256/768 = 7.3 for an orthonormal transform.
+_ROUNDING_VALUE = 7.5
+_MAX_DEAD_ZONE = 0.6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ def median_edge_prediction(symbols_NyxC: Tensor) -> Tensor:
 
 
 def context_level(magnitudes_BL: Tensor) -> Tensor:
-    """Level 0…7 of the decaying sum of the magnitudes before each channel: a float estimate of the decoder's."""
+    """Level 0…7 of the decaying sum of the magnitudes (…, L) before each channel: a float estimate of the decoder's."""
     length = magnitudes_BL.shape[-1]
     lag = torch.arange(length, device=magnitudes_BL.device)
     lag = lag[None, :] - lag[:, None] - 1
@@ -106,6 +107,11 @@ class ClassPrior(nn.Module):
         self.context_shift = nn.Parameter(torch.linspace(-0.4, 0.5, CONTEXT_LEVELS))
         self.register_buffer("usage", torch.full((config.classes,), 1 / config.classes))
 
+    def centred_shift(self) -> Tensor:
+        """(CONTEXT_LEVELS,) shifts of the log scale, mean 0: without this anchor they and ``log_scale`` could drift
+        apart in step, and all that knows only the scale (class choice, table rows) would go wrong."""
+        return self.context_shift - self.context_shift.mean()
+
     def class_means(self) -> Tensor:
         """(K, L) means in latent units; predicted channels have none, their integers must add up exactly."""
         keep = torch.ones(self.mean.shape[1], device=self.mean.device)
@@ -122,7 +128,6 @@ class ClassPrior(nn.Module):
 
     def forward(self, latents_NyxL: Tensor, gain_N: Tensor) -> PriorOutput:
         """Code latents (N, y, x, L) at gains (N,); with noise for the rate while training, with rounding otherwise."""
-        length = latents_NyxL.shape[-1]
         gain = gain_N.view(-1, 1, 1, 1)
         scaled = latents_NyxL * gain
         colour = scaled[..., :PREDICTED]
@@ -131,10 +136,11 @@ class ClassPrior(nn.Module):
         mean = F.embedding(classes, self.class_means()) * gain
         centred = residual - mean
         log_scale = F.embedding(classes, self.log_scale) + gain.log()
+        shift = self.centred_shift()
         with torch.no_grad():
-            rounded = dead_zone_round(centred, log_scale.exp().clamp(min=MIN_SCALE))
-            level = context_level(rounded.abs().view(-1, length)).view_as(rounded)
-        scale = (log_scale + self.context_shift[level]).exp().clamp(min=MIN_SCALE)
+            rounded = rate_distortion_round(centred, log_scale.exp(), shift.exp())
+            level = context_level(rounded.abs())
+        scale = (log_scale + shift[level]).exp().clamp(min=MIN_SCALE)
         noise = torch.rand_like(centred) - 0.5 if self.training else rounded - centred
         bits_N = logistic_bits(centred + noise, scale).sum((1, 2, 3))
         bits_N = bits_N - torch.log2(self.usage.clamp(min=1e-5))[classes].sum((1, 2))
@@ -203,10 +209,20 @@ def logistic_bits(values: Tensor, scale: Tensor) -> Tensor:
     return (nats - torch.log1p(-torch.exp(-inverse))) / math.log(2)
 
 
+def rate_distortion_round(values_BL: Tensor, scale_BL: Tensor, factor: Tensor) -> Tensor:
+    """Round values (…, L) with dead zones that follow the context, whose level multiplies the scale by ``factor``.
+
+    The context of a symbol depends on how those before it are rounded; a first rounding without context estimates it.
+    """
+    first = dead_zone_round(values_BL, scale_BL.clamp(min=MIN_SCALE))
+    level = context_level(first.abs())
+    return dead_zone_round(values_BL, (scale_BL * factor[level]).clamp(min=MIN_SCALE))
+
+
 def dead_zone_round(values: Tensor, scale: Tensor) -> Tensor:
     """Round to integers; ±1 only where it is worth its bits over a 0 (scale: that of the logistic distribution)."""
     one = torch.ones((), device=values.device)
     surplus = logistic_bits(one, scale) - logistic_bits(one * 0, scale)
     threshold = 0.5 + (surplus / (2 * _ROUNDING_VALUE)).clamp(0, _MAX_DEAD_ZONE)
     rounded = values.round()
-    return torch.where((rounded.abs() == 1) & (values.abs() < threshold), torch.zeros_like(rounded), rounded)
+    return torch.where(values.abs() < threshold, torch.zeros_like(rounded), rounded)

@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, TrainingError
 from .device import resolve_device, resolve_precision
-from .objectives import Objective
+from .objectives import Objective, ObjectiveConfig
 from .photos import CropConfig, PhotoCrops
 from .prior import PREDICTED, ClassPrior, PriorConfig
-from .quality import gain
+from .quality import STEPS_PER_OCTAVE, gain
+from .tables import MIN_SCALE
 from .transforms import Analysis, Synthesis, TransformConfig, initialise_with_klt, quality_coordinate
+from .weights import Weights, load_weights
 
 __all__ = ["CodecNetwork", "TrainConfig", "train"]
 
@@ -40,17 +42,22 @@ class TrainConfig:
 
     ``minutes`` bounds the run by the clock instead of ``steps`` when it comes first: the learning rate then follows the
     share of the time that is spent. Most images take a quality from ``quality_range``, a fifth from the whole range.
-    ``start_crops`` give the KLT and the first classes, ``fit_crops`` the entropy tables at the end.
+    ``start_crops`` give the KLT and the first classes, ``fit_crops`` the entropy tables at the end. ``start`` names
+    weights (shipped, or a file) to go on from instead of the KLT, with the same channels, latents and classes; residual
+    blocks that these lack begin as identities. ``average`` is the decay a step of the moving average of the parameters
+    (0: none), which is what ends up in the weights.
     """
 
     output: Path
     folders: tuple[Path, ...]
     name: str = "custom"
+    start: str | None = None
     steps: int = 20_000
     minutes: float | None = None
     batch: int = 8
     learning_rate: float = 1e-3
     linear_rate: float = 0.2
+    average: float = 0.999
     prior_rate: float = 4.0
     warmup: int = 200
     quality_range: tuple[int, int] = (10, 90)
@@ -64,6 +71,7 @@ class TrainConfig:
     crops: CropConfig = dataclasses.field(default_factory=CropConfig)
     transforms: TransformConfig = dataclasses.field(default_factory=TransformConfig)
     prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
         low, high = self.quality_range
@@ -74,6 +82,7 @@ class TrainConfig:
             "batch must be at least 1": self.batch >= 1,
             "start_crops and fit_crops must be at least 16": min(self.start_crops, self.fit_crops) >= 16,
             "learning_rate must be above 0": self.learning_rate > 0,
+            "average must be at least 0 and below 1": 0 <= self.average < 1,
             "quality_range must be two qualities, rising, from 1 to 100": 1 <= low <= high <= 100,
             "precision must be auto, float32 or bfloat16": self.precision in ("auto", "float32", "bfloat16"),
         }
@@ -99,6 +108,9 @@ class TrainConfig:
                 values["quality_range"] = tuple(values["quality_range"])
             for name, kind in (("crops", CropConfig), ("transforms", TransformConfig), ("prior", PriorConfig)):
                 values[name] = kind(**values.get(name, {}))
+            values["objective"] = ObjectiveConfig.from_table(values.get("objective", {}))
+            if "start" in values and values["start"].endswith(".safetensors"):
+                values["start"] = str(base / values["start"])
             return cls(**values)
         except KeyError as exc:
             raise ConfigError(f"training configuration {path} lacks {exc.args[0]!r}") from exc
@@ -134,6 +146,33 @@ class CodecNetwork(nn.Module):
         self.prior.initialise(self.analysis(crops_N3HW.float(), torch.zeros(len(crops_N3HW))), gain(50))
 
     @torch.no_grad()
+    def start_from(self, weights: Weights) -> None:
+        """Take over finished weights. Residual blocks that they lack stay as they are: identities.
+
+        Raises:
+            ConfigError: other channels, latents or classes, or more residual blocks than this network has.
+        """
+        classes, latents = self.prior.log_scale.shape
+        for what, mine, theirs in (
+            ("working channels", self.analysis.patch.out_features, weights.config.channels),
+            ("latent channels", latents, weights.config.latents),
+            ("classes", classes, weights.tables.classes),
+        ):
+            if mine != theirs:
+                raise ConfigError(f"cannot start from {weights.name}: it has {theirs} {what}, the configuration {mine}")
+        for mine, theirs in ((self.analysis, weights.analysis), (self.synthesis, weights.synthesis)):
+            if mine.load_state_dict(theirs.state_dict(), strict=False).unexpected_keys:
+                raise ConfigError(
+                    f"cannot start from {weights.name}: it has more residual blocks than the configuration"
+                )
+        octaves = torch.from_numpy(weights.tables.scale_index).double().add(50) / STEPS_PER_OCTAVE
+        self.prior.log_scale.copy_(octaves * math.log(2) + math.log(MIN_SCALE / gain(50)))
+        self.prior.mean.copy_(weights.class_means)
+        self.prior.context_shift.copy_(weights.context_shift)
+        share = torch.from_numpy(weights.tables.class_frequency.astype(np.float64)).mean(0)
+        self.prior.usage.copy_(share / share.sum())
+
+    @torch.no_grad()
     def permute_latents(self, order_L: Tensor) -> None:
         """Reorder the latent channels; the network computes the same."""
         for rows in (self.analysis.merge.weight, self.analysis.merge.bias):
@@ -155,6 +194,10 @@ def train(config: TrainConfig, *, report: Callable[[str], None] = print) -> Path
     if checkpoint.exists():
         run.load(checkpoint)
         report(f"going on from step {run.step}")
+    elif config.start is not None:
+        weights = load_weights(config.start)
+        network.start_from(weights)
+        report(f"starting from the weights {weights.name} ({weights.fingerprint})")
     else:
         network.initialise(photos.batch(config.start_crops))
         report("initialised with the KLT of the photographs")
@@ -162,6 +205,7 @@ def train(config: TrainConfig, *, report: Callable[[str], None] = print) -> Path
     run.to(device)
     run.loop(checkpoint, device, report)
     run.save(checkpoint)
+    run.adopt_average()
     network.cpu().eval()
     from .fitting import finish
 
@@ -182,12 +226,27 @@ class _Run:
             ],
             betas=(0.9, 0.95),
         )
+        self.average: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Exponential moving average of the parameters, with a short memory at first (Tan and Le 2019 train so too)."""
+        parameters = dict(self.network.named_parameters())
+        if not self.average:
+            self.average = {name: value.detach().clone() for name, value in parameters.items()}
+        decay = min(self.config.average, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.values()), list(parameters.values()), 1 - decay)
+
+    def adopt_average(self) -> None:
+        """Put the averaged parameters into the network: what is shipped."""
+        self.network.load_state_dict(self.average, strict=False)
 
     def to(self, device: torch.device) -> None:
         for state in self.optimiser.state.values():
             for key, value in state.items():
                 if isinstance(value, Tensor) and key != "step":
                     state[key] = value.to(device)
+        self.average = {name: value.to(device) for name, value in self.average.items()}
 
     def progress(self) -> float:
         by_steps = self.step / max(1, self.config.steps)
@@ -195,8 +254,9 @@ class _Run:
         return min(1.0, max(by_steps, by_time))
 
     def loop(self, checkpoint: Path, device: torch.device, report: Callable[[str], None]) -> None:
-        config, network, objective = self.config, self.network, Objective()
+        config, network = self.config, self.network
         precision = resolve_precision(config.precision, device)
+        objective = Objective(config.objective, device=device, precision=precision)
         qualities = np.arange(1, 101)
         low, high = config.quality_range
         odds = np.where((qualities >= low) & (qualities <= high), 0.8 / (high - low + 1), 0.0) + 0.2 / len(qualities)
@@ -212,7 +272,7 @@ class _Run:
                 original = self.photos.batch(config.batch).to(device).float()
                 quality = torch.from_numpy(self.photos.rng.choice(qualities, config.batch, p=odds)).to(device)
                 reconstruction, bits = network(original, quality, precision)
-                output = objective(original, reconstruction, bits, quality)
+                output = objective(original, reconstruction, bits, quality, self.progress())
                 if not torch.isfinite(output.loss):
                     raise TrainingError(
                         f"the loss is not finite at step {self.step}; lower learning_rate and start from the checkpoint"
@@ -222,6 +282,7 @@ class _Run:
                 nn.utils.clip_grad_norm_(network.parameters(), 5.0)
                 self.optimiser.step()
                 self.step += 1
+                self.update_average()
                 now = time.monotonic()
                 self.seconds, clock = self.seconds + now - clock, now
                 parts = {"loss": output.loss.detach(), "bpp": output.bpp_N.mean()}
@@ -241,6 +302,7 @@ class _Run:
 
     def save(self, path: Path) -> None:
         tensors = {f"model.{name}": value.detach().cpu() for name, value in self.network.state_dict().items()}
+        tensors |= {f"average.{name}": value.cpu() for name, value in self.average.items()}
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
         for parameter, state in self.optimiser.state.items():
             tensors |= {f"adam.{names[id(parameter)]}|{key}": value.detach().cpu() for key, value in state.items()}
@@ -265,6 +327,9 @@ class _Run:
             self.network.load_state_dict(
                 {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
             )
+            self.average = {
+                name.removeprefix("average."): value for name, value in tensors.items() if name.startswith("average.")
+            }
             for name, parameter in self.network.named_parameters():
                 state: dict[str, Any] = {}
                 for key in ("step", "exp_avg", "exp_avg_sq"):

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import ConfigError, WeightsFormatError, WeightsNotFoundError
-from .tables import EntropyTables
+from .tables import CONTEXT_LEVELS, EntropyTables
 from .transforms import Analysis, Synthesis, TransformConfig
 
 __all__ = ["Weights", "WeightsEntry", "list_weights", "load_weights", "save_weights"]
@@ -32,8 +32,9 @@ _TABLES = ("scale_index", "symbol_frequency", "class_frequency", "last_frequency
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Loaded weights. ``class_means`` float32 (K, L) in latent units. ``fingerprint``: 8 hex digits of a hash over all
-    of it, which every stream carries."""
+    """Loaded weights. ``class_means`` float32 (K, L) in latent units. ``context_shift`` float32
+    (CONTEXT_LEVELS,): what a context adds to the logarithm of the scale in training and in the encoder's rounding; a
+    decoder has it in its tables. ``fingerprint``: 8 hex digits of a hash over all of it, which every stream carries."""
 
     name: str
     fingerprint: str
@@ -41,6 +42,7 @@ class Weights:
     analysis: Analysis
     synthesis: Synthesis
     class_means: Tensor
+    context_shift: Tensor
     tables: EntropyTables
 
 
@@ -103,10 +105,13 @@ def load_weights(name: str | Path = "default") -> Weights:
             module.eval().requires_grad_(False)
         tables = EntropyTables(**{key: tensors[key].numpy() for key in _TABLES})
         means = tensors["class_means"].float()
+        shift = tensors["context_shift"].float()
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as exc:
         raise WeightsFormatError(f"{path} is incomplete or does not fit its configuration: {exc}") from exc
     if tables.channels != config.latents or tuple(means.shape) != (tables.classes, tables.channels):
         raise WeightsFormatError(f"{path}: tables, class means and transforms disagree on classes or channels")
+    if tuple(shift.shape) != (CONTEXT_LEVELS,):
+        raise WeightsFormatError(f"{path}: context_shift must have {CONTEXT_LEVELS} values, not {tuple(shift.shape)}")
     return Weights(
         name=meta.get("name", path.stem),
         fingerprint=_fingerprint(tensors, meta["config"]),
@@ -114,6 +119,7 @@ def load_weights(name: str | Path = "default") -> Weights:
         analysis=analysis,
         synthesis=synthesis,
         class_means=means,
+        context_shift=shift,
         tables=tables,
     )
 
@@ -140,11 +146,15 @@ def save_weights(
     analysis: Analysis,
     synthesis: Synthesis,
     class_means: Tensor,
+    context_shift: Tensor,
     tables: EntropyTables,
 ) -> None:
     """Write a weights file. Residual blocks and means go as float16, the linear stages as float32: a thousandth of a
     colour mean would be visible, a thousandth of a correction is not."""
-    tensors: dict[str, Tensor] = {"class_means": class_means.detach().to(torch.float16)}
+    tensors: dict[str, Tensor] = {
+        "class_means": class_means.detach().to(torch.float16),
+        "context_shift": context_shift.detach().float(),
+    }
     for prefix, module in (("analysis.", analysis), ("synthesis.", synthesis)):
         for key, value in module.state_dict().items():
             compact = torch.float16 if key.startswith("body.") else torch.float32
