@@ -17,7 +17,10 @@ from .metrics import psnr
 from .photos import PhotoCrops
 from .prior import PREDICTED, logistic_bits
 from .quality import QUALITIES, STEPS_PER_OCTAVE, gain
+from .quantise import information
+from .quantise_kernels import scale_costs
 from .rans import predict_colours, symbol_counts
+from .rans_kernels import CONTEXT_LOOKUP
 from .tables import (
     CONTEXT_LEVELS,
     ESCAPE,
@@ -35,7 +38,9 @@ from .weights import save_weights
 
 __all__ = ["finish", "fit_tables"]
 
-_FIT_ROUNDS = 2
+_FIT_ROUNDS = 5
+# Steps of 1/20 octave by which a fit may move a scale at a time; a level is four.
+_SCALE_MOVES = np.array([-16, -12, -8, -4, -2, 0, 2, 4, 8, 12, 16], np.int16)
 _CARD_QUALITIES = (10, 30, 50, 70, 90)
 # Symbols that the parametric distribution counts for beside what was seen, so that a rare row stays sensible.
 _PRIOR_WEIGHT = 64.0
@@ -129,24 +134,41 @@ def _encoded(codec: Codec, crops: Tensor) -> Iterator[Latents]:
 
 
 def fit_tables(codec: Codec, crops: Tensor) -> EntropyTables:
-    """Tables from the classes, coded groups and symbols that the codec emits on crops (N, 3, H, W) uint8."""
+    """Tables from the classes, coded groups and symbols that the codec emits on crops (N, 3, H, W) uint8.
+
+    Scales move, for each class and channel, to what would have coded its symbols in the fewest bits.
+    """
     old = codec.weights.tables
     groups = old.channels // GROUP
     symbols = np.zeros((LEVELS * CONTEXT_LEVELS, SYMBOLS), np.int64)
     classes = np.zeros((QUALITY_BUCKETS, old.classes))
     last = np.zeros((groups + 1, groups + 1))
     rows, columns = crops.shape[2] // 16, crops.shape[3] // 16
+    # A pull towards the scales that training found, in bits, so that rarely seen channels stay there.
+    costs = np.zeros((*old.scale_index.shape, len(_SCALE_MOVES)), np.float32) + np.abs(_SCALE_MOVES, dtype=np.float32)
+    moved = [dataclasses.replace(old, scale_index=old.scale_index + move) for move in _SCALE_MOVES]
     for latents in _encoded(codec, crops):
         tables = old.at(latents.quality)
         coded = latents.symbols.copy()
         predict_colours(coded, rows, columns, PREDICTED)
         lengths = symbol_counts(coded, latents.classes, tables, symbols)
+        scale_costs(
+            coded,
+            latents.classes,
+            lengths,
+            np.stack([other.at(latents.quality).level_KL for other in moved]),
+            len(_SCALE_MOVES) // 2,
+            information(tables.symbol_cumulative),
+            CONTEXT_LOOKUP,
+            costs,
+        )
         np.add.at(last, (tables.expected_K[latents.classes], lengths), 1)
         classes[quality_bucket(latents.quality)] += np.bincount(latents.classes, minlength=old.classes)
     total = classes.sum(0) / classes.sum()
     share = old.symbol_frequency / old.symbol_frequency.sum(-1, keepdims=True)
     return dataclasses.replace(
         old,
+        scale_index=old.scale_index + _SCALE_MOVES[costs.argmin(-1)],
         symbol_frequency=quantise_frequencies(symbols.reshape(share.shape) + _PRIOR_WEIGHT * share.astype(np.float64)),
         class_frequency=quantise_frequencies(classes + 32 * total + 0.05),
         last_frequency=quantise_frequencies(_smooth(last) + 0.02),

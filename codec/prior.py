@@ -27,10 +27,11 @@ from .tables import CONTEXT_EDGES, CONTEXT_LEVELS, MIN_SCALE
 
 __all__ = [
     "PREDICTED",
+    "ROUNDING_VALUE",
     "ClassPrior",
     "PriorConfig",
     "PriorOutput",
-    "choose_classes",
+    "class_costs",
     "dead_zone_round",
     "logistic_bits",
     "median_edge_prediction",
@@ -39,8 +40,9 @@ __all__ = [
 
 PREDICTED = 3
 _LOGISTIC_STD = math.pi / math.sqrt(3)
-# What a squared step of distortion is worth in bits: λ·step²·256/768 = 7.3 for an orthonormal transform.
-_ROUNDING_VALUE = 7.5
+# What a squared step of error is worth in bits: λ·step²·256/768 = 7.3 for an orthonormal transform,
+# a little more for trained ones.
+ROUNDING_VALUE = 9.0
 _MAX_DEAD_ZONE = 0.6
 
 
@@ -124,7 +126,8 @@ class ClassPrior(nn.Module):
         gain = gain_N.view(-1, 1, 1)
         scale_NKL = self.log_scale.exp() * gain
         usage = self.usage.clamp(min=1e-5)
-        return choose_classes(residual_NyxL, scale_NKL, self.class_means() * gain, usage.log()[None])
+        costs = class_costs(residual_NyxL, scale_NKL, self.class_means() * gain, usage.log()[None])
+        return costs.argmin(-1).view(residual_NyxL.shape[:3])
 
     def forward(self, latents_NyxL: Tensor, gain_N: Tensor) -> PriorOutput:
         """Code latents (N, y, x, L) at gains (N,); with noise for the rate while training, with rounding otherwise."""
@@ -185,8 +188,9 @@ class ClassPrior(nn.Module):
         self.mean.copy_(mean_KL / gain)
 
 
-def choose_classes(residual_NyxL: Tensor, scale_NKL: Tensor, mean_NKL: Tensor, log_usage_NK: Tensor) -> Tensor:
-    """Class of each block (N, y, x) with the fewest bits by a Gaussian estimate, which is two matrix products.
+def class_costs(residual_NyxL: Tensor, scale_NKL: Tensor, mean_NKL: Tensor, log_usage_NK: Tensor) -> Tensor:
+    """Twice the nats of each block in each class (N, B, K), but for a constant, by a Gaussian estimate, which is two
+    matrix products.
 
     ``scale``: logistic scales and ``mean``: means, both in quantised units, one table an image or one for all (N or 1).
     """
@@ -195,8 +199,7 @@ def choose_classes(residual_NyxL: Tensor, scale_NKL: Tensor, mean_NKL: Tensor, l
     variance_NKL = (scale_NKL * _LOGISTIC_STD).square() + 1 / 12
     inverse = 1 / variance_NKL
     constant_NK = (torch.log(12 * variance_NKL) + mean_NKL.square() * inverse).sum(-1) - 2 * log_usage_NK
-    cost = r_NBL.square() @ inverse.mT - 2 * r_NBL @ (mean_NKL * inverse).mT + constant_NK[:, None]
-    return cost.argmin(-1).view(n, y, x)
+    return r_NBL.square() @ inverse.mT - 2 * r_NBL @ (mean_NKL * inverse).mT + constant_NK[:, None]
 
 
 def logistic_bits(values: Tensor, scale: Tensor) -> Tensor:
@@ -223,6 +226,6 @@ def dead_zone_round(values: Tensor, scale: Tensor) -> Tensor:
     """Round to integers; ±1 only where it is worth its bits over a 0 (scale: that of the logistic distribution)."""
     one = torch.ones((), device=values.device)
     surplus = logistic_bits(one, scale) - logistic_bits(one * 0, scale)
-    threshold = 0.5 + (surplus / (2 * _ROUNDING_VALUE)).clamp(0, _MAX_DEAD_ZONE)
+    threshold = 0.5 + (surplus / (2 * ROUNDING_VALUE)).clamp(0, _MAX_DEAD_ZONE)
     rounded = values.round()
     return torch.where(values.abs() < threshold, torch.zeros_like(rounded), rounded)

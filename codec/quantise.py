@@ -1,0 +1,73 @@
+"""Rate–distortion-optimised quantisation: symbols and classes that cost the fewest bits for the error they leave.
+
+For each block a few classes are tried. Along the channels of each, every value goes to whichever of its two nearest
+integers and 0 minimises ``bits + value · error²``, with the bits that the entropy tables really charge in the context
+that the choices before it make; then the number of coded groups is chosen the same way. ``value`` is what a squared
+quantisation step of error is worth in bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .prior import ROUNDING_VALUE
+from .quantise_kernels import quantise_blocks
+from .rans import predict_colours
+from .rans_kernels import CONTEXT_LOOKUP
+from .tables import PROBABILITY_BITS, QualityTables
+
+__all__ = ["information", "quantise"]
+
+_F32 = npt.NDArray[np.float32]
+
+
+def quantise(
+    values: _F32,
+    candidates: npt.NDArray[np.uint8],
+    means: _F32,
+    tables: QualityTables,
+    grid: tuple[int, int],
+    predicted: int,
+    value: float = ROUNDING_VALUE,
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+    """Symbols (B, L) int16 and classes (B,) uint8 of one image.
+
+    Args:
+        values: latents (B, L) in quantised units, blocks row by row.
+        candidates: classes to try for each block (B, M).
+        means: class means (K, L) in quantised units.
+        tables: the entropy tables of the image's quality.
+        grid: rows and columns of blocks.
+        predicted: the number of leading channels that are rounded and coded as differences to their prediction.
+        value: bits that a squared quantisation step of error is worth.
+    """
+    blocks, channels = values.shape
+    rounded = np.rint(values[:, :predicted]).astype(np.int16)
+    differences = rounded.copy()
+    predict_colours(differences, *grid, predicted)
+    symbols = np.zeros((blocks, channels), np.int16)
+    classes = np.zeros(blocks, np.uint8)
+    quantise_blocks(
+        values,
+        differences.astype(np.int32),
+        candidates,
+        means,
+        information(tables.class_cumulative),
+        tables.level_KL,
+        tables.expected_K,
+        information(tables.symbol_cumulative),
+        information(tables.last_cumulative),
+        CONTEXT_LOOKUP,
+        value,
+        symbols,
+        classes,
+    )
+    symbols[:, :predicted] = rounded
+    return symbols, classes
+
+
+def information(cumulative: npt.NDArray[np.uint16]) -> _F32:
+    """Bits of every entry of cumulative tables (…, symbols + 1), float32 (…, symbols)."""
+    frequency = np.diff(cumulative.astype(np.int32), axis=-1)
+    return (PROBABILITY_BITS - np.log2(frequency)).astype(np.float32)
