@@ -1,0 +1,136 @@
+"""The codecs that are compared: every one turns pixels into a real file and reads that file back."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, features
+
+from ...codec import Codec
+
+__all__ = ["CLASSICAL", "Contestant", "Learned", "Pillow", "Pixels", "classical"]
+
+Pixels = NDArray[np.uint8]
+
+
+class Contestant(Protocol):
+    """A codec with its settings. ``name`` for people, ``key`` unique for what makes the files, for the cache."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def key(self) -> str:
+        """For the cache."""
+
+    @property
+    def qualities(self) -> Sequence[int]:
+        """Settings to measure, in rising order of bytes."""
+
+    def code(self, images: Sequence[Pixels], quality: int) -> list[tuple[int, Pixels]]:
+        """Bytes of the file and the picture in it for every image, uint8 (H, W, 3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pillow:
+    """A format that Pillow writes. ``by_ratio``: the setting is a compression ratio, falling, as JPEG 2000 has it."""
+
+    name: str
+    format: str
+    qualities: tuple[int, ...]
+    options: Mapping[str, Any]
+    by_ratio: bool = False
+
+    @property
+    def key(self) -> str:
+        """The format, its options and the version of Pillow."""
+        import PIL
+
+        options = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.format}:{options}:pillow{PIL.__version__}"
+
+    def code(self, images: Sequence[Pixels], quality: int) -> list[tuple[int, Pixels]]:
+        """See :class:`Contestant`."""
+        return [self._one(pixels, quality) for pixels in images]
+
+    def _one(self, pixels: Pixels, quality: int) -> tuple[int, Pixels]:
+        setting: dict[str, Any] = {"quality_layers": [quality]} if self.by_ratio else {"quality": quality}
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, self.format, **setting, **self.options)
+        with Image.open(file) as picture:
+            return len(file.getvalue()), np.array(picture.convert("RGB"))
+
+
+class Learned:
+    """Weights of this codec, in passes of a few images."""
+
+    def __init__(self, weights: str, qualities: Sequence[int] = (16, 24, 32, 40, 50, 62, 76)) -> None:
+        self._codec = Codec.load(weights, device="auto")
+        self.qualities = tuple(qualities)
+
+    @property
+    def name(self) -> str:
+        """Name of the weights."""
+        return self._codec.name
+
+    @property
+    def key(self) -> str:
+        """Their fingerprint."""
+        return f"dci:{self._codec.fingerprint}"
+
+    def code(self, images: Sequence[Pixels], quality: int) -> list[tuple[int, Pixels]]:
+        """See :class:`Contestant`."""
+        tensors = [torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) for image in images]
+        streams = self._codec.encode(tensors, quality)
+        decoded = [image.cpu().permute(1, 2, 0).contiguous().numpy() for image in self._codec.decode(streams)]
+        return [(len(stream), pixels) for stream, pixels in zip(streams, decoded, strict=True)]
+
+
+_JPEG = {"optimize": True, "progressive": True}
+_AVIF = (20, 30, 40, 50, 62, 76)
+CLASSICAL: tuple[Pillow, ...] = (
+    Pillow(
+        name="JPEG 4:2:0",
+        format="JPEG",
+        qualities=(8, 14, 20, 30, 45, 65, 82),
+        options={**_JPEG, "subsampling": "4:2:0"},
+    ),
+    Pillow(
+        name="JPEG 4:4:4",
+        format="JPEG",
+        qualities=(8, 14, 20, 30, 45, 65, 82),
+        options={**_JPEG, "subsampling": "4:4:4"},
+    ),
+    Pillow(
+        name="JPEG 2000",
+        format="JPEG2000",
+        qualities=(120, 70, 42, 26, 16, 10),
+        options={"quality_mode": "rates", "irreversible": True, "mct": 1},
+        by_ratio=True,
+    ),
+    Pillow(name="WebP", format="WEBP", qualities=(3, 10, 20, 35, 55, 78), options={"method": 6}),
+    Pillow(name="AVIF 4:2:0", format="AVIF", qualities=_AVIF, options={"speed": 6, "subsampling": "4:2:0"}),
+    Pillow(name="AVIF 4:4:4", format="AVIF", qualities=_AVIF, options={"speed": 6, "subsampling": "4:4:4"}),
+    Pillow(name="AVIF 4:2:0 slow", format="AVIF", qualities=_AVIF, options={"speed": 3, "subsampling": "4:2:0"}),
+    Pillow(name="HEIC", format="HEIF", qualities=(15, 25, 35, 45, 58, 72), options={"chroma": 420}),
+)
+
+
+def classical() -> tuple[Pillow, ...]:
+    """Those of ``CLASSICAL`` that can be written here: HEIC needs the package pillow-heif."""
+    try:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        heic = True
+    except ImportError:
+        heic = False
+    present = {"AVIF": features.check("avif"), "HEIF": heic, "JPEG2000": features.check("jpg_2000")}
+    return tuple(codec for codec in CLASSICAL if present.get(codec.format, True))

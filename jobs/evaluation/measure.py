@@ -1,0 +1,255 @@
+"""Measuring: every picture through every codec at every setting, one cached row a file, so that a rerun goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...codec.metrics import ms_ssim, psnr
+from ...errors import ConfigError, ImageError
+from .contestants import Contestant, Pixels
+from .figures import mean_iou
+from .judges import Classifier, Detector, FeatureDistance, Segmenter
+
+__all__ = ["Labels", "Objects", "Photos", "Picture", "Row", "RowStore", "Task", "measure"]
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm"}
+_CHUNK = 16
+_SEGMENT_CLASSES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One original: its file's name, uint8 (H, W, 3) pixels, and what a task knows about it."""
+
+    name: str
+    pixels: Pixels
+    truth: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One real file: ``codec`` by name and key, its setting, its bytes, the picture's pixels, and what judges said."""
+
+    task: str
+    image: str
+    codec: str
+    key: str
+    setting: int
+    bytes: int
+    pixels: int
+    values: Mapping[str, Any]
+
+
+class Task:
+    """Pictures and the judges that look at them."""
+
+    name: str
+    pictures: Sequence[Picture]
+    judges: Sequence[str]
+
+    def judge(self, at: int, picture: Pixels) -> dict[str, Any]:
+        """What the judges say about a version of picture number ``at``, as JSON values."""
+        raise NotImplementedError
+
+
+def _read(path: Path) -> Pixels:
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as exc:
+        raise ImageError(f"cannot read {path} for the evaluation: {exc}") from exc
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder}")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise ConfigError(f"no pictures in {folder}")
+    return paths
+
+
+def _spread(paths: Sequence[Path], limit: int | None) -> Sequence[Path]:
+    return paths if limit is None or limit >= len(paths) else [paths[i * len(paths) // limit] for i in range(limit)]
+
+
+class Photos(Task):
+    """Rate and distortion on a folder of photographs, lossless ones if the figures are to mean anything."""
+
+    name = "photos"
+
+    def __init__(self, folder: Path, distance: FeatureDistance | None, limit: int | None = None) -> None:
+        self.pictures = [Picture(name=path.name, pixels=_read(path)) for path in _spread(_images(folder), limit)]
+        self._distance = distance
+        self.judges = ("psnr", "ms_ssim", *([distance.name] if distance else []))
+
+    def judge(self, at: int, picture: Pixels) -> dict[str, Any]:
+        """PSNR in dB, MS-SSIM, and the feature distance if there is a network for it."""
+        original = self.pictures[at].pixels
+        first, second = (torch.from_numpy(p.transpose(2, 0, 1).copy()) for p in (original, picture))
+        values = {"psnr": psnr(first, second), "ms_ssim": ms_ssim(first, second)}
+        if self._distance is not None:
+            values[self._distance.name] = self._distance(original, picture)
+        return values
+
+
+class Labels(Task):
+    """Classification: ``labels.csv`` beside the pictures gives, below a header, file name and true class (0…999).
+
+    The central ``side``² pixels are what is compressed, as classifiers are evaluated.
+    """
+
+    name = "labels"
+
+    def __init__(
+        self, folder: Path, classifiers: Sequence[Classifier], limit: int | None = None, side: int = 224
+    ) -> None:
+        table = folder / "labels.csv"
+        try:
+            with table.open(newline="", encoding="utf-8") as file:
+                next(reader := csv.reader(file))
+                classes = {row[0]: int(row[1]) for row in reader}
+        except (OSError, StopIteration, IndexError, ValueError) as exc:
+            raise ConfigError(f"{table} must be a CSV file of a header and rows of file name, class: {exc}") from exc
+        paths = [path for path in _images(folder) if path.name in classes]
+        if not paths or not classifiers:
+            raise ConfigError(f"{folder} needs pictures that {table.name} names, and the evaluation a classifier")
+        self.pictures = [
+            Picture(name=path.name, pixels=_central(_read(path), side), truth=classes[path.name])
+            for path in _spread(paths, limit)
+        ]
+        self._classifiers = classifiers
+        self.judges = tuple(judge.name for judge in classifiers)
+
+    def judge(self, at: int, picture: Pixels) -> dict[str, Any]:
+        """The class that every classifier sees."""
+        return {judge.name: judge(picture) for judge in self._classifiers}
+
+
+def _central(pixels: Pixels, side: int) -> Pixels:
+    height, width = pixels.shape[:2]
+    if min(height, width) < side:
+        raise ImageError(f"a picture of {width}×{height} is too small for the classifiers' {side}×{side}")
+    top, left = (height - side) // 2, (width - side) // 2
+    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
+
+
+class Objects(Task):
+    """Detection and segmentation: YOLO labels (class, centre and size as shares) in ``labels/NAME.txt``."""
+
+    name = "objects"
+
+    def __init__(
+        self, folder: Path, detector: Detector | None, segmenter: Segmenter | None, limit: int | None = None
+    ) -> None:
+        if detector is None and segmenter is None:
+            raise ConfigError("detection and segmentation need a --detector or a --segmenter")
+        inner = folder / "images"
+        self._labels = folder / "labels"
+        paths = _spread(_images(inner if inner.is_dir() else folder), limit)
+        self.pictures = [self._load(path) for path in paths]
+        self._detector, self._segmenter = detector, segmenter
+        self.judges = tuple(judge.name for judge in (detector, segmenter) if judge is not None)
+        self._segments: dict[int, NDArray[np.int64]] = {}
+
+    def _load(self, path: Path) -> Picture:
+        pixels = _read(path)
+        height, width = pixels.shape[:2]
+        file = self._labels / f"{path.stem}.txt"
+        try:
+            rows = [line.split() for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+            boxes = np.array([[float(value) for value in row[:5]] for row in rows], dtype=np.float64).reshape(-1, 5)
+        except ValueError as exc:
+            raise ConfigError(f"{file} is not in YOLO's format: {exc}") from exc
+        centre, extent = boxes[:, 1:3] * [width, height], boxes[:, 3:5] * [width, height]
+        truth = np.concatenate([centre - extent / 2, centre + extent / 2, boxes[:, :1]], axis=1)
+        return Picture(name=path.name, pixels=pixels, truth=truth.tolist())
+
+    def judge(self, at: int, picture: Pixels) -> dict[str, Any]:
+        """Boxes found; and intersections and unions of the segments with those of the original."""
+        values: dict[str, Any] = {}
+        if self._detector is not None:
+            values["boxes"] = [[round(float(v), 3) for v in box] for box in self._detector(picture)]
+        if self._segmenter is not None:
+            if at not in self._segments:
+                self._segments[at] = self._segmenter(self.pictures[at].pixels)
+            values["iou"] = mean_iou(self._segments[at], self._segmenter(picture), _SEGMENT_CLASSES)
+        return values
+
+
+class RowStore:
+    """Rows in a JSON-lines file, appended as they are made. What is there is not measured again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.rows: dict[tuple[str, ...], Row] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            for line in path.read_text("utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self.rows[tuple(entry["id"])] = Row(**entry["row"])
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    continue  # The last line of a run that was cut off; its file is measured again.
+
+    def add(self, identity: tuple[str, ...], row: Row) -> None:
+        """Keep a row, on disk too."""
+        self.rows[identity] = row
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"id": identity, "row": row.__dict__}) + "\n")
+
+
+def _identity(task: Task, picture: Picture, key: str, setting: int) -> tuple[str, ...]:
+    content = f"{picture.name}:{zlib.crc32(picture.pixels.tobytes()):08x}:{picture.pixels.shape}"
+    return (task.name, "+".join(task.judges), content, key, str(setting))
+
+
+def measure(
+    task: Task, contestants: Sequence[Contestant], store: RowStore, report: Callable[[str], None]
+) -> Iterator[Row]:
+    """All rows of a task: the originals' (codec ``original``), then each codec's at each of its settings."""
+    for at, picture in enumerate(task.pictures):
+        identity = _identity(task, picture, "original", 0)
+        if identity not in store.rows:
+            values = task.judge(at, picture.pixels) if not isinstance(task, Photos) else {}
+            store.add(identity, _row(task, picture, "original", "original", 0, 0, values))
+        yield store.rows[identity]
+    for codec in contestants:
+        for setting in codec.qualities:
+            wanted = [_identity(task, picture, codec.key, setting) for picture in task.pictures]
+            missing = [at for at, identity in enumerate(wanted) if identity not in store.rows]
+            for first in range(0, len(missing), _CHUNK):
+                members = missing[first : first + _CHUNK]
+                coded = codec.code([task.pictures[at].pixels for at in members], setting)
+                for at, (size, decoded) in zip(members, coded, strict=True):
+                    row = _row(task, task.pictures[at], codec.name, codec.key, setting, size, task.judge(at, decoded))
+                    store.add(wanted[at], row)
+            if missing:
+                report(f"{task.name}: {codec.name} at {setting}")
+            yield from (store.rows[identity] for identity in wanted)
+
+
+def _row(task: Task, picture: Picture, codec: str, key: str, setting: int, size: int, values: Mapping[str, Any]) -> Row:
+    pixels = picture.pixels.shape[0] * picture.pixels.shape[1]
+    extra = {"truth": picture.truth} if codec == "original" else {}
+    return Row(
+        task=task.name,
+        image=picture.name,
+        codec=codec,
+        key=key,
+        setting=setting,
+        bytes=size,
+        pixels=pixels,
+        values={**values, **extra},
+    )

@@ -1,0 +1,80 @@
+"""An evaluation as one HTML file with its plots inside, and as Markdown."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Sequence
+
+from ...errors import ConfigError
+from .tables import Curve, Part, Table
+
+__all__ = ["to_html", "to_markdown"]
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c }
+table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums; display: block;
+        overflow-x: auto }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+th { background: #f3f3f3 } figure { display: inline-block; margin: 0 1rem 1rem 0 } pre { background: #f3f3f3;
+padding: .7rem; overflow-x: auto } .note { color: #555 }
+"""
+
+
+def to_markdown(title: str, lead: str, sections: Sequence[Part]) -> str:
+    """Tables only; ``lead`` says what was run where."""
+    lines = [f"# {title}", "", lead, ""]
+    for part in sections:
+        lines += [f"## {part.title}", ""]
+        for table in part.tables:
+            lines += [f"### {table.title}", ""] + ([table.note, ""] if table.note else [])
+            lines += [_line(table.header), _line(["---"] + ["---:"] * (len(table.header) - 1))]
+            lines += [*(_line(row) for row in table.rows), ""]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def to_html(title: str, lead: str, sections: Sequence[Part], ours: Sequence[str]) -> str:
+    """One self-contained page. Raises ConfigError without matplotlib."""
+    body = [f"<h1>{html.escape(title)}</h1><pre>{html.escape(lead)}</pre>"]
+    for part in sections:
+        body.append(f"<h2>{html.escape(part.title)}</h2>")
+        body += [_plot(curve, ours) for curve in part.curves]
+        body += [_table(table) for table in part.tables]
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style>{''.join(body)}</html>\n"
+    )
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
+    rows = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in table.rows)
+    note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
+    return f"<h3>{html.escape(table.title)}</h3>{note}<table><tr>{head}</tr>{rows}</table>"
+
+
+def _plot(curve: Curve, ours: Sequence[str]) -> str:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise ConfigError("the report's plots need matplotlib: pip install 'discernible[evaluate]'") from exc
+    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+    axes = figure.subplots()
+    for name, points in curve.lines.items():
+        mine = name in ours
+        axes.plot(*zip(*points, strict=True), marker="o", ms=4 if mine else 2.5, lw=2.4 if mine else 1.2, label=name)
+    axes.set(title=curve.title, xlabel="bits per pixel", ylabel=curve.unit, xscale="log")
+    ticks = [0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    svg = file.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
