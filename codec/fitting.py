@@ -1,4 +1,4 @@
-"""The last step of training: integer entropy tables fitted to what the encoder emits; the file and its card."""
+"""The last step of training: integer entropy tables fitted to what the encoder emits, and the file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .card import RunDetails, write_card
 from .codec import Codec, Latents
-from .metrics import psnr
 from .photos import PhotoCrops
 from .prior import PREDICTED, logistic_bits
 from .quality import QUALITIES, STEPS_PER_OCTAVE, gain
@@ -41,7 +41,6 @@ __all__ = ["finish", "fit_tables"]
 _FIT_ROUNDS = 5
 # Steps of 1/20 octave by which a fit may move a scale at a time; a level is four.
 _SCALE_MOVES = np.array([-16, -12, -8, -4, -2, 0, 2, 4, 8, 12, 16], np.int16)
-_CARD_QUALITIES = (10, 30, 50, 70, 90)
 # Symbols that the parametric distribution counts for beside what was seen, so that a rare row stays sensible.
 _PRIOR_WEIGHT = 64.0
 
@@ -54,8 +53,13 @@ def finish(
     trained_steps: int,
     trained_minutes: float,
     report: Callable[[str], None],
+    details: RunDetails | None = None,
 ) -> Path:
-    """Order the channels, fit the tables, write ``weights.safetensors`` and its card; returns the file's path."""
+    """Order the channels, fit the tables, write ``weights.safetensors`` and its card; returns the file's path.
+
+    ``details`` is what the card says beyond the configuration. Raises TrainingError when the written file does not code
+    as the network does.
+    """
     crops = photos.batch(config.fit_crops)
     network.eval()
     path = config.output / "weights.safetensors"
@@ -66,7 +70,7 @@ def finish(
         tables = fit_tables(Codec.load(path), crops)
     _save(path, network, config, tables)
     report("fitted the entropy tables")
-    path.with_suffix(".md").write_text(_card(path, crops, config, photos, trained_steps, trained_minutes), "utf-8")
+    write_card(path, network, crops, photos, config, trained_steps, trained_minutes, details or RunDetails())
     return path
 
 
@@ -180,42 +184,3 @@ def _smooth(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     kernel = np.array([0.02, 0.08, 0.8, 0.08, 0.02])
     along = np.apply_along_axis(lambda row: np.convolve(row, kernel, mode="same"), 1, counts)
     return np.apply_along_axis(lambda row: np.convolve(row, kernel, mode="same"), 0, along)
-
-
-def _card(path: Path, crops: Tensor, config: TrainConfig, photos: PhotoCrops, steps: int, minutes: float) -> str:
-    """The model card: what was trained on what and for how long, and what it does to the last training crops."""
-    codec = Codec.load(path)
-    sample = list(crops[:64])
-    lines = []
-    for quality in _CARD_QUALITIES:
-        streams = codec.encode(sample, quality)
-        pixels = sum(image.shape[1] * image.shape[2] for image in sample)
-        bpp = 8 * sum(len(stream) for stream in streams) / pixels
-        values = [psnr(a, b.cpu()) for a, b in zip(sample, codec.decode(streams), strict=True)]
-        lines.append(f"| {quality} | {bpp:.3f} | {sum(values) / len(values):.2f} |")
-    table = "\n".join(lines)
-    side = config.crops.size
-    data = f"{len(photos.photos)} photographs; crops of {side}², {config.crops.native:.0%} at native resolution"
-    schedule = f"Adam at {config.learning_rate:g} with a cosine, seed {config.seed}"
-    training = f"{steps} steps of {config.batch} crops, {minutes:.0f} minutes, {schedule}"
-    macs = config.transforms.macs_per_pixel()
-    sizes = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(config.transforms).items())
-    return f"""# {config.name}
-
-| | |
-|---|---|
-| fingerprint | `{codec.fingerprint}` |
-| transforms | {sizes}; {macs["analysis"] / 1000:.1f} kMAC a pixel to encode, {macs["synthesis"] / 1000:.1f} to decode |
-| prior | {config.prior.classes} classes |
-| objective | rate + λ·MSE over qualities 1–100, noise for the rate, straight-through rounding for the synthesis |
-| training data | {data} |
-| training | {training} |
-| file | {path.stat().st_size / 1e6:.1f} MB |
-
-Rate and distortion on {len(sample)} *training* crops of {side}² (real streams; headers weigh more there
-than in whole photographs):
-
-| quality | bpp | PSNR dB |
-|---|---|---|
-{table}
-"""
