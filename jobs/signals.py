@@ -12,9 +12,10 @@ __all__ = ["stop_on_signals"]
 
 
 @contextlib.contextmanager
-def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
+def stop_on_signals(request_stop: Callable[[], None], *, insist: bool = True) -> Iterator[None]:
     """While the context lasts, the first SIGINT or SIGTERM calls ``request_stop``, the next raise KeyboardInterrupt.
 
+    Without ``insist`` they do nothing: a launcher may pass on to a worker what the terminal sent it already.
     Only the main thread may set handlers; elsewhere this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -25,7 +26,9 @@ def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
     def handle(signum: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
-            raise KeyboardInterrupt
+            if insist:
+                raise KeyboardInterrupt
+            return
         asked = True
         request_stop()
 

@@ -1,0 +1,81 @@
+"""The network that training optimises: both transforms and the class prior between them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .prior import PREDICTED, ClassPrior, PriorConfig
+from .quality import STEPS_PER_OCTAVE, gain
+from .tables import MIN_SCALE
+from .transforms import Analysis, Synthesis, TransformConfig, initialise_with_klt, quality_coordinate
+from .weights import Weights
+
+__all__ = ["CodecNetwork"]
+
+
+class CodecNetwork(nn.Module):
+    """Analysis transform, class prior and synthesis transform, trained together."""
+
+    def __init__(self, transforms: TransformConfig, prior: PriorConfig) -> None:
+        super().__init__()
+        self.analysis = Analysis(transforms)
+        self.prior = ClassPrior(prior, transforms.latents)
+        self.synthesis = Synthesis(transforms)
+
+    def forward(self, pixels_N3HW: Tensor, quality_N: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Float pixels 0…255 and qualities → (reconstruction, bits an image)."""
+        t_N = quality_coordinate(quality_N)
+        gain_N = quality_N.new_tensor([gain(float(q)) for q in quality_N], dtype=torch.float32)
+        coded = self.prior(self.analysis(pixels_N3HW, t_N, precision), gain_N)
+        return self.synthesis(coded.latents_NyxL, t_N, precision), coded.bits_N
+
+    @torch.no_grad()
+    def initialise(self, crops_N3HW: Tensor) -> None:
+        """KLT of the crops, colour means moved to the front, then the classes of their latents."""
+        initialise_with_klt(self.analysis, self.synthesis, crops_N3HW)
+        flat_colours = 127.5 + 100 * torch.eye(3)[:, :, None, None].expand(3, 3, 16, 16)
+        response = self.analysis(flat_colours, torch.zeros(3)).square().sum((0, 1, 2))
+        first = response.topk(PREDICTED).indices.sort().values
+        rest = torch.tensor([i for i in range(len(response)) if i not in set(first.tolist())])
+        self.permute_latents(torch.cat([first, rest]))
+        self.prior.initialise(self.analysis(crops_N3HW.float(), torch.zeros(len(crops_N3HW))), gain(50))
+
+    @torch.no_grad()
+    def start_from(self, weights: Weights) -> None:
+        """Take over finished weights. Residual blocks that they lack stay as they are: identities.
+
+        Raises:
+            ConfigError: other channels, latents or classes, or more residual blocks than this network has.
+        """
+        classes, latents = self.prior.log_scale.shape
+        for what, mine, theirs in (
+            ("working channels", self.analysis.patch.out_features, weights.config.channels),
+            ("latent channels", latents, weights.config.latents),
+            ("classes", classes, weights.tables.classes),
+        ):
+            if mine != theirs:
+                raise ConfigError(f"cannot start from {weights.name}: it has {theirs} {what}, the configuration {mine}")
+        for mine, theirs in ((self.analysis, weights.analysis), (self.synthesis, weights.synthesis)):
+            if mine.load_state_dict(theirs.state_dict(), strict=False).unexpected_keys:
+                raise ConfigError(
+                    f"cannot start from {weights.name}: it has more residual blocks than the configuration"
+                )
+        octaves = torch.from_numpy(weights.tables.scale_index).double().add(50) / STEPS_PER_OCTAVE
+        self.prior.log_scale.copy_(octaves * math.log(2) + math.log(MIN_SCALE / gain(50)))
+        self.prior.mean.copy_(weights.class_means)
+        self.prior.context_shift.copy_(weights.context_shift)
+        share = torch.from_numpy(weights.tables.class_frequency.astype(np.float64)).mean(0)
+        self.prior.usage.copy_(share / share.sum())
+
+    @torch.no_grad()
+    def permute_latents(self, order_L: Tensor) -> None:
+        """Reorder the latent channels; the network computes the same."""
+        for rows in (self.analysis.merge.weight, self.analysis.merge.bias):
+            rows.copy_(rows[order_L].clone())
+        for columns in (self.synthesis.split.weight, self.prior.log_scale, self.prior.mean):
+            columns.copy_(columns[:, order_L].clone())
