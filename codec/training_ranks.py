@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -56,6 +57,11 @@ class Ranks:
             ) from exc
         try:
             yield cls(rank, size, chosen)
+        except BaseException as exc:
+            # The traceback keeps the wrapped module alive. Its destructor would then be the one that ends the group's
+            # threads, and it holds the interpreter lock that they wait for.
+            traceback.clear_frames(exc.__traceback__)
+            raise
         finally:
             dist.destroy_process_group()
 
@@ -101,7 +107,6 @@ class Ranks:
         return nn.parallel.DistributedDataParallel(
             step,
             device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
             find_unused_parameters=unused,
         )
 
