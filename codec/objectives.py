@@ -95,6 +95,8 @@ class ObjectiveConfig:
             except TypeError as exc:
                 raise ConfigError(f"objective.{name}: {exc}") from exc
         network = table.get("network", _DEFAULT_NETWORK)
+        if not isinstance(network, str):
+            raise ConfigError(f"objective: network must be a string such as {_DEFAULT_NETWORK!r}, not {network!r}")
         return cls(terms=terms, network=network) if terms else cls(network=network)
 
     @property

