@@ -49,6 +49,9 @@ class FeatureNetwork(nn.Module):
     ``precision`` is that inside the network; the maps are float32. Gradients reach the pixels, never the parameters.
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(
         self, stages: Sequence[nn.Module], mean: Sequence[float], scale: Sequence[float], *, bgr: bool = False
     ) -> None:
@@ -58,7 +61,7 @@ class FeatureNetwork(nn.Module):
         self._bgr = bgr
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(scale).view(1, 3, 1, 1), persistent=False)
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def train(self, mode: bool = True) -> FeatureNetwork:
         """Stays in evaluation mode: its normalisation must never follow the reconstructions."""

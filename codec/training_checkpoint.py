@@ -74,7 +74,7 @@ class TrainingState:
 
     def to(self, device: torch.device) -> None:
         """Move all of it to a device."""
-        self.network.to(device=device, memory_format=torch.channels_last)
+        self.network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for state in self.optimiser.state.values():
             for key, value in state.items():
                 if isinstance(value, Tensor) and key != "step":

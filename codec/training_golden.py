@@ -91,4 +91,5 @@ def _pixels(network: CodecNetwork, latents: Latents) -> Tensor:
     dequantised = torch.from_numpy(values) / gain(latents.quality) + F.embedding(classes, means_KL)
     grid = dequantised.view(1, *block_grid(latents.height, latents.width), -1)
     pixels = synthesis(grid, quality_coordinate(torch.tensor([latents.quality])))
-    return pixels.round().clamp(0, 255).to(torch.uint8)[0, :, : latents.height, : latents.width]
+    whole: Tensor = pixels.round().clamp(0, 255).to(torch.uint8)[0, :, : latents.height, : latents.width]
+    return whole

@@ -60,8 +60,12 @@ class CodecNetwork(nn.Module):
         ):
             if mine != theirs:
                 raise ConfigError(f"cannot start from {weights.name}: it has {theirs} {what}, the configuration {mine}")
-        for mine, theirs in ((self.analysis, weights.analysis), (self.synthesis, weights.synthesis)):
-            if mine.load_state_dict(theirs.state_dict(), strict=False).unexpected_keys:
+        parts: list[tuple[nn.Module, nn.Module]] = [
+            (self.analysis, weights.analysis),
+            (self.synthesis, weights.synthesis),
+        ]
+        for part, source in parts:
+            if part.load_state_dict(source.state_dict(), strict=False).unexpected_keys:
                 raise ConfigError(
                     f"cannot start from {weights.name}: it has more residual blocks than the configuration"
                 )
