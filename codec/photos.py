@@ -68,7 +68,7 @@ class _File:
     width: int
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         return 3 * self.height * self.width
 
     @property
@@ -146,7 +146,7 @@ class PhotoCrops:
         self._limit = round(config.max_memory_gib * _GIB)
         self._crops = 0
         self._window: _Window | _Whole
-        if sum(file.bytes for file in self._files) <= self._limit:
+        if sum(file.size for file in self._files) <= self._limit:
             self._window = _Whole(self._files)
             self.skipped += len(self._files) - len(self._window.files)
             self._files = self._window.files
@@ -252,12 +252,12 @@ class _Window:
             for _ in range(first - self._first):
                 self._held.popleft()
         self._first = first
-        size = sum(file.bytes for file, _ in self._held)
+        size = sum(file.size for file, _ in self._held)
         while True:
             while len(self._ahead) < _AHEAD:
                 file = next(self._sequence)
                 self._ahead.append((file, self._pool.submit(_decoded, file)))
-            size += self._ahead[0][0].bytes
+            size += self._ahead[0][0].size
             if self._held and size > self._limit:
                 break
             file, future = self._ahead.popleft()
@@ -285,5 +285,6 @@ def _decoded(file: _File) -> Photo | None:
 
 
 def _shares(files: Sequence[_File]) -> npt.NDArray[np.float64]:
-    pixels = np.array([file.bytes for file in files], dtype=np.float64)
-    return pixels / pixels.sum()
+    pixels = np.array([file.size for file in files], dtype=np.float64)
+    share: npt.NDArray[np.float64] = pixels / pixels.sum()
+    return share
