@@ -318,6 +318,63 @@ def view(
 
 
 @app.command()
+def evaluate(
+    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report and the rows measured so far.")],
+    weights: Annotated[
+        list[str] | None, typer.Option(metavar="NAME|FILE", help="Codec weights. Repeatable. Default: default.")
+    ] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of lossless photographs: rate and distortion.")] = None,
+    labelled: Annotated[
+        Path | None, typer.Option(help="Folder of images with labels.csv (file, class): rate and accuracy.")
+    ] = None,
+    objects: Annotated[
+        Path | None, typer.Option(help="Folder of images/ and YOLO labels/: detection and segmentation.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(metavar="NETWORK", help="Feature distance on --photos, such as vgg16:FILE.")
+    ] = None,
+    classifier: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|tflite:FILE", help="Classifier for --labelled. Default: efficientnet-lite2."),
+    ] = None,
+    detector: Annotated[Path | None, typer.Option(help="YOLOX as ONNX, for --objects.")] = None,
+    segmenter: Annotated[Path | None, typer.Option(help="DeepLab as TFLite, for --objects.")] = None,
+    codec: Annotated[
+        list[str] | None, typer.Option(help="Compare only with this classical codec, such as 'WebP'. Repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many images of each folder, spread over it.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here as Markdown, too.")] = None,
+    json: Json = False,
+) -> None:
+    """Rate against distortion and against what networks recognise, beside JPEG, JPEG 2000, WebP, AVIF and HEIC."""
+    import shlex
+
+    from .evaluation.run import EvaluationConfig
+    from .evaluation.run import evaluate as run
+
+    config = EvaluationConfig(
+        output=output,
+        weights=tuple(weights or ("default",)),
+        photos=photos,
+        labelled=labelled,
+        objects=objects,
+        features=features,
+        classifiers=tuple(classifier or ("efficientnet-lite2",)),
+        detector=detector,
+        segmenter=segmenter,
+        codecs=tuple(codec or ()),
+        limit=limit,
+        markdown=markdown,
+        command=shlex.join(["discernible", *sys.argv[1:]]),
+    )
+    result = run(config, report=progress_console().print)
+    if json:
+        print_json(result.to_json())
+    else:
+        print_result(result.render())
+
+
+@app.command()
 def train(
     config: Annotated[
         Path | None, typer.Argument(metavar="CONFIG", help="A TOML file; --example prints one to start from.")

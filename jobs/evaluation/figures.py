@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,37 +31,43 @@ class AgreementCurve:
         return counts_RN @ self.bytes_SN.T / total, counts_RN @ self.agrees_SN.T / total
 
 
-def bytes_at(mean_bytes_S: _F64, agreement_S: _F64, target: float) -> float:
-    """Bytes for an agreement, linear in log bytes between measured settings; nan where the curve does not reach it."""
-    rising = np.maximum.accumulate(agreement_S)
-    above = int(np.searchsorted(rising, target))
-    if above == len(rising) or (above == 0 and rising[0] > target):
-        return float("nan")
-    if above == 0:
-        return float(mean_bytes_S[0])
-    share = (target - rising[above - 1]) / (rising[above] - rising[above - 1])
-    low, high = np.log(mean_bytes_S[above - 1]), np.log(mean_bytes_S[above])
-    return float(np.exp(low + share * (high - low)))
+def bytes_at(mean_bytes: _F64, agreement: _F64, target: float) -> _F64:
+    """Bytes (…) for an agreement, of curves (…, S) whose settings S rise in bytes; nan where a curve does not reach it.
+
+    Linear in log bytes between measured settings. A setting that agrees less than a smaller one counts as equal to it.
+    A curve that starts above the target is nan too: nothing was measured there.
+    """
+    rising = np.maximum.accumulate(agreement, axis=-1)
+    above = (rising >= target).argmax(-1)[..., None]
+    below = np.maximum(above - 1, 0)
+    low, high = (np.take_along_axis(np.log(mean_bytes), at, -1)[..., 0] for at in (below, above))
+    start, end = (np.take_along_axis(rising, at, -1)[..., 0] for at in (below, above))
+    step = end - start
+    share = np.divide(target - start, step, out=np.zeros_like(step), where=step > 0)
+    covered = (rising[..., 0] <= target) & (rising[..., -1] >= target)
+    return np.where(covered, np.exp(low + share * (high - low)), np.nan)
+
+
+@functools.lru_cache(maxsize=4)
+def _resamples(images: int, count: int) -> _F64:
+    """How often each image is taken (1 + count, images): once each in the first row, by chance in the others."""
+    draws = np.random.default_rng(_SEED).multinomial(images, np.full(images, 1 / images), size=count)
+    return np.concatenate([np.ones((1, images)), draws.astype(np.float64)])
 
 
 def byte_ratio(
-    ours: AgreementCurve, theirs: AgreementCurve, target: float, *, resamples: int = 2000
+    ours: AgreementCurve, theirs: AgreementCurve, target: float, *, resamples: int = 10_000
 ) -> tuple[float, float, float]:
     """Our bytes over theirs at an equal agreement, and the bounds of its 95 % interval by a paired bootstrap.
 
     The images are resampled, the same for both codecs (Efron 1979, percentile method).
     """
-    images = ours.bytes_SN.shape[1]
-    draws = np.random.default_rng(_SEED).multinomial(images, np.full(images, 1 / images), size=resamples)
-    counts = np.concatenate([np.ones((1, images)), draws.astype(np.float64)])
-    ratios = []
-    for mine, other in zip(zip(*ours.at(counts), strict=True), zip(*theirs.at(counts), strict=True), strict=True):
-        ratios.append(bytes_at(*mine, target) / bytes_at(*other, target))
-    spread = np.array(ratios[1:])
-    known = spread[np.isfinite(spread)]
+    counts = _resamples(ours.bytes_SN.shape[1], resamples)
+    ratios = bytes_at(*ours.at(counts), target) / bytes_at(*theirs.at(counts), target)
+    known = ratios[1:][np.isfinite(ratios[1:])]
     # An interval from resamples of which many miss the target would be too narrow.
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) > 0.95 * resamples else (np.nan, np.nan)
-    return ratios[0], float(low), float(high)
+    return float(ratios[0]), float(low), float(high)
 
 
 def mean_iou(original: NDArray[np.int64], picture: NDArray[np.int64], classes: int) -> list[list[int]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 import io
 from collections.abc import Sequence
 
 from ...errors import ConfigError
 from .tables import Curve, Part, Table
 
-__all__ = ["to_html", "to_markdown"]
+__all__ = ["check_plots", "to_html", "to_markdown"]
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c }
@@ -20,6 +21,12 @@ th:first-child, td:first-child { text-align: left }
 th { background: #f3f3f3 } figure { display: inline-block; margin: 0 1rem 1rem 0 } pre { background: #f3f3f3;
 padding: .7rem; overflow-x: auto } .note { color: #555 }
 """
+
+
+def check_plots() -> None:
+    """Raises ConfigError without matplotlib: to be asked before hours of measuring, not after."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("the report's plots need the package matplotlib: pip install 'discernible[evaluate]'")
 
 
 def to_markdown(title: str, lead: str, sections: Sequence[Part]) -> str:
@@ -39,7 +46,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def to_html(title: str, lead: str, sections: Sequence[Part], ours: Sequence[str]) -> str:
-    """One self-contained page. Raises ConfigError without matplotlib."""
+    """One self-contained page, its plots inside."""
     body = [f"<h1>{html.escape(title)}</h1><pre>{html.escape(lead)}</pre>"]
     for part in sections:
         body.append(f"<h2>{html.escape(part.title)}</h2>")
@@ -59,10 +66,8 @@ def _table(table: Table) -> str:
 
 
 def _plot(curve: Curve, ours: Sequence[str]) -> str:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise ConfigError("the report's plots need matplotlib: pip install 'discernible[evaluate]'") from exc
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5.2, 3.9), layout="constrained")
     axes = figure.subplots()
     for name, points in curve.lines.items():

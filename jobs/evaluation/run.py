@@ -17,7 +17,7 @@ from ...errors import ConfigError
 from .contestants import CLASSICAL, Contestant, Learned, classical
 from .judges import Detector, FeatureDistance, Segmenter, load_classifier
 from .measure import Labels, Objects, Photos, Row, RowStore, Task, measure
-from .report import to_html, to_markdown
+from .report import check_plots, to_html, to_markdown
 from .tables import Part, parts
 
 __all__ = ["Evaluation", "EvaluationConfig", "evaluate"]
@@ -93,15 +93,16 @@ def evaluate(config: EvaluationConfig, *, report: Callable[[str], None]) -> Eval
         ConfigError: a folder, model file or package that is not there. ImageError: an unreadable picture.
         WeightsError: no such weights.
     """
+    check_plots()
     learned = [Learned(name) for name in config.weights]
     names = [codec.name for codec in learned]
     if len(set(names)) != len(names):
         raise ConfigError(f"two of the weights have the same name: {names}; give them different ones when training")
     rivals = [codec for codec in classical() if not config.codecs or codec.name in config.codecs]
-    contestants: list[Contestant] = [*learned, *rivals]
     store = RowStore(config.output / "rows.jsonl")
     rows: list[Row] = []
     for task in _tasks(config):
+        contestants: list[Contestant] = [*learned, *(codec for codec in rivals if codec.takes_part(task.name))]
         rows += measure(task, contestants, store, report)
     sections = parts(rows, names)
     lead = f"{config.command}\n{_machine()}"

@@ -170,7 +170,7 @@ def _equal_agreement(
     for codec, curve in curves.items():
         cells = [codec]
         for target in _TARGETS:
-            size = bytes_at(curve.bytes_SN.mean(1), curve.agrees_SN.mean(1), target)
+            size = float(bytes_at(curve.bytes_SN.mean(1), curve.agrees_SN.mean(1), target))
             cells.append("not reached" if np.isnan(size) else f"{size:,.0f}")
             cells += ["" if name == codec else _ratio(*byte_ratio(curves[name], curve, target)) for name in present]
         body.append(cells)
