@@ -19,7 +19,7 @@ from .prior import PREDICTED, class_costs, median_edge_prediction
 from .quality import STEPS_PER_OCTAVE, check_quality, gain
 from .quantise import quantise
 from .rans import decode_blocks, encode_blocks, predict_colours, restore_colours
-from .tables import MIN_SCALE
+from .tables import MIN_SCALE, quality_bucket
 from .transforms import BLOCK, quality_coordinate
 from .weights import Weights, load_weights
 
@@ -128,7 +128,7 @@ class Codec:
         symbols = latents.symbols.copy()
         predict_colours(symbols, rows, columns, PREDICTED)
         lanes = lanes_for(len(symbols))
-        words = encode_blocks(symbols, latents.classes, lanes, self.weights.tables.at(latents.quality))
+        words = encode_blocks(symbols, latents.classes, columns, lanes, self.weights.tables.at(latents.quality))
         return pack_stream(
             words,
             fingerprint=self.fingerprint,
@@ -150,11 +150,12 @@ class Codec:
                 "load the weights that made it"
             )
         tables = self.weights.tables
-        decoded = decode_blocks(words, info.blocks, tables.channels, info.lanes, tables.at(info.quality))
+        rows, columns = block_grid(info.height, info.width)
+        decoded = decode_blocks(words, rows, columns, tables.channels, info.lanes, tables.at(info.quality))
         if decoded is None:
             raise StreamCorruptError("the entropy-coded data is inconsistent although its checksum holds")
         symbols, classes = decoded
-        restore_colours(symbols, *block_grid(info.height, info.width), PREDICTED)
+        restore_colours(symbols, rows, columns, PREDICTED)
         return Latents(symbols=symbols, classes=classes, height=info.height, width=info.width, quality=info.quality)
 
     @torch.inference_mode()
@@ -218,8 +219,8 @@ class Codec:
         return MIN_SCALE * torch.exp2((self._scale_index_KL + quality) / STEPS_PER_OCTAVE)
 
     def _log_usage(self, quality: int) -> Tensor:
-        cumulative = self.weights.tables.at(quality).class_cumulative.astype(np.float32)
-        return torch.from_numpy(np.diff(cumulative) / cumulative[-1]).log().to(self.device)
+        share = self.weights.tables.class_share[quality_bucket(quality)].astype(np.float32)
+        return torch.from_numpy(share / share.sum()).log().to(self.device)
 
     @torch.inference_mode()
     def synthesise(self, latents: Sequence[Latents]) -> list[Tensor]:

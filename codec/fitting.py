@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .card import RunDetails, write_card
 from .codec import Codec, Latents
+from .neighbours import ClassMap, class_tables
 from .photos import PhotoCrops
 from .prior import PREDICTED, logistic_bits
 from .quality import QUALITIES, STEPS_PER_OCTAVE, gain
@@ -22,6 +23,7 @@ from .quantise_kernels import scale_costs
 from .rans import predict_colours, symbol_counts
 from .rans_kernels import CONTEXT_LOOKUP
 from .tables import (
+    CLASS_GROUPS,
     CONTEXT_LEVELS,
     ESCAPE,
     GROUP,
@@ -118,11 +120,13 @@ def _parametric_symbols(shift: Tensor) -> npt.NDArray[np.float64]:
 
 def _parametric_tables(network: CodecNetwork) -> EntropyTables:
     groups = network.prior.log_scale.shape[1] // GROUP
-    usage = network.prior.usage.double().numpy()
+    share = quantise_frequencies(np.tile(network.prior.usage.double().numpy() + 1e-5, (QUALITY_BUCKETS, 1)))
     return EntropyTables(
         scale_index=_scale_index(network),
         symbol_frequency=quantise_frequencies(_parametric_symbols(network.prior.centred_shift())),
-        class_frequency=quantise_frequencies(np.tile(usage + 1e-5, (QUALITY_BUCKETS, 1))),
+        class_group=np.zeros(share.shape[1], np.uint8),
+        class_frequency=np.repeat(share[:, None], (CLASS_GROUPS + 1) ** 2, axis=1),
+        class_share=share,
         last_frequency=quantise_frequencies(np.ones((groups + 1, groups + 1))),
     )
 
@@ -145,7 +149,7 @@ def fit_tables(codec: Codec, crops: Tensor) -> EntropyTables:
     old = codec.weights.tables
     groups = old.channels // GROUP
     symbols = np.zeros((LEVELS * CONTEXT_LEVELS, SYMBOLS), np.int64)
-    classes = np.zeros((QUALITY_BUCKETS, old.classes))
+    maps: list[ClassMap] = []
     last = np.zeros((groups + 1, groups + 1))
     rows, columns = crops.shape[2] // 16, crops.shape[3] // 16
     # A pull towards the scales that training found, in bits, so that rarely seen channels stay there.
@@ -167,14 +171,16 @@ def fit_tables(codec: Codec, crops: Tensor) -> EntropyTables:
             costs,
         )
         np.add.at(last, (tables.expected_K[latents.classes], lengths), 1)
-        classes[quality_bucket(latents.quality)] += np.bincount(latents.classes, minlength=old.classes)
-    total = classes.sum(0) / classes.sum()
+        maps.append((quality_bucket(latents.quality), latents.classes.reshape(rows, columns)))
+    class_group, class_frequency, class_share = class_tables(maps, old.classes)
     share = old.symbol_frequency / old.symbol_frequency.sum(-1, keepdims=True)
     return dataclasses.replace(
         old,
         scale_index=old.scale_index + _SCALE_MOVES[costs.argmin(-1)],
         symbol_frequency=quantise_frequencies(symbols.reshape(share.shape) + _PRIOR_WEIGHT * share.astype(np.float64)),
-        class_frequency=quantise_frequencies(classes + 32 * total + 0.05),
+        class_group=class_group,
+        class_frequency=class_frequency,
+        class_share=class_share,
         last_frequency=quantise_frequencies(_smooth(last) + 0.02),
     )
 

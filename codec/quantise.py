@@ -53,6 +53,8 @@ def quantise(
         differences.astype(np.int32),
         candidates,
         means,
+        grid[1],
+        tables.class_group,
         information(tables.class_cumulative),
         tables.level_KL,
         tables.expected_K,

@@ -9,6 +9,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from .rans_kernels import class_context
 from .tables import CONTEXT_LEVELS, ESCAPE, GROUP
 
 __all__ = ["quantise_blocks", "scale_costs"]
@@ -42,6 +43,8 @@ def quantise_blocks(
     colours: npt.NDArray[np.int32],
     candidates: npt.NDArray[np.uint8],
     means: _F32,
+    columns: int,
+    class_group: npt.NDArray[np.uint8],
     class_bits: _F32,
     level_KL: npt.NDArray[np.uint8],
     expected_K: npt.NDArray[np.uint8],
@@ -55,7 +58,8 @@ def quantise_blocks(
     """Fill ``symbols`` (B, L; zeros at entry) and ``classes`` (B,) with what minimises bits + value·squared error.
 
     ``values`` (B, L) in quantised units, ``colours`` (B, 3) the prediction differences of the first channels, which are
-    coded as they are, ``candidates`` (B, M) classes to try, the other arrays bits and tables at one quality.
+    coded as they are, ``candidates`` (B, M) classes to try, the other arrays bits and tables at one quality. A block's class
+    is chosen for what it costs beside the classes of its neighbours, which are chosen before.
     """
     blocks, channels = values.shape
     predicted = colours.shape[1]
@@ -63,6 +67,7 @@ def quantise_blocks(
     trial = np.zeros(channels, np.int16)
     for b in range(blocks):
         best = np.float32(np.inf)
+        context = class_context(classes, class_group, b, columns)
         for m in range(candidates.shape[1]):
             k = np.int64(candidates[b, m])
             # Past the last value that could round to something else than 0, nothing can be worth its bits.
@@ -74,7 +79,7 @@ def quantise_blocks(
                 if abs(centred) >= 0.5:
                     end = c + 1
             last_row = last_bits[expected_K[k]]
-            cost = class_bits[k]
+            cost = class_bits[context, k]
             lowest = cost + weight * rest + last_row[0]
             length = 0
             for c in range(predicted):

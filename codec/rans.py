@@ -4,9 +4,9 @@ The coder is range asymmetric numeral systems (Duda 2013; interleaving after Gie
 renormalisation, 12-bit probabilities. Invariants, on which exactness rests:
 
 - a state x is within [2^16, 2^32) between symbols; the encoder starts every lane at 2^16, the decoder must end there;
-- the encoder visits the symbols in exactly the reverse order of the decoder, lanes included: the decoder takes blocks
-  ``lanes`` at a time (block i on lane i mod lanes) and, within such a row of blocks, first all classes, then all
-  numbers of coded groups, then channel by channel the symbols of every lane that still has one;
+- the encoder visits the symbols in exactly the reverse order of the decoder, lanes included: the lanes take turns, one
+  symbol each; a lane whose block is at its end first opens the next block that no lane has opened, reading its class and
+  its number of coded groups, and goes on opening as long as that number is 0;
 - all lanes read one sequence of 16-bit words, so the order of reads is the order above and no lane needs a length.
 
 A symbol v of a channel whose level sends b raw bits is coded as s = (v + 2^(b−1)) >> b and the b low bits. |s| ≤ 15 has
@@ -47,9 +47,10 @@ def symbol_counts(
 
 
 def encode_blocks(
-    symbols: _I16, classes: npt.NDArray[np.uint8], lanes: int, tables: QualityTables
+    symbols: _I16, classes: npt.NDArray[np.uint8], columns: int, lanes: int, tables: QualityTables
 ) -> npt.NDArray[np.uint16]:
-    """Code symbols (blocks, L) and classes (blocks,) into 16-bit words, on 1, 2 or 4 lanes.
+    """Code symbols (blocks, L) and classes (blocks,), in rows of ``columns`` blocks, into 16-bit words, on 1, 2 or 4
+    lanes.
 
     The first 2·lanes words are the lanes' states, low half first.
     """
@@ -59,10 +60,12 @@ def encode_blocks(
     count = list_operations(
         symbols,
         classes,
+        columns,
         lanes,
         tables.level_KL,
         tables.expected_K,
         tables.symbol_cumulative,
+        tables.class_group,
         tables.class_cumulative,
         tables.last_cumulative,
         CONTEXT_LOOKUP,
@@ -74,27 +77,32 @@ def encode_blocks(
 
 
 def decode_blocks(
-    words: npt.NDArray[np.uint16], blocks: int, channels: int, lanes: int, tables: QualityTables
+    words: npt.NDArray[np.uint16], rows: int, columns: int, channels: int, lanes: int, tables: QualityTables
 ) -> tuple[_I16, npt.NDArray[np.uint8]] | None:
-    """The inverse of :func:`encode_blocks`: symbols (blocks, L) int16 and classes (blocks,) uint8, or None if damaged.
+    """The inverse of :func:`encode_blocks`: symbols (rows·columns, L) int16 and classes (rows·columns,) uint8, or None
+    if damaged.
 
     Any words are safe to pass: reads are bounded, and a damaged sequence ends in None or, rarely, in other symbols.
     """
     if len(words) < 2 * lanes:
         return None
-    symbols = np.zeros((blocks, channels), np.int16)
-    classes = np.zeros(blocks, np.uint8)
+    symbols = np.zeros((rows * columns, channels), np.int16)
+    classes = np.zeros(rows * columns, np.uint8)
     whole = decode(
         words,
+        columns,
         lanes,
-        tables.level_KL,
+        channels,
+        tables.level_KL.ravel(),
         tables.expected_K,
-        tables.symbol_cumulative,
-        tables.class_lookup,
+        tables.symbol_packed.ravel(),
+        tables.symbol_lookup.ravel(),
+        tables.class_group,
         tables.class_cumulative,
+        tables.class_lookup,
         tables.last_cumulative,
         CONTEXT_LOOKUP,
-        symbols,
+        symbols.ravel(),
         classes,
     )
     return (symbols, classes) if whole else None

@@ -9,9 +9,17 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from .tables import CONTEXT_EDGES, CONTEXT_LEVELS, ESCAPE, GROUP, PROBABILITY_BITS
+from .tables import CLASS_GROUPS, CONTEXT_EDGES, CONTEXT_LEVELS, ESCAPE, GROUP, LOOKUP_SHIFT, PROBABILITY_BITS, SYMBOLS
 
-__all__ = ["CONTEXT_LOOKUP", "count_symbols", "decode", "encode_operations", "list_operations", "predict"]
+__all__ = [
+    "CONTEXT_LOOKUP",
+    "class_context",
+    "count_symbols",
+    "decode",
+    "encode_operations",
+    "list_operations",
+    "predict",
+]
 
 STATE_FLOOR = 1 << 16
 _TOTAL = 1 << PROBABILITY_BITS
@@ -25,9 +33,13 @@ CONTEXT_LOOKUP: npt.NDArray[np.uint8] = np.searchsorted(
 _MAX_GAMMA = 15
 
 _I16 = npt.NDArray[np.int16]
+# Indices are unsigned in the decoder: numba tests signed ones for wrapping around.
+_U64 = np.uint64
 
 _jit = numba.njit(nogil=True, cache=True, boundscheck=False)
 _inline = numba.njit(nogil=True, cache=True, boundscheck=False, inline="always")
+_bare = numba.njit(nogil=True, cache=True, boundscheck=False, _nrt=False)
+_bare_inline = numba.njit(nogil=True, cache=True, boundscheck=False, _nrt=False, inline="always")
 
 
 @_jit
@@ -88,14 +100,24 @@ def _coded_groups(symbols: _I16, block: int) -> int:
     return (end + GROUP - 1) // GROUP
 
 
+@_inline
+def class_context(classes: npt.NDArray[np.uint8], class_group: npt.NDArray[np.uint8], block: int, columns: int) -> int:
+    """Row of the class tables: the groups of the classes to the left and above, with one more for none."""
+    left = np.int64(class_group[classes[block - 1]]) if block % columns else np.int64(CLASS_GROUPS)
+    upper = np.int64(class_group[classes[block - columns]]) if block >= columns else np.int64(CLASS_GROUPS)
+    return left * (CLASS_GROUPS + 1) + upper
+
+
 @_jit
 def list_operations(
     symbols: _I16,
     classes: npt.NDArray[np.uint8],
+    columns: int,
     lanes: int,
     level_KL: npt.NDArray[np.uint8],
     expected_K: npt.NDArray[np.uint8],
     symbol_cumulative: npt.NDArray[np.uint16],
+    class_group: npt.NDArray[np.uint8],
     class_cumulative: npt.NDArray[np.uint16],
     last_cumulative: npt.NDArray[np.uint16],
     context_lookup: npt.NDArray[np.uint8],
@@ -104,51 +126,55 @@ def list_operations(
     """Write what the decoder will do, in its order: start, frequency − 1 and lane of every step. Returns the count."""
     blocks = symbols.shape[0]
     count = 0
-    last = np.zeros(4, np.int64)
+    opened = 0
+    block = np.zeros(4, np.int64)
+    channel = np.zeros(4, np.int64)
+    end = np.zeros(4, np.int64)
     energy = np.zeros(4, np.int64)
-    for first in range(0, blocks, lanes):
-        active = min(lanes, blocks - first)
-        for lane in range(active):
-            k = np.int64(classes[first + lane])
-            start = np.int64(class_cumulative[k])
-            count = _push(operations, count, start, np.int64(class_cumulative[k + 1]) - start, lane)
-        longest = 0
-        for lane in range(active):
-            groups = _coded_groups(symbols, first + lane)
-            row = last_cumulative[expected_K[classes[first + lane]]]
-            start = np.int64(row[groups])
-            count = _push(operations, count, start, np.int64(row[groups + 1]) - start, lane)
-            last[lane] = groups * GROUP
-            energy[lane] = 0
-            longest = max(longest, last[lane])
-        for c in range(longest):
-            for lane in range(active):
-                if c >= last[lane]:
-                    continue
-                packed = np.int64(level_KL[classes[first + lane], c])
-                raw = packed >> 5
-                value = np.int64(symbols[first + lane, c])
-                s = value
-                if raw > 0:
-                    s = (value + (1 << (raw - 1))) >> raw
-                magnitude = abs(s)
-                row = symbol_cumulative[(packed & 31) * CONTEXT_LEVELS + context_lookup[energy[lane]]]
-                index = min(2 * magnitude - (1 if s < 0 else 0), ESCAPE)
-                start = np.int64(row[index])
-                count = _push(operations, count, start, np.int64(row[index + 1]) - start, lane)
-                if index == ESCAPE:
-                    beyond = magnitude - _LARGEST
-                    bits = _bit_length(beyond) - 1
-                    count = _push_raw(operations, count, bits, 4, lane)
-                    rest = beyond - (1 << bits)
-                    if bits > 8:
-                        count = _push_raw(operations, count, rest >> 8, bits - 8, lane)
-                    if bits > 0:
-                        count = _push_raw(operations, count, rest & 255, min(bits, 8), lane)
-                    count = _push_raw(operations, count, 1 if s < 0 else 0, 1, lane)
-                if raw > 0:
-                    count = _push_raw(operations, count, value - (s << raw) + (1 << (raw - 1)), raw, lane)
-                energy[lane] += 16 * min(magnitude, _LARGEST) - (energy[lane] >> 2)
+    busy = True
+    while busy:
+        busy = False
+        for lane in range(lanes):
+            while channel[lane] == end[lane] and opened < blocks:
+                k = np.int64(classes[opened])
+                table = class_cumulative[class_context(classes, class_group, opened, columns)]
+                start = np.int64(table[k])
+                count = _push(operations, count, start, np.int64(table[k + 1]) - start, lane)
+                groups = _coded_groups(symbols, opened)
+                table = last_cumulative[expected_K[k]]
+                start = np.int64(table[groups])
+                count = _push(operations, count, start, np.int64(table[groups + 1]) - start, lane)
+                block[lane], channel[lane], end[lane], energy[lane] = opened, 0, groups * GROUP, 0
+                opened += 1
+            c = channel[lane]
+            if c == end[lane]:
+                continue
+            busy = True
+            channel[lane] = c + 1
+            packed = np.int64(level_KL[classes[block[lane]], c])
+            raw = packed >> 5
+            value = np.int64(symbols[block[lane], c])
+            s = value
+            if raw > 0:
+                s = (value + (1 << (raw - 1))) >> raw
+            magnitude = abs(s)
+            row = symbol_cumulative[(packed & 31) * CONTEXT_LEVELS + context_lookup[energy[lane]]]
+            index = min(2 * magnitude - (1 if s < 0 else 0), ESCAPE)
+            start = np.int64(row[index])
+            count = _push(operations, count, start, np.int64(row[index + 1]) - start, lane)
+            if index == ESCAPE:
+                beyond = magnitude - _LARGEST
+                bits = _bit_length(beyond) - 1
+                count = _push_raw(operations, count, bits, 4, lane)
+                rest = beyond - (1 << bits)
+                if bits > 8:
+                    count = _push_raw(operations, count, rest >> 8, bits - 8, lane)
+                if bits > 0:
+                    count = _push_raw(operations, count, rest & 255, min(bits, 8), lane)
+                count = _push_raw(operations, count, 1 if s < 0 else 0, 1, lane)
+            if raw > 0:
+                count = _push_raw(operations, count, value - (s << raw) + (1 << (raw - 1)), raw, lane)
+            energy[lane] += 16 * min(magnitude, _LARGEST) - (energy[lane] >> 2)
     return count
 
 
@@ -200,7 +226,7 @@ def encode_operations(operations: npt.NDArray[np.uint32], count: int, lanes: int
     return at
 
 
-@_inline
+@_bare_inline
 def _refill(x: int, words: npt.NDArray[np.uint16], at: int) -> tuple[int, int]:
     if x < np.uint32(STATE_FLOOR):
         x = x << np.uint32(16)
@@ -210,7 +236,7 @@ def _refill(x: int, words: npt.NDArray[np.uint16], at: int) -> tuple[int, int]:
     return x, at
 
 
-@_inline
+@_bare
 def _pull_raw(x: int, words: npt.NDArray[np.uint16], at: int, bits: int) -> tuple[int, int, int]:
     shift = np.uint32(PROBABILITY_BITS - bits)
     slot = x & np.uint32(_MASK)
@@ -220,7 +246,7 @@ def _pull_raw(x: int, words: npt.NDArray[np.uint16], at: int, bits: int) -> tupl
     return x, at, value
 
 
-@_jit
+@_bare
 def _pull_escape(x: int, words: npt.NDArray[np.uint16], at: int) -> tuple[int, int, int]:
     x, at, bits = _pull_raw(x, words, at, 4)
     rest = np.int64(0)
@@ -235,118 +261,182 @@ def _pull_escape(x: int, words: npt.NDArray[np.uint16], at: int) -> tuple[int, i
     return x, at, -magnitude if negative else magnitude
 
 
-@_inline
-def _pull(x: int, words: npt.NDArray[np.uint16], at: int, row: npt.NDArray[np.uint16]) -> tuple[int, int, int]:
+@_bare_inline
+def _pull(
+    x: int, words: npt.NDArray[np.uint16], at: int, table: npt.NDArray[np.uint16], row: int, index: int
+) -> tuple[int, int, int]:
+    """The entry of a row of a cumulative table, searched upwards from ``index``."""
     slot = x & np.uint32(_MASK)
-    index = 0
-    while slot >= row[index + 1]:
+    while slot >= table[row, index + 1]:
         index += 1
-    start = np.uint32(row[index])
-    x = (np.uint32(row[index + 1]) - start) * (x >> np.uint32(PROBABILITY_BITS)) + slot - start
+    start = np.uint32(table[row, index])
+    x = (np.uint32(table[row, index + 1]) - start) * (x >> np.uint32(PROBABILITY_BITS)) + slot - start
     x, at = _refill(x, words, at)
     return x, at, index
 
 
-@_inline
+@_bare
+def _state(words: npt.NDArray[np.uint16], lanes: int, lane: int) -> int:
+    if lane >= lanes:
+        return np.uint32(STATE_FLOOR)
+    return np.uint32(words[2 * lane]) | np.uint32(words[2 * lane + 1]) << np.uint32(16)
+
+
+@_bare
+def _open(
+    x: int,
+    words: npt.NDArray[np.uint16],
+    at: int,
+    opened: int,
+    columns: int,
+    channels: int,
+    expected_K: npt.NDArray[np.uint8],
+    class_group: npt.NDArray[np.uint8],
+    class_cumulative: npt.NDArray[np.uint16],
+    class_lookup: npt.NDArray[np.uint8],
+    last_cumulative: npt.NDArray[np.uint16],
+    classes: npt.NDArray[np.uint8],
+) -> tuple[int, int, int, int, int, int]:
+    """Open blocks until one has symbols. Returns state, position, blocks opened, the first and the end index of the
+    symbols in the flat array, and what leads from there to the flat levels; no symbols when no block is left."""
+    while opened < len(classes):
+        if at > len(words):
+            # A damaged stream: nothing more is worth reading, and the position tells.
+            return x, at, len(classes), _U64(0), _U64(0), _U64(0)
+        context = class_context(classes, class_group, opened, columns)
+        bucket = (x & np.uint32(_MASK)) >> np.uint32(LOOKUP_SHIFT)
+        x, at, k = _pull(x, words, at, class_cumulative, context, np.int64(class_lookup[context, bucket]))
+        classes[opened] = k
+        x, at, groups = _pull(x, words, at, last_cumulative, np.int64(expected_K[k]), np.int64(0))
+        opened += 1
+        if groups > 0:
+            first = (opened - 1) * channels
+            return x, at, opened, _U64(first), _U64(first + groups * GROUP), _U64((k - opened + 1) * channels)
+    return x, at, opened, _U64(0), _U64(0), _U64(0)
+
+
+@_bare_inline
 def _pull_symbol(
     x: int,
     words: npt.NDArray[np.uint16],
     at: int,
     energy: int,
     packed: int,
-    symbol_cumulative: npt.NDArray[np.uint16],
+    symbol_packed: npt.NDArray[np.uint32],
+    symbol_lookup: npt.NDArray[np.uint8],
     context_lookup: npt.NDArray[np.uint8],
 ) -> tuple[int, int, int, int]:
-    row = symbol_cumulative[(packed & 31) * CONTEXT_LEVELS + np.int64(context_lookup[energy])]
-    x, at, index = _pull(x, words, at, row)
-    energy -= energy >> 2
-    value = np.int64(0)
-    if index > 0:
-        magnitude = (index + 1) >> 1
-        value = -magnitude if index & 1 else magnitude
-        if index == ESCAPE:
-            x, at, value = _pull_escape(x, words, at)
-            magnitude = _LARGEST
-        energy += 16 * magnitude
-    raw = packed >> 5
+    row = (packed & _U64(31)) * _U64(CONTEXT_LEVELS) + _U64(context_lookup[energy])
+    slot = _U64(x) & _U64(_MASK)
+    # Right unless a boundary lies within the slot's bucket, so that the loop hardly ever runs.
+    index = _U64(symbol_lookup[row << _U64(PROBABILITY_BITS - LOOKUP_SHIFT) | slot >> _U64(LOOKUP_SHIFT)])
+    row *= _U64(SYMBOLS)
+    entry = _U64(symbol_packed[row + index])
+    offset = slot - (entry & _U64(0xFFFF))
+    frequency = entry >> _U64(16)
+    while offset >= frequency:
+        offset -= frequency
+        index += _U64(1)
+        frequency = _U64(symbol_packed[row + index]) >> _U64(16)
+    x = frequency * (_U64(x) >> _U64(PROBABILITY_BITS)) + offset
+    low = _U64(x < _U64(STATE_FLOOR))
+    x = x << (low << _U64(4)) | _U64(words[min(_U64(at), _U64(len(words) - 1))]) & (_U64(0) - low)
+    at += np.int64(low)
+    magnitude = (index + _U64(1)) >> _U64(1)
+    odd = np.int64(index & _U64(1))
+    value = (np.int64(magnitude) ^ -odd) + odd
+    energy += _U64(16) * min(magnitude, _U64(_LARGEST)) - (energy >> _U64(2))
+    if index == ESCAPE:
+        x, at, value = _pull_escape(x, words, at)
+    raw = np.int64(packed >> _U64(5))
     if raw > 0:
         x, at, low = _pull_raw(x, words, at, raw)
         value = (value << raw) + low - (np.int64(1) << (raw - 1))
     return x, at, energy, value
 
 
-@_jit
+@_bare
 def decode(
     words: npt.NDArray[np.uint16],
+    columns: int,
     lanes: int,
-    level_KL: npt.NDArray[np.uint8],
+    channels: int,
+    levels: npt.NDArray[np.uint8],
     expected_K: npt.NDArray[np.uint8],
-    symbol_cumulative: npt.NDArray[np.uint16],
-    class_lookup: npt.NDArray[np.uint8],
+    symbol_packed: npt.NDArray[np.uint32],
+    symbol_lookup: npt.NDArray[np.uint8],
+    class_group: npt.NDArray[np.uint8],
     class_cumulative: npt.NDArray[np.uint16],
+    class_lookup: npt.NDArray[np.uint8],
     last_cumulative: npt.NDArray[np.uint16],
     context_lookup: npt.NDArray[np.uint8],
-    symbols: _I16,
+    out: _I16,
     classes: npt.NDArray[np.uint8],
 ) -> bool:
-    """Fill symbols (zeros at entry) and classes; True when the words were used up and every state came home."""
-    blocks = len(classes)
-    at = 2 * lanes
-    states = np.full(4, STATE_FLOOR, np.uint32)
-    last = np.zeros(4, np.int64)
-    for lane in range(lanes):
-        states[lane] = np.uint32(words[2 * lane]) | np.uint32(words[2 * lane + 1]) << np.uint32(16)
-    for first in range(0, blocks, lanes):
-        active = min(lanes, blocks - first)
-        for lane in range(active):
-            x = states[lane]
-            slot = x & np.uint32(_MASK)
-            k = class_lookup[slot]
-            start = np.uint32(class_cumulative[k])
-            x = (np.uint32(class_cumulative[k + 1]) - start) * (x >> np.uint32(PROBABILITY_BITS)) + slot - start
-            states[lane], at = _refill(x, words, at)
-            classes[first + lane] = k
-        shortest = np.int64(level_KL.shape[1])
-        longest = np.int64(0)
-        for lane in range(active):
-            row = last_cumulative[expected_K[classes[first + lane]]]
-            states[lane], at, groups = _pull(states[lane], words, at, row)
-            last[lane] = groups * GROUP
-            shortest = min(shortest, last[lane])
-            longest = max(longest, last[lane])
-        c = np.int64(0)
-        energies = np.zeros(4, np.int64)
-        if active == 4:
-            # The common case by hand: four states in registers, so that their chains of dependent steps overlap.
-            x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
-            e0 = e1 = e2 = e3 = np.int64(0)
-            l0, l1 = level_KL[classes[first]], level_KL[classes[first + 1]]
-            l2, l3 = level_KL[classes[first + 2]], level_KL[classes[first + 3]]
-            s0, s1, s2, s3 = symbols[first], symbols[first + 1], symbols[first + 2], symbols[first + 3]
-            while c < shortest:
-                x0, at, e0, v = _pull_symbol(x0, words, at, e0, np.int64(l0[c]), symbol_cumulative, context_lookup)
-                s0[c] = v
-                x1, at, e1, v = _pull_symbol(x1, words, at, e1, np.int64(l1[c]), symbol_cumulative, context_lookup)
-                s1[c] = v
-                x2, at, e2, v = _pull_symbol(x2, words, at, e2, np.int64(l2[c]), symbol_cumulative, context_lookup)
-                s2[c] = v
-                x3, at, e3, v = _pull_symbol(x3, words, at, e3, np.int64(l3[c]), symbol_cumulative, context_lookup)
-                s3[c] = v
-                c += 1
-            states[0], states[1], states[2], states[3] = x0, x1, x2, x3
-            energies[0], energies[1], energies[2], energies[3] = e0, e1, e2, e3
-        while c < longest:
-            for lane in range(active):
-                if c < last[lane]:
-                    packed = np.int64(level_KL[classes[first + lane], c])
-                    states[lane], at, energies[lane], v = _pull_symbol(
-                        states[lane], words, at, energies[lane], packed, symbol_cumulative, context_lookup
-                    )
-                    symbols[first + lane, c] = v
-            c += 1
-        if at > len(words):
-            return False
-    home = at == len(words)
-    for lane in range(lanes):
-        home = home and states[lane] == np.uint32(STATE_FLOOR)
-    return home
+    """Fill symbols (zeros at entry) and classes; True when the words were used up and every state came home.
+
+    The lanes take turns. Their states are four variables, not an array: they stay in registers, and the four chains of
+    dependent steps overlap.
+    """
+    x0, x1, x2, x3 = _state(words, lanes, 0), _state(words, lanes, 1), _state(words, lanes, 2), _state(words, lanes, 3)
+    at = np.int64(2 * lanes)
+    opened = np.int64(0)
+    p0 = p1 = p2 = p3 = _U64(0)
+    f0 = f1 = f2 = f3 = _U64(0)
+    o0 = o1 = o2 = o3 = _U64(0)
+    e0 = e1 = e2 = e3 = _U64(0)
+    busy = True
+    while busy:
+        if p0 == f0:
+            x0, at, opened, p0, f0, o0 = _open(
+                x0, words, at, opened, columns, channels, expected_K, class_group, class_cumulative, class_lookup,
+                last_cumulative, classes,
+            )  # fmt: skip
+            e0 = _U64(0)
+        if p0 < f0:
+            x0, at, e0, v = _pull_symbol(
+                x0, words, at, e0, _U64(levels[p0 + o0]), symbol_packed, symbol_lookup, context_lookup
+            )
+            out[p0] = v
+            p0 += _U64(1)
+        if lanes > 1:
+            if p1 == f1:
+                x1, at, opened, p1, f1, o1 = _open(
+                    x1, words, at, opened, columns, channels, expected_K, class_group, class_cumulative, class_lookup,
+                    last_cumulative, classes,
+                )  # fmt: skip
+                e1 = _U64(0)
+            if p1 < f1:
+                x1, at, e1, v = _pull_symbol(
+                    x1, words, at, e1, _U64(levels[p1 + o1]), symbol_packed, symbol_lookup, context_lookup
+                )
+                out[p1] = v
+                p1 += _U64(1)
+        if lanes > 2:
+            if p2 == f2:
+                x2, at, opened, p2, f2, o2 = _open(
+                    x2, words, at, opened, columns, channels, expected_K, class_group, class_cumulative, class_lookup,
+                    last_cumulative, classes,
+                )  # fmt: skip
+                e2 = _U64(0)
+            if p2 < f2:
+                x2, at, e2, v = _pull_symbol(
+                    x2, words, at, e2, _U64(levels[p2 + o2]), symbol_packed, symbol_lookup, context_lookup
+                )
+                out[p2] = v
+                p2 += _U64(1)
+            if p3 == f3:
+                x3, at, opened, p3, f3, o3 = _open(
+                    x3, words, at, opened, columns, channels, expected_K, class_group, class_cumulative, class_lookup,
+                    last_cumulative, classes,
+                )  # fmt: skip
+                e3 = _U64(0)
+            if p3 < f3:
+                x3, at, e3, v = _pull_symbol(
+                    x3, words, at, e3, _U64(levels[p3 + o3]), symbol_packed, symbol_lookup, context_lookup
+                )
+                out[p3] = v
+                p3 += _U64(1)
+        busy = opened < len(classes) or p0 < f0 or p1 < f1 or p2 < f2 or p3 < f3
+    floor = np.uint32(STATE_FLOOR)
+    return at == len(words) and x0 == floor and x1 == floor and x2 == floor and x3 == floor

@@ -5,7 +5,10 @@ A weights file stores
 - ``scale_index`` int16 (K, L): the scale of each channel in each class, in steps of 1/20 octave. Adding the quality
   gives the scale in quantised units, a quarter of it the *level*;
 - ``symbol_frequency`` uint16 (LEVELS, CONTEXT_LEVELS, SYMBOLS): the distribution of symbols at a level and a context;
-- ``class_frequency`` uint16 (QUALITY_BUCKETS, K): how often each class is chosen around a quality;
+- ``class_group`` uint8 (K,): the group of each class, of which CLASS_GROUPS are told apart as neighbours;
+- ``class_frequency`` uint16 (QUALITY_BUCKETS, (CLASS_GROUPS + 1)², K): how often each class is chosen around a quality,
+  given the groups of the left and the upper block (row: left · (CLASS_GROUPS + 1) + upper; the last group is "none");
+- ``class_share`` uint16 (QUALITY_BUCKETS, K): the same whatever the neighbours, which only the encoder reads;
 - ``last_frequency`` uint16 (G + 1, G + 1), G = L/8: the number of channel groups coded in a block, given how many the
   class makes expect at this quality.
 
@@ -25,10 +28,12 @@ from ..errors import WeightsFormatError
 from .quality import QUALITIES, check_quality
 
 __all__ = [
+    "CLASS_GROUPS",
     "CONTEXT_LEVELS",
     "ESCAPE",
     "GROUP",
     "LEVELS",
+    "LOOKUP_SHIFT",
     "MIN_SCALE",
     "PROBABILITY_BITS",
     "QUALITY_BUCKETS",
@@ -40,6 +45,9 @@ __all__ = [
 ]
 
 PROBABILITY_BITS = 12
+# A symbol or class is looked up by the upper bits of its slot.
+LOOKUP_SHIFT = 5
+CLASS_GROUPS = 8
 CONTEXT_LEVELS = 8
 # Lower bounds of context levels 1–7 on the decaying sum e ← e − ⌊e/4⌋ + 16·min(|symbol|, 15).
 CONTEXT_EDGES = (1, 8, 16, 32, 64, 96, 160)
@@ -65,11 +73,16 @@ class QualityTables:
 
     ``level_KL`` uint8: table row of the level in the low five bits, number of raw bits above. ``expected_K`` uint8:
     row of ``last_cumulative``. Cumulative tables are uint16 with one column more than symbols, from 0 to 4096.
+    ``symbol_packed`` uint32: start of a symbol in the low half, its frequency above. Look-ups are uint8: the symbol that
+    holds the first slot of each bucket of 2^LOOKUP_SHIFT slots.
     """
 
     level_KL: npt.NDArray[np.uint8]
     expected_K: npt.NDArray[np.uint8]
     symbol_cumulative: _U16
+    symbol_packed: npt.NDArray[np.uint32]
+    symbol_lookup: npt.NDArray[np.uint8]
+    class_group: npt.NDArray[np.uint8]
     class_cumulative: _U16
     class_lookup: npt.NDArray[np.uint8]
     last_cumulative: _U16
@@ -81,7 +94,9 @@ class EntropyTables:
 
     scale_index: npt.NDArray[np.int16]
     symbol_frequency: _U16
+    class_group: npt.NDArray[np.uint8]
     class_frequency: _U16
+    class_share: _U16
     last_frequency: _U16
 
     def __post_init__(self) -> None:
@@ -90,10 +105,14 @@ class EntropyTables:
         classes, channels = self.scale_index.shape
         if not 2 <= classes <= 256 or channels % GROUP or not GROUP <= channels <= 512:
             raise WeightsFormatError(f"unusable number of classes ({classes}) or latent channels ({channels})")
+        group = self.class_group
+        if group.dtype != np.uint8 or group.shape != (classes,) or group.max() >= CLASS_GROUPS:
+            raise WeightsFormatError(f"class_group must be uint8 ({classes},), below {CLASS_GROUPS}")
         groups = channels // GROUP
         shapes = {
             "symbol_frequency": (LEVELS, CONTEXT_LEVELS, SYMBOLS),
-            "class_frequency": (QUALITY_BUCKETS, classes),
+            "class_frequency": (QUALITY_BUCKETS, (CLASS_GROUPS + 1) ** 2, classes),
+            "class_share": (QUALITY_BUCKETS, classes),
             "last_frequency": (groups + 1, groups + 1),
         }
         for name, shape in shapes.items():
@@ -129,19 +148,39 @@ class EntropyTables:
         groups = self.channels // GROUP
         busy = (level.reshape(self.classes, groups, GROUP) >= _EXPECTED_LEVEL).any(-1)
         expected = np.where(busy.any(-1), groups - np.argmax(busy[:, ::-1], axis=1), 0)
-        class_frequency = self.class_frequency[quality_bucket(quality)]
+        class_cumulative, class_lookup = self._class_tables(quality_bucket(quality))
         return QualityTables(
             level_KL=(row | raw_bits << 5).astype(np.uint8),
             expected_K=expected.astype(np.uint8),
             symbol_cumulative=self._symbol_cumulative,
-            class_cumulative=_cumulate(class_frequency),
-            class_lookup=np.repeat(np.arange(self.classes, dtype=np.uint8), class_frequency),
+            symbol_packed=self._symbol_packed,
+            symbol_lookup=self._symbol_lookup,
+            class_group=self.class_group,
+            class_cumulative=class_cumulative,
+            class_lookup=class_lookup,
             last_cumulative=self._last_cumulative,
         )
 
     @functools.cached_property
+    def _class_tables(self) -> functools._lru_cache_wrapper[tuple[_U16, npt.NDArray[np.uint8]]]:
+        def derive(bucket: int) -> tuple[_U16, npt.NDArray[np.uint8]]:
+            cumulative = _cumulate(self.class_frequency[bucket])
+            return cumulative, _look_up(cumulative)
+
+        return functools.lru_cache(maxsize=QUALITY_BUCKETS)(derive)
+
+    @functools.cached_property
     def _symbol_cumulative(self) -> _U16:
         return _cumulate(self.symbol_frequency.reshape(LEVELS * CONTEXT_LEVELS, SYMBOLS))
+
+    @functools.cached_property
+    def _symbol_packed(self) -> npt.NDArray[np.uint32]:
+        frequency = self.symbol_frequency.reshape(LEVELS * CONTEXT_LEVELS, SYMBOLS).astype(np.uint32)
+        return self._symbol_cumulative[:, :-1] | frequency << np.uint32(16)
+
+    @functools.cached_property
+    def _symbol_lookup(self) -> npt.NDArray[np.uint8]:
+        return _look_up(self._symbol_cumulative)
 
     @functools.cached_property
     def _last_cumulative(self) -> _U16:
@@ -149,7 +188,7 @@ class EntropyTables:
 
 
 def quality_bucket(quality: int) -> int:
-    """Row of ``class_frequency`` that serves a quality."""
+    """Row of the class tables that serves a quality."""
     return (quality - 1) // _BUCKET
 
 
@@ -157,6 +196,13 @@ def _cumulate(frequency: _U16) -> _U16:
     total = np.zeros((*frequency.shape[:-1], frequency.shape[-1] + 1), dtype=np.uint16)
     np.cumsum(frequency, axis=-1, dtype=np.uint16, out=total[..., 1:])
     return total
+
+
+def _look_up(cumulative: _U16) -> npt.NDArray[np.uint8]:
+    """For every row and every bucket of slots, the symbol that holds the bucket's first slot."""
+    first_slots = np.arange(0, 1 << PROBABILITY_BITS, 1 << LOOKUP_SHIFT)
+    rows = [np.searchsorted(row, first_slots, side="right") - 1 for row in cumulative]
+    return np.stack(rows).astype(np.uint8)
 
 
 def quantise_frequencies(weights: npt.NDArray[np.float64]) -> _U16:

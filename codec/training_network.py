@@ -73,7 +73,7 @@ class CodecNetwork(nn.Module):
         self.prior.log_scale.copy_(octaves * math.log(2) + math.log(MIN_SCALE / gain(50)))
         self.prior.mean.copy_(weights.class_means)
         self.prior.context_shift.copy_(weights.context_shift)
-        share = torch.from_numpy(weights.tables.class_frequency.astype(np.float64)).mean(0)
+        share = torch.from_numpy(weights.tables.class_share.astype(np.float64)).mean(0)
         self.prior.usage.copy_(share / share.sum())
 
     @torch.no_grad()

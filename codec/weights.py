@@ -27,7 +27,7 @@ __all__ = ["Weights", "WeightsEntry", "list_weights", "load_weights", "save_weig
 
 _FORMAT = "discernible-weights-1"
 _SHIPPED = Path(__file__).parent / "weights"
-_TABLES = ("scale_index", "symbol_frequency", "class_frequency", "last_frequency")
+_TABLES = ("scale_index", "symbol_frequency", "class_group", "class_frequency", "class_share", "last_frequency")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
