@@ -40,7 +40,8 @@ from .weights import save_weights
 
 __all__ = ["finish", "fit_tables"]
 
-_FIT_ROUNDS = 5
+# Each round fits to what the encoder emits with the tables of the round before; only the last needs all crops.
+_FIT_SHARES = (0.25, 0.5, 1.0)
 # Steps of 1/20 octave by which a fit may move a scale at a time; a level is four.
 _SCALE_MOVES = np.array([-16, -12, -8, -4, -2, 0, 2, 4, 8, 12, 16], np.int16)
 # Symbols that the parametric distribution counts for beside what was seen, so that a rare row stays sensible.
@@ -67,9 +68,9 @@ def finish(
     path = config.output / "weights.safetensors"
     _order_channels(network, crops)
     tables = _parametric_tables(network)
-    for _ in range(_FIT_ROUNDS):
+    for share in _FIT_SHARES:
         _save(path, network, config, tables)
-        tables = fit_tables(Codec.load(path), crops)
+        tables = fit_tables(Codec.load(path), crops[: math.ceil(share * len(crops))])
     _save(path, network, config, tables)
     report("fitted the entropy tables")
     write_card(path, network, crops, photos, config, trained_steps, trained_minutes, details or RunDetails())

@@ -1,7 +1,7 @@
 """Class tables given the neighbours: which classes are told apart as neighbours, and what they say of a block.
 
-Blocks side by side are alike, so a block's class is coded in fewer bits when the classes to its left and above are known.
-All pairs of them would be too many to learn; classes that are followed by the same classes form a group.
+Blocks side by side are alike, so a block's class is coded in fewer bits when the classes to its left and above are
+known. All pairs of them would be too many to learn; classes that are followed by the same classes form a group.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ def quantise_blocks(
     """Fill ``symbols`` (B, L; zeros at entry) and ``classes`` (B,) with what minimises bits + value·squared error.
 
     ``values`` (B, L) in quantised units, ``colours`` (B, 3) the prediction differences of the first channels, which are
-    coded as they are, ``candidates`` (B, M) classes to try, the other arrays bits and tables at one quality. A block's class
-    is chosen for what it costs beside the classes of its neighbours, which are chosen before.
+    coded as they are, ``candidates`` (B, M) classes to try, the other arrays bits and tables at one quality. A block's
+    class is chosen for what it costs beside the classes of its neighbours, which are chosen before.
     """
     blocks, channels = values.shape
     predicted = colours.shape[1]

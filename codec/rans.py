@@ -5,8 +5,8 @@ renormalisation, 12-bit probabilities. Invariants, on which exactness rests:
 
 - a state x is within [2^16, 2^32) between symbols; the encoder starts every lane at 2^16, the decoder must end there;
 - the encoder visits the symbols in exactly the reverse order of the decoder, lanes included: the lanes take turns, one
-  symbol each; a lane whose block is at its end first opens the next block that no lane has opened, reading its class and
-  its number of coded groups, and goes on opening as long as that number is 0;
+  symbol each; a lane whose block is at its end first opens the next block that no lane has opened, reading its class
+  and its number of coded groups, and goes on opening as long as that number is 0;
 - all lanes read one sequence of 16-bit words, so the order of reads is the order above and no lane needs a length.
 
 A symbol v of a channel whose level sends b raw bits is coded as s = (v + 2^(b−1)) >> b and the b low bits. |s| ≤ 15 has

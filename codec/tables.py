@@ -73,8 +73,8 @@ class QualityTables:
 
     ``level_KL`` uint8: table row of the level in the low five bits, number of raw bits above. ``expected_K`` uint8:
     row of ``last_cumulative``. Cumulative tables are uint16 with one column more than symbols, from 0 to 4096.
-    ``symbol_packed`` uint32: start of a symbol in the low half, its frequency above. Look-ups are uint8: the symbol that
-    holds the first slot of each bucket of 2^LOOKUP_SHIFT slots.
+    ``symbol_packed`` uint32: start of a symbol in the low half, its frequency above. Look-ups are uint8: the symbol
+    that holds the first slot of each bucket of 2^LOOKUP_SHIFT slots.
     """
 
     level_KL: npt.NDArray[np.uint8]

@@ -2,17 +2,17 @@
 
     python -m benchmarks.quality.train_classifier FOLDER --weights default --weights fidelity --quality 24
 
-Two forms of FOLDER. With sub-folders, each is a class, and every fifth of its images is kept for testing. A flat folder of photographs
-makes a class of each photograph: crops of its left 60 % are for training, tiles of its right 30 % for testing, the strip
-between them for neither. Whole photographs are coded either way, then cut.
+Two forms of FOLDER. With sub-folders, each is a class, and every fifth of its images is kept for testing. A flat folder
+of photographs makes a class of each photograph: crops of its left 60 % are for training, tiles of its right 30 % for
+testing, the strip between them for neither. Whole photographs are coded either way, then cut.
 
-JPEG (optimised, progressive, 4:2:0) gets the lowest quality whose files together have at least as many bytes as ours, so
-the comparison never favours us. All networks of one seed start alike and see the same crops in the same order. Each is tested on
-originals (a model that meets uncompressed images later) and on images coded as those it was trained on.
+JPEG (optimised, progressive, 4:2:0) gets the lowest quality whose files together have at least as many bytes as ours,
+so the comparison never favours us. All networks of one seed start alike and see the same crops in the same order. Each
+is tested on originals (a model that meets uncompressed images later) and on images coded as those it was trained on.
 
-Limits: telling photographs apart by their texture is not ImageNet. It says whether training survives the codec, and which codec keeps
-more of what a network learns from; not how many points a large model loses. The seeds share the test set, so their
-deviation says nothing of other data.
+Limits: telling photographs apart by their texture is not ImageNet. It says whether training survives the codec, and
+which codec keeps more of what a network learns from; not how many points a large model loses. The seeds share the test
+set, so their deviation says nothing of other data.
 """
 
 from __future__ import annotations
