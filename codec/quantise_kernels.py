@@ -156,3 +156,40 @@ def scale_costs(
             if raw > 0:
                 s = (s + (1 << (raw - 1))) >> raw
             energy += 16 * min(abs(s), _LARGEST) - (energy >> 2)
+
+
+@_jit
+def block_costs(
+    symbols: npt.NDArray[np.int16],
+    classes: npt.NDArray[np.uint8],
+    columns: int,
+    class_group: npt.NDArray[np.uint8],
+    class_bits: _F32,
+    level_KL: npt.NDArray[np.uint8],
+    expected_K: npt.NDArray[np.uint8],
+    symbol_bits: _F32,
+    last_bits: _F32,
+    context_lookup: npt.NDArray[np.uint8],
+    bits: _F32,
+) -> None:
+    """Fill ``bits`` (B, 4): of the class, of the number of coded groups, of their symbols, of the zeros behind them."""
+    channels = symbols.shape[1]
+    for b in range(len(classes)):
+        k = np.int64(classes[b])
+        end = channels
+        while end > 0 and symbols[b, end - 1] == 0:
+            end -= 1
+        groups = (end + GROUP - 1) // GROUP
+        bits[b, 0] = class_bits[class_context(classes, class_group, b, columns), k]
+        bits[b, 1] = last_bits[expected_K[k], groups]
+        energy = np.int64(0)
+        for c in range(channels):
+            packed = np.int64(level_KL[k, c])
+            raw = packed >> 5
+            value = np.int64(symbols[b, c])
+            row = symbol_bits[(packed & 31) * CONTEXT_LEVELS + context_lookup[energy]]
+            bits[b, 2 if c < groups * GROUP else 3] += _cost(value, raw, row)
+            s = value
+            if raw > 0:
+                s = (s + (1 << (raw - 1))) >> raw
+            energy += 16 * min(abs(s), _LARGEST) - (energy >> 2)
