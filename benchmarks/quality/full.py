@@ -14,30 +14,56 @@ import argparse
 import os
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 QUICK = ("--limit", "6", "--codec", "JPEG 4:2:0", "--codec", "WebP")
 
 
-def arguments_for(folder: Path) -> list[str]:
-    """The options of ``discernible evaluate`` for the data and models in ``folder``."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """What there is to judge by; None where it is missing."""
+
+    photos: Path | None
+    features: str | None
+    labelled: Path | None
+    classifiers: tuple[str, ...]
+    objects: Path | None
+    detector: Path | None
+    segmenter: Path | None
+
+    def options(self) -> list[str]:
+        """The options of ``discernible evaluate`` for it."""
+        given = {name.replace("_", "-"): value for name, value in vars(self).items() if name != "classifiers" and value}
+        options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+        return options + [part for name in self.classifiers if self.labelled for part in ("--classifier", name)]
+
+
+def data_folder() -> Path:
+    """Where ``data/`` and ``models/`` are looked for."""
+    return Path(os.environ.get("DISCERNIBLE_DATA_DIR", Path(__file__).resolve().parents[3] / "shared"))
+
+
+def evaluation_data(folder: Path) -> EvaluationData:
+    """What is there below ``folder``."""
+
+    def there(path: Path) -> Path | None:
+        return path if path.exists() else None
+
     data, models = folder / "data", folder / "models"
-    vgg, mobilenet = models / "hed_vgg16_features.safetensors", models / "mobilenet_v2_1.0_224_quant.tflite"
-    yolox, deeplab = models / "yolox_nano.onnx", models / "deeplabv3_mnv2_pascal_quant.tflite"
-    found: list[str] = []
-    if (data / "kodak").is_dir():
-        found += ["--photos", str(data / "kodak")]
-        found += ["--features", f"vgg16:{vgg}"] if vgg.is_file() else []
-    if (data / "imagenet_val").is_dir():
-        found += ["--labelled", str(data / "imagenet_val"), "--classifier", "efficientnet-lite2"]
-        found += ["--classifier", f"tflite:{mobilenet}"] if mobilenet.is_file() else []
-    judges = [
-        *(["--detector", str(yolox)] if yolox.is_file() else []),
-        *(["--segmenter", str(deeplab)] if deeplab.is_file() else []),
-    ]
-    if (data / "coco_val").is_dir() and judges:
-        found += ["--objects", str(data / "coco_val"), *judges]
-    return found
+    vgg = there(models / "hed_vgg16_features.safetensors")
+    mobilenet = there(models / "mobilenet_v2_1.0_224_quant.tflite")
+    detector, segmenter = there(models / "yolox_nano.onnx"), there(models / "deeplabv3_mnv2_pascal_quant.tflite")
+    photos = there(data / "kodak")
+    return EvaluationData(
+        photos=photos,
+        features=f"vgg16:{vgg}" if vgg and photos else None,
+        labelled=there(data / "imagenet_val"),
+        classifiers=("efficientnet-lite2", *([f"tflite:{mobilenet}"] if mobilenet else [])),
+        objects=there(data / "coco_val") if detector or segmenter else None,
+        detector=detector,
+        segmenter=segmenter,
+    )
 
 
 def main() -> None:
@@ -48,13 +74,13 @@ def main() -> None:
     parser.add_argument("--weights", action="append", help="name or file; repeatable (default: default)")
     parser.add_argument("--quick", action="store_true", help="a few images, two classical codecs")
     options = parser.parse_args()
-    folder = Path(os.environ.get("DISCERNIBLE_DATA_DIR", Path(__file__).resolve().parents[3] / "shared"))
-    found = arguments_for(folder)
-    if not found:
-        sys.exit(f"no evaluation data in {folder}: set DISCERNIBLE_DATA_DIR")
+    found = evaluation_data(data_folder())
+    if not (found.photos or found.labelled or found.objects):
+        sys.exit(f"no evaluation data in {data_folder()}: set DISCERNIBLE_DATA_DIR")
     weights = [part for name in options.weights or ["default"] for part in ("--weights", name)]
     markdown = ["--markdown", str(options.markdown)] if options.markdown else []
-    command = ["evaluate", "--out", str(options.out), *weights, *found, *markdown, *(QUICK if options.quick else ())]
+    quick = QUICK if options.quick else ()
+    command = ["evaluate", "--out", str(options.out), *weights, *found.options(), *markdown, *quick]
     print(shlex.join(["discernible", *command]), file=sys.stderr, flush=True)
     os.execv(sys.executable, [sys.executable, "-m", "discernible.jobs", *command])
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-
-from benchmarks.quality.full import arguments_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,11 +27,53 @@ def test_train_classifier(repository: Path, photo_files: Mapping[str, Path], tmp
     assert float(rows[3][1]) <= float(rows[4][1]), "JPEG has no fewer bytes"
 
 
-def test_full_takes_what_is_there(tmp_path: Path) -> None:
-    assert arguments_for(tmp_path) == []
+def ask(repository: Path, code: str, *arguments: str | Path) -> Any:
+    """What a line of Python prints as JSON, with the benchmarks importable as they are for their users."""
+    command = [sys.executable, "-c", f"import json, sys; {code}", *map(str, arguments)]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_full_takes_what_is_there(repository: Path, tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from benchmarks.quality.full import evaluation_data; "
+        "print(json.dumps(evaluation_data(Path(sys.argv[1])).options()))"
+    )
+    assert ask(repository, code, tmp_path) == []
     (tmp_path / "data" / "kodak").mkdir(parents=True)
     (tmp_path / "data" / "coco_val").mkdir()
-    assert arguments_for(tmp_path) == ["--photos", str(tmp_path / "data" / "kodak")]
+    assert ask(repository, code, tmp_path) == ["--photos", str(tmp_path / "data" / "kodak")]
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "yolox_nano.onnx").touch()
-    assert arguments_for(tmp_path)[2:4] == ["--objects", str(tmp_path / "data" / "coco_val")]
+    yolox = tmp_path / "models" / "yolox_nano.onnx"
+    yolox.touch()
+    (tmp_path / "data" / "imagenet_val").mkdir()
+    assert ask(repository, code, tmp_path)[2:] == [
+        "--labelled", str(tmp_path / "data" / "imagenet_val"),
+        "--objects", str(tmp_path / "data" / "coco_val"), "--detector", str(yolox),
+        "--classifier", "efficientnet-lite2",
+    ]  # fmt: skip
+
+
+def test_bits_map(repository: Path, photo_files: Mapping[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("coffee", "chelsea"):
+        with Image.open(photo_files[name]) as image:
+            image.convert("RGB").resize((192, 128)).save(tmp_path / "photos" / f"{name}.png")
+    options = (tmp_path / "photos", "--quality", "40", "--picture", tmp_path / "bits.png")
+    command = [sys.executable, "-m", "benchmarks.quality.bits_map", *map(str, options)]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (row,) = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| 40")]
+    assert 98 < sum(map(float, row[2:5])) + 100 * 2 * 8 * 33 / (2 * 192 * 128 * float(row[1])) < 102
+    with Image.open(tmp_path / "bits.png") as picture:
+        assert picture.size == (2 * 384 + 8, 2 * 256 + 8)
+
+
+def test_arms_of_the_ablation(repository: Path) -> None:
+    code = (
+        "from benchmarks.quality.ablation import ARMS, objective; "
+        "print(json.dumps([objective(weights).describe().split(', features of')[0] for weights in ARMS.values()]))"
+    )
+    described = ask(repository, code)
+    assert ["features" in text for text in described] == [False, True, False, True]
+    assert ["mmd" in text for text in described] == [False, False, True, True]
