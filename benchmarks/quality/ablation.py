@@ -50,7 +50,8 @@ def main() -> None:
     parser.add_argument("--start", default="default", help="weights that all arms begin with")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seed", type=int, default=3)
-    parser.add_argument("--limit", type=int, help="at most so many pictures of each kind to judge by")
+    parser.add_argument("--limit", type=int, help="at most so many labelled pictures to judge by")
+    parser.add_argument("--no-photos", action="store_true", help="judge by classification alone")
     parser.add_argument("--out", type=Path, default=Path("out/ablation"))
     parser.add_argument("--markdown", type=Path, help="write the tables here as Markdown, too")
     options = parser.parse_args()
@@ -76,14 +77,15 @@ def main() -> None:
             assert trained is not None
         paths.append(str(path))
     found = evaluation_data(data_folder())
-    if found.photos is None and found.labelled is None:
+    photos = None if options.no_photos else found.photos
+    if photos is None and found.labelled is None:
         sys.exit("no evaluation data: set DISCERNIBLE_DATA_DIR")
     result = evaluate(
         EvaluationConfig(
             output=options.out,
             weights=tuple(paths),
-            photos=found.photos,
-            features=found.features,
+            photos=photos,
+            features=found.features if photos else None,
             labelled=found.labelled,
             classifiers=found.classifiers,
             codecs=("JPEG 4:2:0",),

@@ -130,7 +130,11 @@ CLASSICAL: tuple[Pillow, ...] = (
         options={"speed": 6, "subsampling": "4:2:0"},
     ),
     Pillow(
-        name="AVIF 4:4:4", format="AVIF", qualities=(25, 36, 48, 60, 74), options={"speed": 6, "subsampling": "4:4:4"}
+        name="AVIF 4:4:4",
+        format="AVIF",
+        qualities=(25, 36, 48, 60, 74),
+        options={"speed": 6, "subsampling": "4:4:4"},
+        tasks=frozenset({"photos"}),
     ),
     Pillow(
         name="AVIF 4:2:0 slow",
