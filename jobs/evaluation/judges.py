@@ -136,7 +136,7 @@ class Detector:
         scale = min(_YOLOX_SIDE / height, _YOLOX_SIDE / width)
         size = (round(width * scale), round(height * scale))
         canvas = np.full((_YOLOX_SIDE, _YOLOX_SIDE, 3), 114, np.uint8)
-        canvas[: size[1], : size[0]] = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
+        canvas[: size[1], : size[0]] = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
         x = canvas[:, :, ::-1].transpose(2, 0, 1)[None].astype(np.float32)
         out = self._net.run(None, {self._input: x})[0][0].astype(np.float64)
         centre, extent = (out[:, :2] + self._grid) * self._stride, np.exp(out[:, 2:4]) * self._stride

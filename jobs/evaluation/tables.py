@@ -250,5 +250,8 @@ def _gain(ours: list[tuple[float, float]], theirs: list[tuple[float, float]]) ->
     if low >= high:
         return "no overlap"
     at = np.linspace(np.log(low), np.log(high), 64)
-    mine, other = (np.interp(at, *zip(*[(np.log(r), v) for r, v in sorted(c)], strict=True)) for c in (ours, theirs))
-    return f"{float((mine - other).mean()):+.1f}"
+    means = []
+    for curve in (ours, theirs):
+        rates, values = np.array(sorted(curve)).T
+        means.append(np.interp(at, np.log(rates), values).mean())
+    return f"{means[0] - means[1]:+.1f}"
