@@ -196,12 +196,17 @@ class RowStore:
         self.rows: dict[tuple[str, ...], Row] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            for line in path.read_text("utf-8").splitlines():
+            text = path.read_text("utf-8")
+            if text and not text.endswith("\n"):
+                # A run was cut off within a line, which must not swallow the next.
+                with path.open("a", encoding="utf-8") as file:
+                    file.write("\n")
+            for line in text.splitlines():
                 try:
                     entry = json.loads(line)
                     self.rows[tuple(entry["id"])] = Row(**entry["row"])
                 except (json.JSONDecodeError, KeyError, TypeError):
-                    continue  # The last line of a run that was cut off; its file is measured again.
+                    continue  # The line that was cut off: its file is measured again.
 
     def add(self, identity: tuple[str, ...], row: Row) -> None:
         """Keep a row, on disk too."""
