@@ -343,7 +343,9 @@ def evaluate(
         list[str] | None, typer.Option(help="Compare only with this classical codec, such as 'WebP'. Repeatable.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many images of each folder, spread over it.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables here as Markdown, too.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write the tables here as Markdown, too, and the plots beside them.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Rate against distortion and against what networks recognise, beside JPEG, JPEG 2000, WebP, AVIF and HEIC."""

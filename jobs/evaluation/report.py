@@ -5,12 +5,14 @@ from __future__ import annotations
 import html
 import importlib.util
 import io
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from ...errors import ConfigError
 from .tables import Curve, Part, Table
 
-__all__ = ["check_plots", "to_html", "to_markdown"]
+__all__ = ["check_plots", "curve_file", "to_html", "to_markdown", "to_svg"]
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c }
@@ -29,15 +31,24 @@ def check_plots() -> None:
         raise ConfigError("the report's plots need the package matplotlib: pip install 'discernible[evaluate]'")
 
 
-def to_markdown(title: str, lead: str, sections: Sequence[Part]) -> str:
-    """Tables only; ``lead`` says what was run where."""
+def curve_file(markdown: Path, curve: Curve) -> Path:
+    """Where the plot of a curve lies that the Markdown file shows: beside it."""
+    return markdown.with_name(f"{markdown.stem}-{re.sub(r'[^a-z0-9]+', '-', curve.title.lower()).strip('-')}.svg")
+
+
+def to_markdown(title: str, lead: str, sections: Sequence[Part], path: Path) -> str:
+    """The tables, and the plots by the names of :func:`curve_file`; ``lead`` says what was run where, ``path`` is where
+    the text goes."""
     lines = [f"# {title}", "", lead, ""]
     for part in sections:
         lines += [f"## {part.title}", ""]
+        lines += [f"![{curve.title}]({curve_file(path, curve).name})" for curve in part.curves]
         for table in part.tables:
-            lines += [f"### {table.title}", ""] + ([table.note, ""] if table.note else [])
-            lines += [_line(table.header), _line(["---"] + ["---:"] * (len(table.header) - 1))]
-            lines += [*(_line(row) for row in table.rows), ""]
+            rule = "|".join(["---", *["---:"] * (len(table.header) - 1)])
+            lines += ["", f"### {table.title}", ""]
+            lines += [table.note, ""] if table.note else []
+            lines += [_line(table.header), f"|{rule}|", *map(_line, table.rows)]
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -50,7 +61,7 @@ def to_html(title: str, lead: str, sections: Sequence[Part], ours: Sequence[str]
     body = [f"<h1>{html.escape(title)}</h1><pre>{html.escape(lead)}</pre>"]
     for part in sections:
         body.append(f"<h2>{html.escape(part.title)}</h2>")
-        body += [_plot(curve, ours) for curve in part.curves]
+        body += [f"<figure>{to_svg(curve, ours)}</figure>" for curve in part.curves]
         body += [_table(table) for table in part.tables]
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -65,7 +76,8 @@ def _table(table: Table) -> str:
     return f"<h3>{html.escape(table.title)}</h3>{note}<table><tr>{head}</tr>{rows}</table>"
 
 
-def _plot(curve: Curve, ours: Sequence[str]) -> str:
+def to_svg(curve: Curve, ours: Sequence[str]) -> str:
+    """The plot of a curve as an SVG element; the lines of ``ours`` are the thick ones."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 3.9), layout="constrained")
@@ -82,4 +94,4 @@ def _plot(curve: Curve, ours: Sequence[str]) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     svg = file.getvalue()
-    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
+    return svg[svg.index("<svg") :]

@@ -17,7 +17,7 @@ from ...errors import ConfigError
 from .contestants import CLASSICAL, Contestant, Learned, classical
 from .judges import Detector, FeatureDistance, Segmenter, load_classifier
 from .measure import Labels, Objects, Photos, Row, RowStore, Task, measure
-from .report import check_plots, to_html, to_markdown
+from .report import check_plots, curve_file, to_html, to_markdown, to_svg
 from .tables import Part, parts
 
 __all__ = ["Evaluation", "EvaluationConfig", "evaluate"]
@@ -30,7 +30,8 @@ class EvaluationConfig:
     """What to evaluate on what. Each of ``photos``, ``labelled`` and ``objects`` names a folder and asks for its part.
 
     ``codecs``: names from :data:`.contestants.CLASSICAL`, all that can be written here by default. ``limit``: at most
-    so many pictures of each folder, spread over it. ``markdown``: where the tables go a second time.
+    so many pictures of each folder, spread over it. ``markdown``: where the tables go a second time, the plots
+    beside them as SVG files.
     """
 
     output: Path
@@ -111,7 +112,10 @@ def evaluate(config: EvaluationConfig, *, report: Callable[[str], None]) -> Eval
     if config.markdown is not None:
         files.append(config.markdown)
         config.markdown.parent.mkdir(parents=True, exist_ok=True)
-        config.markdown.write_text(to_markdown(_TITLE, f"```\n{lead}\n```", sections), "utf-8")
+        text = to_markdown(_TITLE, f"```\n{lead}\n```", sections, config.markdown)
+        config.markdown.write_text(text, "utf-8")
+        for curve in (curve for part in sections for curve in part.curves):
+            curve_file(config.markdown, curve).write_text(to_svg(curve, names), "utf-8")
     result = Evaluation(sections=sections, files=files)
     files[1].write_text(json.dumps(result.to_json(), indent=1), "utf-8")
     return result

@@ -216,7 +216,11 @@ def test_command_from_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.Ca
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 3
     assert not re.search(r"<script|<(link|img)[^>]+https?:", page)
-    assert "## Rate and distortion" in markdown.read_text()
+    text = markdown.read_text()
+    assert "## Rate and distortion" in text
+    plots = re.findall(r"\]\((tables-[a-z0-9-]+\.svg)\)", text)
+    assert len(plots) == len(set(plots)) == 3
+    assert all((tmp_path / name).read_text().startswith("<svg") for name in plots)
 
     code, printed, progress = run(capsys, *options)
     assert code == 0
