@@ -6,7 +6,7 @@ Rate and distortion; with feature consistency; with MMD; with both (Yang et al.,
 have the same start, seed, crops and number of steps; what they are judged by is what ``benchmarks.quality.full`` finds
 (see there for the data), classification and photographs. Trained arms and measured rows are kept in the output folder.
 
-The squared error weighs a quarter where features take part, which moves an arm's rates to about the same qualities; the
+The squared error weighs a tenth where features take part, which moves an arm's rates to about the same qualities; the
 balance of the terms is that of ``codec/weights/default.toml``. Short runs tell directions, not what long ones reach.
 """
 
@@ -25,7 +25,9 @@ from discernible.jobs.evaluation.run import EvaluationConfig, evaluate
 
 from .full import data_folder, evaluation_data
 
-_MSE, _FEATURES, _MMD = 0.25, 150.0, 150.0
+_MSE, _FEATURES, _MMD = 0.1, 200.0, 200.0
+# The most that the noisy gradients of the features bear.
+_LEARNING_RATE = 2.5e-4
 ARMS = {
     "rate + distortion": {"mse": 1.0},
     "+ features": {"mse": _MSE, "features": _FEATURES},
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--start", default="default", help="weights that all arms begin with")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--limit", type=int, help="at most so many labelled pictures to judge by")
     parser.add_argument("--no-photos", action="store_true", help="judge by classification alone")
     parser.add_argument("--out", type=Path, default=Path("out/ablation"))
@@ -65,6 +68,8 @@ def main() -> None:
             start=options.start,
             steps=options.steps,
             seed=options.seed,
+            precision=options.precision,
+            learning_rate=_LEARNING_RATE,
             fit_crops=256,
             validate_photos=0,
             transforms=start.config,
