@@ -29,7 +29,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
     REPOSITORY / "README.md",
     *(REPOSITORY / package / "README.md" for package in ("codec", "pipeline", "jobs")),
-    *sorted((REPOSITORY / "benchmarks").glob("*.md")),
+    REPOSITORY / "jobs" / "evaluation" / "README.md",
+    *sorted((REPOSITORY / "benchmarks").rglob("*.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
     *sorted((REPOSITORY / "infra").rglob("*.md")),
 ]
 MODULES_WITH_EXAMPLES = [

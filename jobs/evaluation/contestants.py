@@ -142,7 +142,7 @@ CLASSICAL: tuple[Pillow, ...] = (
         qualities=(26, 38, 50, 64),
         # Speed 3 takes twice the time of 4 and saves nothing on photographs.
         options={"speed": 4, "subsampling": "4:2:0"},
-        tasks=frozenset({"photos", "labels"}),
+        tasks=frozenset({"photos"}),
     ),
     # Nobody keeps datasets in it: it stands for BPG, which the paper compares itself with.
     Pillow(
