@@ -82,6 +82,8 @@ output = "run"                         # checkpoint, logs, pictures and the fini
 folders = ["photos"]                   # photographs to train on, searched through all depths
 # validation = "other-photos"          # to measure on; without it up to 8 photographs of the above are held out
 
+# "default" was trained for what networks see, and goes on so (pip install 'discernible[perception]'). To train for the
+# pixels alone, write start = "fidelity", and [objective.mse] with weight = 1.0 as the only term.
 start = "default"                      # begin with these weights; leave it out to train from scratch
 learning_rate = 2.5e-4                 # from scratch: 1e-3
 minutes = 60                           # the clock ends the run …
@@ -101,6 +103,17 @@ max_memory_gib = 2.0                   # decoded photographs that are held at a 
 
 # [transforms] and [prior], the sizes of the network, are those of the starting weights when left out.
 
+[objective]
+network = "efficientnet-lite0"         # the network whose features are compared; judge with another one
+
 [objective.mse]
-weight = 1.0
+weight = 0.1
+
+[objective.features]
+weight = 200.0
+share = 0.5                            # of each batch
+
+[objective.mmd]
+weight = 200.0
+share = 0.5
 """
