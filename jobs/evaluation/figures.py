@@ -87,30 +87,42 @@ def average_precision(
     A box takes the free true box of its class that it overlaps most; precision is read at 101 recalls.
     """
     labels = sorted({int(label) for boxes in truth.values() for label in boxes[:, -1]})
-    results = [[_class_precision(found, truth, label, float(t)) for label in labels] for t in thresholds]
-    return np.array(results).mean(1) if labels else np.full(len(thresholds), np.nan)
+    results = [_class_precisions(found, truth, label, thresholds) for label in labels]
+    return np.array(results).mean(0) if labels else np.full(len(thresholds), np.nan)
 
 
-def _class_precision(found: Mapping[str, _F64], truth: Mapping[str, _F64], label: int, threshold: float) -> float:
-    scores: list[float] = []
-    hits: list[bool] = []
+def _class_precisions(
+    found: Mapping[str, _F64], truth: Mapping[str, _F64], label: int, thresholds: Sequence[float] | _F64
+) -> list[float]:
+    images: list[tuple[_F64, _F64]] = []
     wanted = 0
     for image, boxes in truth.items():
         mine = boxes[boxes[:, -1] == label]
-        wanted += len(mine)
         seen = found[image][found[image][:, 5] == label]
-        seen = seen[np.argsort(-seen[:, 4], kind="stable")]
-        overlaps = box_overlaps(seen, mine)
-        for row, box in zip(overlaps, seen, strict=True):
-            best = int(row.argmax()) if len(row) else -1
-            hit = best >= 0 and row[best] >= threshold
-            if hit:
-                overlaps[:, best] = -1
-            scores.append(float(box[4]))
-            hits.append(bool(hit))
-    order = np.argsort(-np.array(scores), kind="stable")
-    right = np.cumsum(np.array(hits, dtype=np.float64)[order])
-    precision = right / np.arange(1, len(right) + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    at = np.searchsorted(right / wanted, np.linspace(0, 1, 101))
-    return float(np.append(envelope, 0.0)[np.minimum(at, len(envelope))].mean())
+        wanted += len(mine)
+        if len(seen):
+            seen = seen[np.argsort(-seen[:, 4], kind="stable")]
+            images.append((box_overlaps(seen, mine), seen[:, 4]))
+    scores = np.concatenate([np.zeros(0), *(score for _, score in images)])
+    order = np.argsort(-scores, kind="stable")
+    precisions = []
+    for threshold in thresholds:
+        hits = np.concatenate([np.zeros(0), *(_hits(overlaps, float(threshold)) for overlaps, _ in images)])
+        right = np.cumsum(hits[order])
+        precision = right / np.arange(1, len(right) + 1)
+        envelope = np.maximum.accumulate(precision[::-1])[::-1]
+        at = np.searchsorted(right / wanted, np.linspace(0, 1, 101))
+        precisions.append(float(np.append(envelope, 0.0)[np.minimum(at, len(envelope))].mean()))
+    return precisions
+
+
+def _hits(overlaps: _F64, threshold: float) -> _F64:
+    """1 for each found box, in falling order of score, that takes a true one; a true box is taken once."""
+    free = overlaps.copy()
+    hits = np.zeros(len(free))
+    for number, row in enumerate(free):
+        best = int(row.argmax()) if len(row) else -1
+        if best >= 0 and row[best] >= threshold:
+            free[:, best] = -1
+            hits[number] = 1
+    return hits
