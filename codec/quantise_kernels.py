@@ -9,10 +9,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from .rans_kernels import class_context
+from .rans_kernels import class_context, coded_groups, next_energy, tabled_part
 from .tables import CONTEXT_LEVELS, ESCAPE, GROUP
 
-__all__ = ["quantise_blocks", "scale_costs"]
+__all__ = ["block_costs", "quantise_blocks", "scale_costs"]
 
 _LARGEST = 15
 _F32 = npt.NDArray[np.float32]
@@ -25,8 +25,7 @@ _inline = numba.njit(nogil=True, cache=True, boundscheck=False, inline="always",
 def _cost(s: int, raw: int, row: _F32) -> float:
     """Bits of symbol ``s`` of a level that sends ``raw`` low bits."""
     bits = np.float32(raw)
-    if raw > 0:
-        s = (s + (1 << (raw - 1))) >> raw
+    s = tabled_part(s, raw)
     magnitude = abs(s)
     if magnitude <= _LARGEST:
         return bits + row[2 * magnitude - (1 if s < 0 else 0)]
@@ -110,10 +109,7 @@ def quantise_blocks(
                                 price, chosen = other, signed
                         cost += price
                     trial[c] = chosen
-                    s = chosen
-                    if raw > 0:
-                        s = (s + (1 << (raw - 1))) >> raw
-                    energy += 16 * min(abs(s), _LARGEST) - (energy >> 2)
+                    energy = next_energy(energy, abs(tabled_part(chosen, raw)))
                 whole = cost + weight * max(rest, np.float32(0)) + last_row[group + 1]
                 if whole < lowest:
                     lowest, length = whole, (group + 1) * GROUP
@@ -151,11 +147,7 @@ def scale_costs(
                 packed = np.int64(levels_SKL[other, k, c])
                 row = symbol_bits[(packed & 31) * CONTEXT_LEVELS + context]
                 costs[k, c, other] += _cost(value, packed >> 5, row)
-            raw = np.int64(levels_SKL[own, k, c]) >> 5
-            s = value
-            if raw > 0:
-                s = (s + (1 << (raw - 1))) >> raw
-            energy += 16 * min(abs(s), _LARGEST) - (energy >> 2)
+            energy = next_energy(energy, abs(tabled_part(value, np.int64(levels_SKL[own, k, c]) >> 5)))
 
 
 @_jit
@@ -176,10 +168,7 @@ def block_costs(
     channels = symbols.shape[1]
     for b in range(len(classes)):
         k = np.int64(classes[b])
-        end = channels
-        while end > 0 and symbols[b, end - 1] == 0:
-            end -= 1
-        groups = (end + GROUP - 1) // GROUP
+        groups = coded_groups(symbols, b)
         bits[b, 0] = class_bits[class_context(classes, class_group, b, columns), k]
         bits[b, 1] = last_bits[expected_K[k], groups]
         energy = np.int64(0)
@@ -189,7 +178,4 @@ def block_costs(
             value = np.int64(symbols[b, c])
             row = symbol_bits[(packed & 31) * CONTEXT_LEVELS + context_lookup[energy]]
             bits[b, 2 if c < groups * GROUP else 3] += _cost(value, raw, row)
-            s = value
-            if raw > 0:
-                s = (s + (1 << (raw - 1))) >> raw
-            energy += 16 * min(abs(s), _LARGEST) - (energy >> 2)
+            energy = next_energy(energy, abs(tabled_part(value, raw)))

@@ -14,11 +14,14 @@ from .tables import CLASS_GROUPS, CONTEXT_EDGES, CONTEXT_LEVELS, ESCAPE, GROUP, 
 __all__ = [
     "CONTEXT_LOOKUP",
     "class_context",
+    "coded_groups",
     "count_symbols",
     "decode",
     "encode_operations",
     "list_operations",
+    "next_energy",
     "predict",
+    "tabled_part",
 ]
 
 STATE_FLOOR = 1 << 16
@@ -95,7 +98,20 @@ def _push_raw(operations: npt.NDArray[np.uint32], count: int, value: int, bits: 
 
 
 @_inline
-def _coded_groups(symbols: _I16, block: int) -> int:
+def tabled_part(value: int, raw: int) -> int:
+    """What the tables code of a value whose level sends ``raw`` low bits."""
+    return (value + (1 << (raw - 1))) >> raw if raw > 0 else value
+
+
+@_inline
+def next_energy(energy: int, magnitude: int) -> int:
+    """The decaying sum behind a symbol of that magnitude."""
+    return energy + 16 * min(magnitude, _LARGEST) - (energy >> 2)
+
+
+@_inline
+def coded_groups(symbols: _I16, block: int) -> int:
+    """Groups of channels up to the last symbol of a block that is not 0."""
     end = symbols.shape[1]
     while end > 0 and symbols[block, end - 1] == 0:
         end -= 1
@@ -142,7 +158,7 @@ def list_operations(
                 table = class_cumulative[class_context(classes, class_group, opened, columns)]
                 start = np.int64(table[k])
                 count = _push(operations, count, start, np.int64(table[k + 1]) - start, lane)
-                groups = _coded_groups(symbols, opened)
+                groups = coded_groups(symbols, opened)
                 table = last_cumulative[expected_K[k]]
                 start = np.int64(table[groups])
                 count = _push(operations, count, start, np.int64(table[groups + 1]) - start, lane)
@@ -156,9 +172,7 @@ def list_operations(
             packed = np.int64(level_KL[classes[block[lane]], c])
             raw = packed >> 5
             value = np.int64(symbols[block[lane], c])
-            s = value
-            if raw > 0:
-                s = (value + (1 << (raw - 1))) >> raw
+            s = tabled_part(value, raw)
             magnitude = abs(s)
             row = symbol_cumulative[(packed & 31) * CONTEXT_LEVELS + context_lookup[energy[lane]]]
             index = min(2 * magnitude - (1 if s < 0 else 0), ESCAPE)
@@ -176,7 +190,7 @@ def list_operations(
                 count = _push_raw(operations, count, 1 if s < 0 else 0, 1, lane)
             if raw > 0:
                 count = _push_raw(operations, count, value - (s << raw) + (1 << (raw - 1)), raw, lane)
-            energy[lane] += 16 * min(magnitude, _LARGEST) - (energy[lane] >> 2)
+            energy[lane] = next_energy(energy[lane], magnitude)
     return count
 
 
@@ -191,18 +205,15 @@ def count_symbols(
 ) -> None:
     """Add to ``counts`` (row and context, entry) what coding would look up; write the coded groups of each block."""
     for block in range(symbols.shape[0]):
-        groups[block] = _coded_groups(symbols, block)
+        groups[block] = coded_groups(symbols, block)
         energy = 0
         for c in range(groups[block] * GROUP):
             packed = np.int64(level_KL[classes[block], c])
-            raw = packed >> 5
-            s = np.int64(symbols[block, c])
-            if raw > 0:
-                s = (s + (1 << (raw - 1))) >> raw
+            s = tabled_part(np.int64(symbols[block, c]), packed >> 5)
             magnitude = abs(s)
             index = min(2 * magnitude - (1 if s < 0 else 0), ESCAPE)
             counts[(packed & 31) * CONTEXT_LEVELS + context_lookup[energy], index] += 1
-            energy += 16 * min(magnitude, _LARGEST) - (energy >> 2)
+            energy = next_energy(energy, magnitude)
 
 
 @_jit
@@ -230,12 +241,10 @@ def encode_operations(operations: npt.NDArray[np.uint32], count: int, lanes: int
 
 @_bare_inline
 def _refill(x: int, words: npt.NDArray[np.uint16], at: int) -> tuple[int, int]:
-    if x < np.uint32(STATE_FLOOR):
-        x = x << np.uint32(16)
-        if at < len(words):
-            x |= np.uint32(words[at])
-        at += 1
-    return x, at
+    """Without a branch, which would be mispredicted; behind the end the last word stands in, and the position tells."""
+    low = _U64(_U64(x) < _U64(STATE_FLOOR))
+    word = _U64(words[min(_U64(at), _U64(len(words) - 1))])
+    return _U64(x) << (low << _U64(4)) | word & (_U64(0) - low), at + np.int64(low)
 
 
 @_bare
@@ -341,9 +350,7 @@ def _pull_symbol(
         index += _U64(1)
         frequency = _U64(symbol_packed[row + index]) >> _U64(16)
     x = frequency * (_U64(x) >> _U64(PROBABILITY_BITS)) + offset
-    low = _U64(x < _U64(STATE_FLOOR))
-    x = x << (low << _U64(4)) | _U64(words[min(_U64(at), _U64(len(words) - 1))]) & (_U64(0) - low)
-    at += np.int64(low)
+    x, at = _refill(x, words, at)
     magnitude = (index + _U64(1)) >> _U64(1)
     odd = np.int64(index & _U64(1))
     value = (np.int64(magnitude) ^ -odd) + odd
@@ -355,6 +362,46 @@ def _pull_symbol(
         x, at, low = _pull_raw(x, words, at, raw)
         value = (value << raw) + low - (np.int64(1) << (raw - 1))
     return x, at, energy, value
+
+
+@_bare_inline
+def _turn(
+    x: int,
+    at: int,
+    opened: int,
+    p: int,
+    f: int,
+    o: int,
+    e: int,
+    words: npt.NDArray[np.uint16],
+    columns: int,
+    channels: int,
+    levels: npt.NDArray[np.uint8],
+    expected_K: npt.NDArray[np.uint8],
+    symbol_packed: npt.NDArray[np.uint32],
+    symbol_lookup: npt.NDArray[np.uint8],
+    class_group: npt.NDArray[np.uint8],
+    class_cumulative: npt.NDArray[np.uint16],
+    class_lookup: npt.NDArray[np.uint8],
+    last_cumulative: npt.NDArray[np.uint16],
+    context_lookup: npt.NDArray[np.uint8],
+    out: _I16,
+    classes: npt.NDArray[np.uint8],
+) -> tuple[int, int, int, int, int, int, int]:
+    """One turn of a lane: its state, the position, blocks opened; next symbol, end, way to the levels, energy."""
+    if p == f:
+        x, at, opened, p, f, o = _open(
+            x, words, at, opened, columns, channels, expected_K, class_group, class_cumulative, class_lookup,
+            last_cumulative, classes,
+        )  # fmt: skip
+        e = _U64(0)
+    if p < f:
+        x, at, e, value = _pull_symbol(
+            x, words, at, e, _U64(levels[p + o]), symbol_packed, symbol_lookup, context_lookup
+        )
+        out[p] = value
+        p += _U64(1)
+    return x, at, opened, p, f, o, e
 
 
 @_bare
@@ -389,56 +436,28 @@ def decode(
     e0 = e1 = e2 = e3 = _U64(0)
     busy = True
     while busy:
-        if p0 == f0:
-            x0, at, opened, p0, f0, o0 = _open(
-                x0, words, at, opened, columns, channels, expected_K, class_group, class_cumulative, class_lookup,
-                last_cumulative, classes,
-            )  # fmt: skip
-            e0 = _U64(0)
-        if p0 < f0:
-            x0, at, e0, v = _pull_symbol(
-                x0, words, at, e0, _U64(levels[p0 + o0]), symbol_packed, symbol_lookup, context_lookup
-            )
-            out[p0] = v
-            p0 += _U64(1)
+        x0, at, opened, p0, f0, o0, e0 = _turn(
+            x0, at, opened, p0, f0, o0, e0, words, columns, channels, levels, expected_K, symbol_packed,
+            symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative, context_lookup, out,
+            classes,
+        )  # fmt: skip
         if lanes > 1:
-            if p1 == f1:
-                x1, at, opened, p1, f1, o1 = _open(
-                    x1, words, at, opened, columns, channels, expected_K, class_group, class_cumulative, class_lookup,
-                    last_cumulative, classes,
-                )  # fmt: skip
-                e1 = _U64(0)
-            if p1 < f1:
-                x1, at, e1, v = _pull_symbol(
-                    x1, words, at, e1, _U64(levels[p1 + o1]), symbol_packed, symbol_lookup, context_lookup
-                )
-                out[p1] = v
-                p1 += _U64(1)
+            x1, at, opened, p1, f1, o1, e1 = _turn(
+                x1, at, opened, p1, f1, o1, e1, words, columns, channels, levels, expected_K, symbol_packed,
+                symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative, context_lookup, out,
+                classes,
+            )  # fmt: skip
         if lanes > 2:
-            if p2 == f2:
-                x2, at, opened, p2, f2, o2 = _open(
-                    x2, words, at, opened, columns, channels, expected_K, class_group, class_cumulative, class_lookup,
-                    last_cumulative, classes,
-                )  # fmt: skip
-                e2 = _U64(0)
-            if p2 < f2:
-                x2, at, e2, v = _pull_symbol(
-                    x2, words, at, e2, _U64(levels[p2 + o2]), symbol_packed, symbol_lookup, context_lookup
-                )
-                out[p2] = v
-                p2 += _U64(1)
-            if p3 == f3:
-                x3, at, opened, p3, f3, o3 = _open(
-                    x3, words, at, opened, columns, channels, expected_K, class_group, class_cumulative, class_lookup,
-                    last_cumulative, classes,
-                )  # fmt: skip
-                e3 = _U64(0)
-            if p3 < f3:
-                x3, at, e3, v = _pull_symbol(
-                    x3, words, at, e3, _U64(levels[p3 + o3]), symbol_packed, symbol_lookup, context_lookup
-                )
-                out[p3] = v
-                p3 += _U64(1)
+            x2, at, opened, p2, f2, o2, e2 = _turn(
+                x2, at, opened, p2, f2, o2, e2, words, columns, channels, levels, expected_K, symbol_packed,
+                symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative, context_lookup, out,
+                classes,
+            )  # fmt: skip
+            x3, at, opened, p3, f3, o3, e3 = _turn(
+                x3, at, opened, p3, f3, o3, e3, words, columns, channels, levels, expected_K, symbol_packed,
+                symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative, context_lookup, out,
+                classes,
+            )  # fmt: skip
         busy = opened < len(classes) or p0 < f0 or p1 < f1 or p2 < f2 or p3 < f3
     floor = np.uint32(STATE_FLOOR)
     return at == len(words) and x0 == floor and x1 == floor and x2 == floor and x3 == floor
