@@ -18,7 +18,9 @@ from .cluster import Layout
 
 if TYPE_CHECKING:
     from ..pipeline.convert import ShardConverter, ShardProgress
+    from ..pipeline.s3_client import S3Options
     from ..pipeline.sources import SourceShard
+    from ..pipeline.storage import Storage
 
 __all__ = ["ConversionWorker", "ShardResult", "WorkerInfo", "actor_factory"]
 
@@ -77,12 +79,12 @@ class ConversionWorker:
         node = ray.util.get_node_ip_address()
         return WorkerInfo(device=_device_name(self._converter), threads=threads, node=node, pid=os.getpid())
 
-    def convert(self, shard: SourceShard, destination: str, plan_id: str) -> ShardResult:
+    def convert(self, shard: SourceShard, source_s3: S3Options, destination: Storage, plan_id: str) -> ShardResult:
         """Convert one shard and commit it; raises the pipeline's errors when it cannot be."""
         if self._converter is None:
             raise JobError("convert was called before setup", shard=shard.name)
         self._progress = _STARTED
-        receipt = self._converter.convert(shard, destination, plan_id, self._on_progress)
+        receipt = self._converter.convert(shard, destination, plan_id, self._on_progress, source_s3=source_s3)
         return ShardResult(
             samples=receipt.samples,
             quarantined=receipt.quarantined,

@@ -9,14 +9,34 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from .. import __version__
 from ..errors import ConfigError, DiscernibleError
+from .options import (
+    Anonymous,
+    Destination,
+    Device,
+    Endpoint,
+    Json,
+    Profile,
+    Quality,
+    Region,
+    RequesterPays,
+    SourceEndpoint,
+    SourceProfile,
+    SourceRegion,
+    Threads,
+    Weights,
+    job_command,
+    s3_access,
+)
+from .spec import JobSpec
 from .terminal import ExitCode, debugging, exit_code_of, print_error, print_json, print_result, progress_console
 
 __all__ = ["app", "main"]
@@ -34,35 +54,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of text.")]
-Source = Annotated[
-    str, typer.Argument(metavar="SRC", help="Folder of images, a .tar, a folder of tars, or 'x-{0000..0007}.tar'.")
-]
-Destination = Annotated[str, typer.Argument(metavar="DST", help="Folder for the shards.")]
-Quality = Annotated[int, typer.Option("--quality", "-q", help="1 (smallest) to 100 (best).")]
-Weights = Annotated[str, typer.Option("--weights", metavar="NAME|FILE", help="Codec weights.")]
-ShardSize = Annotated[int, typer.Option(help="Samples a shard, for a folder of images.")]
-Limit = Annotated[int | None, typer.Option(help="Take only the first so many samples.")]
-Include = Annotated[list[str] | None, typer.Option(help="Take only files that match this pattern. Repeatable.")]
-ImageMember = Annotated[
-    str | None, typer.Option(metavar="EXT", help="Which member is the image, where samples have several.")
-]
-MissingImage = Annotated[
-    Literal["quarantine", "passthrough"], typer.Option(help="What happens to samples without an image.")
-]
-MaxPixels = Annotated[int, typer.Option(help="Quarantine images with more pixels than this.")]
-Background = Annotated[str, typer.Option(metavar="RRGGBB", help="Colour behind transparent pixels.")]
-Animated = Annotated[Literal["first", "refuse"], typer.Option(help="Animated images: first frame, or quarantine.")]
-Psnr = Annotated[bool, typer.Option("--psnr/--no-psnr", help="Decode every image again to measure its PSNR.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Workers = Annotated[int | None, typer.Option(help="How many workers. Default: one a GPU, else one a core.")]
-CpusPerWorker = Annotated[int | None, typer.Option(help="CPU cores (and threads) of each worker.")]
-GpusPerWorker = Annotated[float | None, typer.Option(help="GPUs of each worker; fractions share one.")]
 Tries = Annotated[int, typer.Option(help="How often a shard is tried before it is given up.")]
 Progress = Annotated[
     Literal["auto", "live", "plain", "none"], typer.Option(help="Progress on stderr: live on a terminal, else lines.")
 ]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads. 0: all cores.")]
 
 
 def _version(wanted: bool) -> None:
@@ -104,24 +99,9 @@ def demo(
 
 
 @app.command()
+@job_command
 def plan(
-    source: Source,
-    destination: Destination,
-    quality: Quality = 50,
-    weights: Weights = "default",
-    shard_size: ShardSize = 1000,
-    limit: Limit = None,
-    include: Include = None,
-    image_member: ImageMember = None,
-    missing_image: MissingImage = "quarantine",
-    max_pixels: MaxPixels = 178_956_970,
-    background: Background = "ffffff",
-    animated: Animated = "first",
-    psnr: Psnr = True,
-    device: Device = "auto",
-    workers: Workers = None,
-    cpus_per_worker: CpusPerWorker = None,
-    gpus_per_worker: GpusPerWorker = None,
+    spec: JobSpec,
     pilot: Annotated[int, typer.Option(min=0, help="Images to convert for the estimate. 0: do not measure.")] = 24,
     json: Json = False,
 ) -> None:
@@ -129,25 +109,6 @@ def plan(
     from .estimate import estimate
     from .report import estimate_table
 
-    spec = _spec(
-        source=source,
-        destination=destination,
-        quality=quality,
-        weights=weights,
-        shard_size=shard_size,
-        limit=limit,
-        include=tuple(include or ()),
-        image_member=image_member,
-        missing_image=missing_image,
-        max_pixels=max_pixels,
-        background=background,
-        animated=animated,
-        measure_psnr=psnr,
-        device=device,
-        workers=workers,
-        cpus_per_worker=cpus_per_worker,
-        gpus_per_worker=gpus_per_worker,
-    )
     result = estimate(spec, pilot_samples=pilot, progress=progress_console().print)
     if json:
         print_json(result.to_json())
@@ -156,54 +117,14 @@ def plan(
 
 
 @app.command()
-def compress(
-    source: Source,
-    destination: Destination,
-    quality: Quality = 50,
-    weights: Weights = "default",
-    shard_size: ShardSize = 1000,
-    limit: Limit = None,
-    include: Include = None,
-    image_member: ImageMember = None,
-    missing_image: MissingImage = "quarantine",
-    max_pixels: MaxPixels = 178_956_970,
-    background: Background = "ffffff",
-    animated: Animated = "first",
-    psnr: Psnr = True,
-    device: Device = "auto",
-    workers: Workers = None,
-    cpus_per_worker: CpusPerWorker = None,
-    gpus_per_worker: GpusPerWorker = None,
-    tries: Tries = 3,
-    progress: Progress = "auto",
-    json: Json = False,
-) -> ExitCode:
+@job_command
+def compress(spec: JobSpec, tries: Tries = 3, progress: Progress = "auto", json: Json = False) -> ExitCode:
     """Convert images into shards of .dci streams. Run it again to go on after an interruption."""
     from .compress import compress as run
     from .report import compress_lines, compress_table
 
-    spec = _spec(
-        source=source,
-        destination=destination,
-        quality=quality,
-        weights=weights,
-        shard_size=shard_size,
-        limit=limit,
-        include=tuple(include or ()),
-        image_member=image_member,
-        missing_image=missing_image,
-        max_pixels=max_pixels,
-        background=background,
-        animated=animated,
-        measure_psnr=psnr,
-        device=device,
-        workers=workers,
-        cpus_per_worker=cpus_per_worker,
-        gpus_per_worker=gpus_per_worker,
-        tries=tries,
-    )
     console = progress_console()
-    result = run(spec, progress=progress, console=console)
+    result = run(replace(spec, tries=tries), progress=progress, console=console)
     if json:
         print_json(result.to_json())
     else:
@@ -225,13 +146,34 @@ def verify(
     deep: Annotated[bool, typer.Option("--deep", help="Decode every stream as well.")] = False,
     device: Device = "cpu",
     threads: Threads = 0,
+    endpoint: Endpoint = None,
+    profile: Profile = None,
+    region: Region = None,
+    source_endpoint: SourceEndpoint = None,
+    source_profile: SourceProfile = None,
+    source_region: SourceRegion = None,
+    anonymous: Anonymous = False,
+    requester_pays: RequesterPays = False,
     json: Json = False,
 ) -> ExitCode:
     """Check receipts, checksums, every stream's place, and that every source sample is accounted for."""
     from .report import verify_lines, verify_table
     from .verify import verify_destination
 
-    report = verify_destination(destination, deep=deep, device=device, threads=_threads(threads))
+    report = verify_destination(
+        destination,
+        deep=deep,
+        device=device,
+        threads=_threads(threads),
+        s3=s3_access(endpoint, profile, region, anonymous, requester_pays),
+        source_s3=s3_access(
+            source_endpoint or endpoint,
+            source_profile or profile,
+            source_region or region,
+            anonymous,
+            requester_pays,
+        ),
+    )
     if json:
         from dataclasses import asdict
 
@@ -255,6 +197,9 @@ def decompress(
     ] = None,
     device: Device = "auto",
     threads: Threads = 0,
+    endpoint: Endpoint = None,
+    profile: Profile = None,
+    region: Region = None,
     json: Json = False,
 ) -> ExitCode:
     """Turn shards back into images, carried members included."""
@@ -263,10 +208,11 @@ def decompress(
     from .report import decompress_lines, decompress_table
     from .spec import resolve_location
 
+    s3 = s3_access(endpoint, profile, region)
     config = DecompressConfig(
         form=form, format=format, quality=quality, weights=weights, device=device, threads=_threads(threads)
     )
-    report = run(resolve_location(source), resolve_location(destination), config)
+    report = run(resolve_location(source), resolve_location(destination), config, s3=s3)
     if json:
         from dataclasses import asdict
 
@@ -283,12 +229,17 @@ def inspect(
     path: Annotated[
         str, typer.Argument(metavar="FILE|SHARD|FOLDER", help="A .dci file, a shard, or a converted folder.")
     ],
+    endpoint: Endpoint = None,
+    profile: Profile = None,
+    region: Region = None,
+    anonymous: Anonymous = False,
+    requester_pays: RequesterPays = False,
     json: Json = False,
 ) -> None:
     """What a stream, a shard or a converted folder holds."""
     from .inspect import inspect_path
 
-    found = inspect_path(path)
+    found = inspect_path(path, s3_access(endpoint, profile, region, anonymous, requester_pays))
     if json:
         print_json(found.to_json())
     else:
@@ -481,21 +432,6 @@ def _discard_stdout() -> None:
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _spec(*, background: str, **fields: Any) -> Any:
-    from .spec import JobSpec
-
-    return JobSpec(background=_colour(background), **fields)
-
-
-def _colour(text: str) -> tuple[int, int, int]:
-    digits = text.removeprefix("#")
-    try:
-        red, green, blue = bytes.fromhex(digits)
-    except ValueError:
-        raise ConfigError(f"a colour is six hex digits such as ffffff, not {text!r}") from None
-    return red, green, blue
 
 
 def _threads(threads: int) -> int:

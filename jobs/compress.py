@@ -15,7 +15,7 @@ from .ledger import Ledger, read_ledger
 from .plan import Plan, freeze_plan, make_plan
 from .progress import Counts, Meter, NullDisplay, ProgressMode, announce, make_display
 from .signals import stop_on_signals
-from .spec import JobSpec, resolve_location
+from .spec import JobSpec
 
 if TYPE_CHECKING:
     from ..pipeline.receipts import Receipt, Totals
@@ -137,17 +137,16 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
         StorageError: the destination cannot be read or written.
     """
     from ..pipeline.receipts import totals, write_index
-    from ..pipeline.storage import open_storage
 
     started = time.monotonic()
     plan = make_plan(spec)
-    storage = open_storage(resolve_location(spec.destination))
+    storage = spec.open_destination()
     freeze_plan(plan, storage)
     storage.sweep()
     before = read_ledger(plan, storage)
     run = _Run(stages={})
     if before.missing:
-        run = _dispatch(spec, plan, before, progress, console or Console(stderr=True))
+        run = _dispatch(spec, storage, plan, before, progress, console or Console(stderr=True))
     after = read_ledger(plan, storage)
     if not after.missing:
         write_index(storage, after.receipts, dataset=plan.source)
@@ -178,6 +177,7 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
 
 def _dispatch(
     spec: JobSpec,
+    storage: Storage,
     plan: Plan,
     ledger: Ledger,
     progress: ProgressMode,
@@ -202,11 +202,13 @@ def _dispatch(
         )
         device = "cpu" if spec.device == "auto" and not layout.gpus else spec.device
         config = spec.convert_config(threads=layout.cpus, device=device).to_dict()
-        destination = resolve_location(spec.destination)
         display = _Recorder(make_display(_meter(plan, ledger), console, progress))
         dispatcher = Dispatcher(
             actor_factory(config, plan.fingerprint, layout),
-            [Task(name=shard.name, arguments=(shard, destination, plan.plan_id)) for shard in ledger.missing],
+            [
+                Task(name=shard.name, arguments=(shard, spec.source_s3, storage, plan.plan_id))
+                for shard in ledger.missing
+            ],
             DispatchPolicy(workers=layout.workers, tries=spec.tries),
             display,
         )

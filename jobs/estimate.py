@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .cluster import Layout, choose_layout, usable_cores
 from .ledger import read_ledger
 from .plan import Plan, check_destination, make_plan
-from .spec import JobSpec, resolve_location
+from .spec import JobSpec
 
 if TYPE_CHECKING:
     from ..pipeline.convert import ShardConverter, ShardProgress
@@ -132,16 +132,10 @@ def estimate(
 
     Raises what :func:`~discernible.jobs.compress.compress` would raise about source, weights and destination.
     """
-    from ..pipeline.sources import open_source
-    from ..pipeline.storage import open_storage
-
     tell = progress or (lambda _: None)
     tell(f"listing {spec.source}")
     plan = make_plan(spec)
-    source = open_source(
-        resolve_location(spec.source), shard_size=spec.shard_size, limit=spec.limit, include=spec.include or None
-    )
-    storage = open_storage(resolve_location(spec.destination))
+    storage = spec.open_destination()
     missing: tuple[SourceShard, ...] = plan.shards
     if check_destination(plan, storage):
         missing = read_ledger(plan, storage).missing
@@ -171,7 +165,7 @@ def estimate(
         shards_done=len(plan.shards) - len(missing),
         bytes=plan.bytes,
         bytes_left=sum(shard.bytes for shard in missing),
-        ignored=source.ignored,
+        ignored=plan.ignored,
         samples=plan.samples,
         layout=layout,
         pilot=pilot,
@@ -187,9 +181,9 @@ def run_pilot(spec: JobSpec, plan: Plan, shards: tuple[SourceShard, ...], layout
 
     converter = ShardConverter(spec.convert_config(threads=layout.cpus))
     with tempfile.TemporaryDirectory(prefix="discernible-pilot-") as folder:
-        _convert(converter, _excerpt(shards, _WARM_UP_SAMPLES), f"{folder}/warm-up", plan.plan_id)
+        _convert(converter, spec, _excerpt(shards, _WARM_UP_SAMPLES), f"{folder}/warm-up", plan.plan_id)
         started = time.monotonic()
-        receipt, read = _convert(converter, _excerpt(shards, samples), f"{folder}/pilot", plan.plan_id)
+        receipt, read = _convert(converter, spec, _excerpt(shards, samples), f"{folder}/pilot", plan.plan_id)
         seconds = time.monotonic() - started
     if not receipt.samples:
         return None
@@ -205,14 +199,16 @@ def run_pilot(spec: JobSpec, plan: Plan, shards: tuple[SourceShard, ...], layout
     )
 
 
-def _convert(converter: ShardConverter, shard: SourceShard, destination: str, plan_id: str) -> tuple[Receipt, int]:
+def _convert(
+    converter: ShardConverter, spec: JobSpec, shard: SourceShard, destination: str, plan_id: str
+) -> tuple[Receipt, int]:
     read = 0
 
     def note(progress: ShardProgress) -> None:
         nonlocal read
         read = progress.bytes_read
 
-    receipt = converter.convert(shard, destination, plan_id, note)
+    receipt = converter.convert(shard, destination, plan_id, note, source_s3=spec.source_s3)
     return receipt, read
 
 

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from ..errors import DestinationError, ShardError, SourceError, StreamError
+from ..pipeline.storage import is_remote, open_storage, split_location
 from .ledger import read_ledger
 from .plan import INDEX_NAME, read_plan
 from .report import byte_words, facts, sample_words
@@ -19,6 +20,8 @@ from .text import format_bytes, format_count
 if TYPE_CHECKING:
     from ..codec import StreamInfo
     from ..pipeline.receipts import Receipt, Totals
+    from ..pipeline.s3_client import S3Options
+    from ..pipeline.storage import Storage
 
 __all__ = ["FolderFacts", "SampleFacts", "ShardFacts", "StreamFacts", "inspect_path"]
 
@@ -205,8 +208,8 @@ class FolderFacts:
         return Group(head, "", table, *([f"… and {format_count(left)} more"] if left > 0 else []))
 
 
-def inspect_path(path: str) -> StreamFacts | ShardFacts | FolderFacts:
-    """Look into a ``.dci`` file, a shard or a converted folder.
+def inspect_path(path: str, s3: S3Options | None = None) -> StreamFacts | ShardFacts | FolderFacts:
+    """Look into a ``.dci`` file, a shard or a converted folder; ``s3`` says how S3 is reached.
 
     Raises:
         SourceError: nothing is there.
@@ -214,49 +217,46 @@ def inspect_path(path: str) -> StreamFacts | ShardFacts | FolderFacts:
         ShardError: the tar is not readable.
         DestinationError: the folder is no conversion, or its plan is damaged.
     """
-    location = Path(resolve_location(path))
-    if location.is_dir():
-        return _inspect_folder(path, location)
-    if not location.exists():
+    location = resolve_location(path)
+    parent, name = split_location(location)
+    storage = open_storage(parent, s3)
+    suffix = name.rpartition(".")[2].lower()
+    # A prefix of S3 cannot be asked whether it is one.
+    if suffix not in ("tar", "dci") if is_remote(location) else Path(location).is_dir():
+        return _inspect_folder(path, open_storage(location, s3))
+    if not storage.exists(name):
         raise SourceError(f"there is nothing at {path}")
-    if location.suffix == ".tar":
-        return _inspect_shard(path, location)
-    return _inspect_stream(path, location)
+    return _inspect_shard(path, storage, name) if suffix == "tar" else _inspect_stream(path, storage, name)
 
 
-def _inspect_stream(path: str, location: Path) -> StreamFacts:
+def _inspect_stream(path: str, storage: Storage, name: str) -> StreamFacts:
     from ..codec import read_stream_info
-    from ..pipeline.storage import open_storage
 
-    data = open_storage(location.parent).read(location.name)
+    data = storage.read(name)
     try:
         return StreamFacts(path=path, info=read_stream_info(data))
     except StreamError as error:
         raise type(error)(f"{path}: {error.message}") from error
 
 
-def _inspect_shard(path: str, location: Path) -> ShardFacts:
+def _inspect_shard(path: str, storage: Storage, tar: str) -> ShardFacts:
     from ..pipeline.receipts import read_receipt
     from ..pipeline.shards import iter_tar_samples
-    from ..pipeline.storage import open_storage
 
-    storage = open_storage(location.parent)
     members: dict[str, tuple[int, int]] = {}
     samples = []
-    with storage.open(location.name) as stream:
-        for sample in iter_tar_samples(stream, source=location.name):
+    with storage.open(tar) as stream:
+        for sample in iter_tar_samples(stream, source=tar):
             for name, data in sample.members.items():
                 count, size = members.get(name, (0, 0))
                 members[name] = (count + 1, size + len(data))
             fault = None if sample.fault is None else sample.fault.message
             samples.append(_inspect_sample(sample.key, sample.members, fault))
     try:
-        receipt = read_receipt(storage, location.stem)
+        receipt = read_receipt(storage, tar.rpartition(".")[0])
     except ShardError:
         receipt = None
-    return ShardFacts(
-        path=path, bytes=storage.size(location.name), samples=tuple(samples), members=members, receipt=receipt
-    )
+    return ShardFacts(path=path, bytes=storage.size(tar), samples=tuple(samples), members=members, receipt=receipt)
 
 
 def _inspect_sample(key: str, members: dict[str, bytes], fault: str | None) -> SampleFacts:
@@ -280,11 +280,9 @@ def _inspect_sample(key: str, members: dict[str, bytes], fault: str | None) -> S
     )
 
 
-def _inspect_folder(path: str, location: Path) -> FolderFacts:
+def _inspect_folder(path: str, storage: Storage) -> FolderFacts:
     from ..pipeline.receipts import list_receipts, totals
-    from ..pipeline.storage import open_storage
 
-    storage = open_storage(location)
     plan = read_plan(storage)
     if plan is None:
         receipts = tuple(list_receipts(storage).values())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DestinationError, SourceError
-from .spec import JobSpec, plan_identity, resolve_location, resolve_weights
+from .spec import JobSpec, plan_identity, resolve_weights
 
 if TYPE_CHECKING:
     from ..pipeline.sources import SourceShard
@@ -40,7 +40,8 @@ _SHOWN = 3
 class Plan:
     """A frozen job. ``options`` are what shapes the output (JSON values), ``fingerprint`` names the weights exactly.
 
-    ``plan_id`` is a hash over the other fields except ``weights``, which is the name the user gave.
+    ``plan_id`` is a hash over the other fields except ``weights``, which is the name the user gave, and ``ignored``,
+    the number of files in the source that are no samples, which is not frozen.
     """
 
     plan_id: str
@@ -50,6 +51,7 @@ class Plan:
     fingerprint: str
     options: Mapping[str, Any]
     shards: tuple[SourceShard, ...]
+    ignored: int = 0
 
     @property
     def bytes(self) -> int:
@@ -83,10 +85,7 @@ def make_plan(spec: JobSpec) -> Plan:
         WeightsError: the weights cannot be found or read.
         StorageError: listing the source failed.
     """
-    from ..pipeline.sources import open_source
-
-    location = resolve_location(spec.source)
-    source = open_source(location, shard_size=spec.shard_size, limit=spec.limit, include=spec.include or None)
+    source = spec.open_source()
     if not source.shards:
         raise SourceError(f"nothing to convert in {spec.source}")
     fingerprint = weights_fingerprint(spec.weights)
@@ -105,6 +104,7 @@ def make_plan(spec: JobSpec) -> Plan:
         fingerprint=fingerprint,
         options=options,
         shards=source.shards,
+        ignored=source.ignored,
     )
 
 

@@ -6,14 +6,17 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError
+from ..pipeline.s3_client import S3Options
 
 if TYPE_CHECKING:
     from ..pipeline.convert import ConvertConfig
+    from ..pipeline.sources import Source
+    from ..pipeline.storage import Storage
 
 __all__ = ["Animated", "JobSpec", "MissingImage", "plan_identity", "resolve_location", "resolve_weights"]
 
@@ -29,16 +32,16 @@ class JobSpec:
     """A conversion job, validated.
 
     Fields that change the output are part of the plan id; those that say how the work is done (``device``, ``workers``,
-    ``cpus_per_worker``, ``gpus_per_worker``, ``tries``) are not, so that a job can be resumed on another machine.
+    ``cpus_per_worker``, ``gpus_per_worker``, ``tries``) or how S3 is reached (``source_s3``, ``destination_s3``) are
+    not, so that a job can be resumed on another machine.
 
     ``source`` and ``destination`` are locations as the user wrote them. ``quality`` is 1..100. ``weights`` is a name or
     the path of a weights file. ``shard_size`` is samples a shard for sources that are not sharded. ``limit`` converts
     only the first so many samples, ``include`` only files that match one of the globs. ``image_member`` names the
-    member that is the image where samples have several; ``missing_image`` says whether a sample without one is
-    quarantined or passed through. ``max_pixels`` (width × height), ``background`` (RGB, 0..255, behind transparency)
-    and ``animated`` are the pixel policy. ``batch_pixels`` is how many pixels the codec takes at once; None leaves it
-    to the pipeline.
-    ``measure_psnr`` decodes every image again.
+    member that is the image where samples have several, ``image_column`` the column of Parquet files; ``missing_image``
+    says whether a sample without one is quarantined or passed through. ``max_pixels`` (width × height), ``background``
+    (RGB, 0..255, behind transparency) and ``animated`` are the pixel policy. ``batch_pixels`` is how many pixels the
+    codec takes at once; None leaves it to the pipeline. ``measure_psnr`` decodes every image again.
 
     Raises:
         ConfigError: a field is out of range, or two contradict each other.
@@ -52,6 +55,7 @@ class JobSpec:
     limit: int | None = None
     include: tuple[str, ...] = ()
     image_member: str | None = None
+    image_column: str | None = None
     missing_image: MissingImage = "quarantine"
     max_pixels: int = 178_956_970
     background: tuple[int, int, int] = (255, 255, 255)
@@ -63,6 +67,8 @@ class JobSpec:
     cpus_per_worker: int | None = None
     gpus_per_worker: float | None = None
     tries: int = 3
+    source_s3: S3Options = field(default_factory=S3Options)
+    destination_s3: S3Options = field(default_factory=S3Options)
 
     def __post_init__(self) -> None:
         for name in ("source", "destination", "weights"):
@@ -93,11 +99,30 @@ class JobSpec:
         source, destination = resolve_location(self.source), resolve_location(self.destination)
         if source == destination:
             raise ConfigError(f"source and destination are the same place: {self.source}")
-        if destination.startswith(source + os.sep):
+        if destination.startswith(source + "/"):
             raise ConfigError(
                 f"the destination {self.destination} lies inside the source {self.source}, so a second run would read "
                 "what the first one wrote; choose a destination beside it"
             )
+
+    def open_source(self) -> Source:
+        """Look at the source. Raises SourceError and StorageError."""
+        from ..pipeline.sources import open_source
+
+        return open_source(
+            resolve_location(self.source),
+            shard_size=self.shard_size,
+            limit=self.limit,
+            include=self.include or None,
+            image_column=self.image_column,
+            s3=self.source_s3,
+        )
+
+    def open_destination(self) -> Storage:
+        """The storage that the shards go to."""
+        from ..pipeline.storage import open_storage
+
+        return open_storage(resolve_location(self.destination), self.destination_s3)
 
     def convert_config(self, *, threads: int = 1, device: str | None = None) -> ConvertConfig:
         """The part of the job that one worker needs, for ``threads`` CPU threads on ``device``."""

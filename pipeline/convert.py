@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ..codec import Codec
+    from .s3_client import S3Options
 
 __all__ = ["ConvertConfig", "ShardConverter", "ShardProgress", "StageTimings"]
 
@@ -143,22 +144,25 @@ class ShardConverter:
         destination: str | Storage,
         plan_id: str,
         progress: Callable[[ShardProgress], None] | None = None,
+        *,
+        source_s3: S3Options | None = None,
     ) -> Receipt:
         """Convert a shard and commit it; what is already committed under the same plan is returned as it is.
 
-        ``progress`` is called in this thread, a few times a second and at the end; whatever it raises ends the
-        conversion with nothing committed. What is wrong with one sample puts that one into quarantine. Raises
-        ShardError for a damaged source tar or a destination that belongs to another plan, StorageError when reading or
-        writing fails.
+        ``source_s3`` says how S3 is reached for the source. ``progress`` is called in this thread, a few times a second
+        and at the end; whatever it raises ends the conversion with nothing committed. What is wrong with one sample
+        puts that one into quarantine. Raises ShardError for a damaged source or a destination that belongs to another
+        plan, StorageError when reading or writing fails.
         """
         storage = open_storage(destination)
         try:
+            # First, because it may complete what a writer that died had all but committed.
+            storage.sweep(f"{shard.name}.")
             done = _committed(storage, shard.name, plan_id)
             if done is not None:
                 return done
-            storage.sweep(f"{shard.name}.")
             with ShardOutput(storage, shard.name) as output:
-                ignored = self._fill(shard, output, progress or _ignore)
+                ignored = self._fill(SampleStream(shard, source_s3), output, progress or _ignore)
                 committed = output.commit(
                     plan_id=plan_id,
                     source=SourceRef(shard.kind, shard.location),
@@ -176,10 +180,9 @@ class ShardConverter:
             exc.shard = exc.shard or shard.name
             raise
 
-    def _fill(self, shard: SourceShard, output: ShardOutput, progress: Callable[[ShardProgress], None]) -> int:
+    def _fill(self, source: SampleStream, output: ShardOutput, progress: Callable[[ShardProgress], None]) -> int:
         """Run the stages, writing into ``output``; returns the number of ignored members."""
         watch = Stopwatch()
-        source = SampleStream(shard)
         threads = self.config.threads
         with watch.measure("wall"), ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
             try:

@@ -22,10 +22,11 @@ from .restore import FilesOutput, ImageFormat, TarOutput, encode_image, restored
 from .samples import STREAM_EXTENSION, Sample
 from .shards import iter_tar_samples
 from .stages import Channel, Stages
-from .storage import Storage, local_path, open_storage
+from .storage import Storage, is_remote, local_path, open_storage, split_location
 
 if TYPE_CHECKING:
     from ..codec import Codec, Latents
+    from .s3_client import S3Options
 
 __all__ = ["DecompressConfig", "DecompressProgress", "DecompressReport", "Failure", "decompress"]
 
@@ -106,27 +107,32 @@ def decompress(
     destination: str,
     config: DecompressConfig | None = None,
     progress: Callable[[DecompressProgress], None] | None = None,
+    *,
+    s3: S3Options | None = None,
 ) -> DecompressReport:
     """Restore a converted folder, or one ``.tar``, into a folder. Existing files of the same names are replaced.
+
+    Both may be on S3, which is reached as ``s3`` says.
 
     In a folder that has receipts only tars with one are taken. Raises SourceError when there is nothing to restore,
     WeightsError when the weights are not there or not those of the shards, StorageError and ShardError.
     """
-    storage, shards = _find(source)
-    restorer = _Restorer(storage, open_storage(destination), config or DecompressConfig(), len(shards), progress)
+    storage, shards = _find(source, s3)
+    restorer = _Restorer(storage, open_storage(destination, s3), config or DecompressConfig(), len(shards), progress)
     for shard in shards:
         restorer.restore(shard)
     return restorer.report()
 
 
-def _find(source: str) -> tuple[Storage, list[_Shard]]:
-    path = local_path(source)
-    if path.is_file() and path.suffix.lower() == ".tar":
-        storage = open_storage(path.parent)
-        return storage, [_Shard(path.stem, path.name, read_receipt(storage, path.stem))]
-    if not path.is_dir():
+def _find(source: str, s3: S3Options | None) -> tuple[Storage, list[_Shard]]:
+    if source.lower().endswith(".tar") and (is_remote(source) or local_path(source).is_file()):
+        parent, tar = split_location(source)
+        storage = open_storage(parent, s3)
+        name = tar[: -len(".tar")]
+        return storage, [_Shard(name, tar, read_receipt(storage, name))]
+    if not is_remote(source) and not local_path(source).is_dir():
         raise SourceError(f"{source} is neither a folder of shards nor a .tar")
-    storage = open_storage(path)
+    storage = open_storage(source, s3)
     receipts = list_receipts(storage)
     if receipts:
         return storage, [_Shard(name, receipt.tar.name, receipt) for name, receipt in receipts.items()]

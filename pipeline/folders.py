@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import SampleFormatError, StorageError
 from .samples import Sample, escape_key, is_image_extension
+from .storage import Entry, Storage
 
-__all__ = ["FolderListing", "ListedFile", "SourceFile", "list_folder", "list_tars"]
+__all__ = ["FolderListing", "ListedFile", "SourceFile", "list_folder"]
 
 _CARRIED = re.compile(r"[A-Za-z0-9_+-]+")
 
@@ -24,7 +23,7 @@ class SourceFile:
     key: str
     paths: tuple[str, ...]
 
-    def load(self, root: Path) -> Sample:
+    def load(self, root: Storage) -> Sample:
         """Read the files. What cannot be read is in the sample's ``fault``."""
         members: dict[str, bytes] = {}
         for path in self.paths:
@@ -33,10 +32,10 @@ class SourceFile:
                 fault = SampleFormatError(f"{path!r} gives the member {extension!r} a second time", key=self.key)
                 return Sample(self.key, members, self.paths[0], fault)
             try:
-                members[extension] = root.joinpath(path).read_bytes()
-            except OSError as exc:
-                unread = StorageError(f"cannot read {path!r}: {exc.strerror or exc}", key=self.key)
-                return Sample(self.key, members, self.paths[0], unread)
+                members[extension] = root.read(path)
+            except StorageError as exc:
+                exc.key = self.key
+                return Sample(self.key, members, self.paths[0], exc)
         return Sample(self.key, members, self.paths[0])
 
 
@@ -56,13 +55,13 @@ class FolderListing:
     ignored: int
 
 
-def list_folder(root: Path, wanted: Callable[[str], bool]) -> FolderListing:
-    """Find the samples under a folder; ``wanted`` is asked about the relative path of each image. Raises OSError."""
+def list_folder(entries: Iterable[Entry], wanted: Callable[[str], bool]) -> FolderListing:
+    """The samples among the files of a folder; ``wanted`` is asked about the relative path of each image."""
     folders: dict[str, list[str]] = defaultdict(list)
     sizes: dict[str, int] = {}
-    for path, size in _walk(root):
-        folders[path.rpartition("/")[0]].append(path)
-        sizes[path] = size
+    for entry in entries:
+        folders[entry.name.rpartition("/")[0]].append(entry.name)
+        sizes[entry.name] = entry.size
     listed: dict[str, ListedFile] = {}
     used: set[str] = set()
     for paths in folders.values():
@@ -70,34 +69,6 @@ def list_folder(root: Path, wanted: Callable[[str], bool]) -> FolderListing:
             listed[source.paths[0]] = ListedFile(source, sum(sizes[path] for path in source.paths))
             used.update(source.paths)
     return FolderListing([listed[path] for path in sorted(listed)], len(sizes) - len(used))
-
-
-def list_tars(root: Path) -> list[Path]:
-    """The tars under a folder, at any depth, sorted by path. Raises OSError."""
-    return [root / path for path in sorted(path for path, _ in _walk(root) if path.lower().endswith(".tar"))]
-
-
-def _walk(root: Path) -> Iterator[tuple[str, int]]:
-    """Relative path and size of each file that is not hidden, through links, each folder once a branch."""
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while pending:
-        folder, above = pending.pop()
-        stat = (root / folder).stat()
-        here = (stat.st_dev, stat.st_ino)
-        if here in above:
-            continue
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir():
-                    pending.append((path, above | {here}))
-                elif entry.is_file():
-                    yield path, entry.stat().st_size
-                elif entry.is_symlink():
-                    # A broken link to an image is a sample that cannot be read, and says so, instead of vanishing.
-                    yield path, 0
 
 
 def _samples(paths: list[str], wanted: Callable[[str], bool]) -> Iterator[SourceFile]:

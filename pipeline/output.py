@@ -163,12 +163,9 @@ class ShardOutput:
             statistics=FileRef.of(f"{self._name}.parquet", rows),
             index=tuple(self._index),
         )
-        statistics = self._storage.stage(receipt.statistics.name)
-        try:
-            statistics.write(rows)
-            sealed = self._storage.commit((self._staged, statistics), (f"{self._name}.json", receipt.to_json()))
-        finally:
-            statistics.discard()
+        sealed = self._storage.commit(
+            self._staged, [(receipt.statistics.name, rows)], (f"{self._name}.json", receipt.to_json())
+        )
         return receipt if sealed else None
 
     def _append(self, key: str, members: Mapping[str, bytes]) -> dict[str, tuple[int, int]]:

@@ -1,8 +1,8 @@
-"""What is converted: folders of images, WebDataset tars, brace patterns of tars, and folders of tars.
+"""What is converted: folders of images, WebDataset tars, Parquet files; on local disk or on S3.
 
 :func:`open_source` looks at a location once and freezes what it found into :class:`SourceShard` records, which are
-small, go through JSON, and name the output shard that each becomes. :func:`iter_samples` reads the samples of one of
-them, on any machine.
+small, go through JSON, and name the output shard that each becomes. :class:`SampleStream` reads the samples of one of
+them, on any machine. What a location may look like is in :mod:`.source_files`.
 
 - A **folder of images** is searched recursively, in sorted order, through links to folders as well. Every file with an
   image extension is a sample. Other files that share the stem of an image (``cat.jpg``, ``cat.txt``, ``cat.json``) are
@@ -10,25 +10,30 @@ them, on any machine.
   two images share a stem (``cat.jpg``, ``cat.png``), the key of each holds its whole name, so both survive.
 - A **tar** is read by WebDataset's rule (key up to the first dot of the base name, members of a key adjacent) and keeps
   its base name.
+- A **Parquet file** is cut at its row groups into shards of about the wanted size; see :mod:`.parquet_source`.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import os
-import re
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import PurePath
+from typing import Any, BinaryIO, Literal
 
 from ..errors import ConfigError, SourceError, StorageError
-from .braces import expand_braces, has_braces
-from .folders import SourceFile, list_folder, list_tars
+from .folders import SourceFile, list_folder
+from .parquet_source import image_column, iter_parquet_samples, open_parquet, row_key
+from .s3_client import S3Options
 from .samples import Sample
 from .shards import TarGroups, count_tar_samples
-from .storage import local_path
+from .source_files import ARCHIVES, FoundFile, find_files, list_entries
+from .storage import Storage, is_remote, local_path, open_storage, split_location
 from .tarfiles import iter_members
 
 __all__ = [
@@ -42,9 +47,11 @@ __all__ = [
     "open_source",
 ]
 
-Kind = Literal["folder", "tar"]
+Kind = Literal["folder", "tar", "parquet"]
 
-_GLOB = re.compile(r"[*?\[]")
+# Single objects of S3 come with a delay each, so that many must be on their way at once.
+_FETCHING = 16
+_FETCHED_AHEAD = 32
 
 RESERVED_NAMES = frozenset({"plan", "index"})
 """Names that a shard cannot have, since a destination keeps ``plan.json`` and ``index.json``."""
@@ -55,8 +62,9 @@ class SourceShard:
     """What one output shard is made from.
 
     ``name`` is the base name of the output (``00000`` gives ``00000.tar``). ``location`` is the folder's root or the
-    tar's path; ``bytes`` its size in the source. A folder's shard lists its ``files``; a tar's shard may have a
-    ``limit`` on how many samples are read, and its number of ``samples`` is None until someone has read it.
+    file's path or URL; ``bytes`` its size in the source. A folder's shard lists its ``files``; a Parquet file's has the
+    name of the image ``column`` and the first and the last but one of its row ``groups``. There may be a ``limit`` on
+    how many samples are read. The number of ``samples`` of a tar is None until someone has read it.
     """
 
     name: str
@@ -64,6 +72,8 @@ class SourceShard:
     location: str
     bytes: int = 0
     files: tuple[SourceFile, ...] = ()
+    column: str | None = None
+    groups: tuple[int, int] | None = None
     limit: int | None = None
     samples: int | None = None
 
@@ -78,6 +88,8 @@ class SourceShard:
         }
         if self.kind == "folder":
             result["files"] = [[file.key, *file.paths] for file in self.files]
+        if self.groups is not None:
+            result |= {"column": self.column, "groups": list(self.groups)}
         if self.limit is not None:
             result["limit"] = self.limit
         return result
@@ -93,12 +105,14 @@ class SourceShard:
                 location=str(data["location"]),
                 bytes=int(data["bytes"]),
                 files=files,
+                column=data.get("column"),
+                groups=tuple(data["groups"]) if "groups" in data else None,
                 limit=data.get("limit"),
                 samples=data.get("samples"),
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise SourceError(f"a source shard's record is damaged: {exc!r}") from exc
-        if shard.kind not in ("folder", "tar"):
+        if shard.kind not in ("folder", "tar", "parquet"):
             raise SourceError(f"unknown kind of source {shard.kind!r}", shard=shard.name)
         return shard
 
@@ -124,12 +138,15 @@ def open_source(
     shard_size: int = 1000,
     limit: int | None = None,
     include: str | Sequence[str] | None = None,
+    image_column: str | None = None,
+    s3: S3Options | None = None,
 ) -> Source:
     """Find out what a location holds.
 
-    ``shard_size`` is samples a shard for a folder of images; tars stay as they are. ``limit`` takes only the first so
-    many samples. ``include`` is one or more shell patterns; of a folder the relative paths that match one are taken, of
-    tars the base names.
+    ``shard_size`` is samples a shard for a folder of images, and about that for Parquet files; tars stay as they are.
+    ``limit`` takes only the first so many samples. ``include`` is one or more shell patterns; of a folder the relative
+    paths that match one are taken, of tars and Parquet files the base names. ``image_column`` names the images in
+    Parquet files. ``s3`` says how S3 is reached.
 
     Raises SourceError when nothing is there, when it is empty or ambiguous, StorageError when it cannot be read.
     """
@@ -137,26 +154,23 @@ def open_source(
         raise ConfigError(f"shard_size must be at least 1, not {shard_size}")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, not {limit}")
-    patterns = (include,) if isinstance(include, str) else tuple(include or ("*",))
     text = os.fspath(location)
-    try:
-        path = local_path(text)
-        if path.is_dir():
-            return _open_folder(path, shard_size, limit, patterns)
-        return _open_tars(text, [tar for tar in _named_tars(path) if _matches(tar.name, patterns)], limit)
-    except OSError as exc:
-        raise StorageError(f"cannot read {text}: {exc.strerror or exc}") from exc
+    patterns = (include,) if isinstance(include, str) else tuple(include or ("*",))
+    opening = _Opening(shard_size, limit, patterns, image_column, s3)
+    with _reading(text):
+        files = find_files(text, s3)
+        return opening.folder(text) if files is None else opening.files(text, files)
 
 
 class SampleStream:
     """The samples of a shard, in the source's order, each read when it is asked for; to be iterated once.
 
-    What is wrong with one sample is in its ``fault``. Iterating raises ShardError when a tar is damaged and
-    StorageError when it cannot be read. ``ignored`` counts members of a tar that belong to no sample, so far.
+    What is wrong with one sample is in its ``fault``. Iterating raises ShardError when a tar or Parquet file is damaged
+    and StorageError when it cannot be read. ``ignored`` counts members of a tar that belong to no sample, so far.
     """
 
-    def __init__(self, shard: SourceShard) -> None:
-        self._shard = shard
+    def __init__(self, shard: SourceShard, s3: S3Options | None = None) -> None:
+        self._shard, self._s3 = shard, s3
         self._groups = TarGroups(shard.name)
 
     @property
@@ -167,121 +181,219 @@ class SampleStream:
     def __iter__(self) -> Iterator[Sample]:
         shard = self._shard
         if shard.kind == "folder":
-            root = local_path(shard.location)
-            yield from (file.load(root) for file in shard.files)
+            root = open_storage(shard.location, self._s3)
+            yield from (
+                _fetched(shard.files, root) if is_remote(shard.location) else (file.load(root) for file in shard.files)
+            )
             return
-        try:
-            with local_path(shard.location).open("rb") as stream:
+        with _reading(shard.location, shard.name), _opened(shard.location, self._s3) as stream:
+            if shard.kind == "tar":
                 yield from islice(self._groups.group(iter_members(stream, shard=shard.name)), shard.limit)
-        except OSError as exc:
-            raise StorageError(f"cannot read {shard.location}: {exc.strerror or exc}", shard=shard.name) from exc
+                return
+            yield from iter_parquet_samples(
+                open_parquet(stream, source=shard.name),
+                source=shard.name,
+                stem=_stem(shard.location),
+                column=shard.column or "",
+                groups=range(*(shard.groups or (0, 0))),
+                limit=shard.limit,
+            )
 
 
-def iter_samples(shard: SourceShard) -> Iterator[Sample]:
+def iter_samples(shard: SourceShard, s3: S3Options | None = None) -> Iterator[Sample]:
     """The samples of a shard; see :class:`SampleStream`."""
-    return iter(SampleStream(shard))
+    return iter(SampleStream(shard, s3))
 
 
-def iter_keys(shard: SourceShard) -> Iterator[str]:
+def iter_keys(shard: SourceShard, s3: S3Options | None = None) -> Iterator[str]:
     """The keys of a shard's samples, in order, without reading their data. Raises as :class:`SampleStream` does."""
     if shard.kind == "folder":
-        if not local_path(shard.location).is_dir():
+        if not is_remote(shard.location) and not local_path(shard.location).is_dir():
             raise StorageError(f"there is no folder {shard.location}", shard=shard.name)
         yield from (file.key for file in shard.files)
         return
-    try:
-        with local_path(shard.location).open("rb") as stream:
+    with _reading(shard.location, shard.name), _opened(shard.location, s3) as stream:
+        if shard.kind == "tar":
             members = iter_members(stream, shard=shard.name, data=False)
             yield from (sample.key for sample in islice(TarGroups(shard.name).group(members), shard.limit))
+            return
+        metadata = open_parquet(stream, source=shard.name).metadata
+        start, stop = shard.groups or (0, 0)
+        rows = [metadata.row_group(number).num_rows for number in range(stop)]
+        numbers = islice(range(sum(rows[:start]), sum(rows)), shard.limit)
+        yield from (row_key(_stem(shard.location), number) for number in numbers)
+
+
+@contextmanager
+def _reading(location: str, shard: str | None = None) -> Iterator[None]:
+    try:
+        yield
     except OSError as exc:
-        raise StorageError(f"cannot read {shard.location}: {exc.strerror or exc}", shard=shard.name) from exc
+        raise StorageError(f"cannot read {location}: {exc.strerror or exc}", shard=shard) from exc
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+@contextmanager
+def _opened(location: str, s3: S3Options | None) -> Iterator[BinaryIO]:
+    parent, name = split_location(location)
+    with open_storage(parent, s3).open(name) as stream:
+        yield stream
 
 
-def _open_folder(root: Path, shard_size: int, limit: int | None, patterns: Sequence[str]) -> Source:
-    tars = [tar for tar in list_tars(root) if _matches(tar.name, patterns)]
-    listing = list_folder(root, lambda name: _matches(name, patterns))
-    if tars and listing.files:
-        raise SourceError(
-            f"{root} holds both tars ({tars[0].name}) and images ({listing.files[0].source.paths[0]}); "
-            "say which with include='*.tar' or the like"
+def _fetched(files: Sequence[SourceFile], root: Storage) -> Iterator[Sample]:
+    """The samples of a folder in order, many on their way at once."""
+    waiting: deque[Future[Sample]] = deque()
+    with ThreadPoolExecutor(_FETCHING, thread_name_prefix="fetch") as pool:
+        try:
+            for file in files:
+                if len(waiting) == _FETCHED_AHEAD:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(file.load, root))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _stem(location: str) -> str:
+    return PurePath(location).name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """What :func:`open_source` was asked for."""
+
+    shard_size: int
+    limit: int | None
+    patterns: Sequence[str]
+    image_column: str | None
+    s3: S3Options | None
+
+    def folder(self, root: str) -> Source:
+        """A folder, or a prefix on S3: of images, or of tars, or of Parquet files."""
+        entries = list(list_entries(root, self.s3))
+        base = root.rstrip("/") if is_remote(root) else str(local_path(root))
+        archives = sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(ARCHIVES) and self._wanted(entry.name.rpartition("/")[2])
         )
-    if tars:
-        return _open_tars(str(root), tars, limit)
-    found = listing.files[:limit]
-    if not found:
-        raise SourceError(
-            f"no images and no .tar files under {root}"
-            + ("" if patterns == ("*",) else f" that match {', '.join(patterns)}")
-            + f" ({listing.ignored} other files)"
-        )
-    width = max(5, len(str(len(found) // shard_size)))
-    location = str(root)
-    shards = []
-    for number, start in enumerate(range(0, len(found), shard_size)):
-        part = found[start : start + shard_size]
-        shards.append(
-            SourceShard(
-                name=f"{number:0{width}d}",
-                kind="folder",
-                location=location,
-                bytes=sum(file.size for file in part),
-                files=tuple(file.source for file in part),
-                samples=len(part),
-            )
-        )
-    return Source(kind="folder", location=location, shards=tuple(shards), ignored=listing.ignored)
-
-
-def _named_tars(path: Path) -> list[Path]:
-    text = str(path)
-    if path.is_file():
-        if path.suffix.lower() != ".tar":
+        sizes = {entry.name: entry.size for entry in entries}
+        listing = list_folder(entries, self._wanted)
+        if archives and listing.files:
             raise SourceError(
-                f"{text} is a file but no .tar; name a folder of images, a .tar or a pattern of .tar files"
+                f"{root} holds both {_what(archives[0])} ({archives[0]}) and images "
+                f"({listing.files[0].source.paths[0]}); say which with --include '*{ARCHIVES[0]}' or the like"
             )
-        return [path]
-    if has_braces(text):
-        tars = [Path(name) for name in expand_braces(text)]
-    else:
-        folder = next(parent for parent in path.parents if not _GLOB.search(str(parent)))
-        tars = sorted(folder.glob(path.relative_to(folder).as_posix())) if _GLOB.search(text) else []
-    missing = next((tar for tar in tars if not tar.is_file()), None)
-    if missing is not None:
-        raise SourceError(f"{missing} does not exist, though the pattern {text} names it")
-    if not tars:
-        raise SourceError(
-            f"nothing is at {text}; name a folder of images, a .tar or a pattern such as 'train-{{0000..0007}}.tar'"
-        )
-    return tars
+        if len(kinds := {_what(name) for name in archives}) > 1:
+            raise SourceError(
+                f"{root} holds both {' and '.join(sorted(kinds))}; say which with --include '*.tar' or the like"
+            )
+        if archives:
+            return self.files(root, [FoundFile(f"{base}/{name}", sizes[name]) for name in archives])
+        found = listing.files[: self.limit]
+        if not found:
+            raise SourceError(
+                f"no images, no tars and no Parquet files are under {root}"
+                + ("" if self.patterns == ("*",) else f" that match {', '.join(self.patterns)}")
+                + f" ({listing.ignored} other files)"
+            )
+        width = max(5, len(str(len(found) // self.shard_size)))
+        shards = []
+        for number, start in enumerate(range(0, len(found), self.shard_size)):
+            part = found[start : start + self.shard_size]
+            shards.append(
+                SourceShard(
+                    name=f"{number:0{width}d}",
+                    kind="folder",
+                    location=base,
+                    bytes=sum(file.size for file in part),
+                    files=tuple(file.source for file in part),
+                    samples=len(part),
+                )
+            )
+        return Source(kind="folder", location=base, shards=tuple(shards), ignored=listing.ignored)
 
+    def files(self, location: str, files: Sequence[FoundFile]) -> Source:
+        """Tars or Parquet files, all of one kind."""
+        chosen = [file for file in files if self._wanted(file.name)]
+        if not chosen:
+            raise SourceError(f"no file at {location} matches {', '.join(self.patterns)}")
+        kind: Kind = "tar" if chosen[0].name.lower().endswith(".tar") else "parquet"
+        shards: list[SourceShard] = []
+        taken: dict[str, str] = {}
+        left = self.limit
+        for file in chosen:
+            if left == 0:
+                break
+            for shard in self._tar(file, left) if kind == "tar" else self._parquet(file, left):
+                if shard.name in RESERVED_NAMES:
+                    raise SourceError(
+                        f"{file.location} would become {shard.name}.json, which the destination needs itself; rename it"
+                    )
+                if shard.name in taken:
+                    raise SourceError(
+                        f"{taken[shard.name]} and {file.location} have one base name; convert them into different "
+                        "destinations"
+                    )
+                taken[shard.name] = file.location
+                shards.append(shard)
+                if left is not None:
+                    left -= shard.samples or 0
+        return Source(kind=kind, location=location.rstrip("/") or location, shards=tuple(shards))
 
-def _open_tars(location: str, tars: Sequence[Path], limit: int | None) -> Source:
-    if not tars:
-        raise SourceError(f"no .tar at {location} matches the include patterns")
-    shards: list[SourceShard] = []
-    taken: dict[str, Path] = {}
-    left = limit
-    for tar in tars:
-        if left == 0:
-            break
-        name = tar.name.removesuffix(tar.suffix)
-        if name in RESERVED_NAMES:
-            raise SourceError(f"{tar} would become {name}.json, which the destination needs itself; rename the tar")
-        if name in taken:
-            raise SourceError(f"{taken[name]} and {tar} have one base name; convert them into different destinations")
-        taken[name] = tar
+    def _wanted(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
+
+    def _tar(self, file: FoundFile, left: int | None) -> list[SourceShard]:
+        name = _stem(file.location)
         samples = None
         if left is not None:
-            with tar.open("rb") as stream:
+            with _opened(file.location, self.s3) as stream:
                 samples = count_tar_samples(stream, source=name, limit=left)
-            left -= samples
-        shards.append(
-            SourceShard(
-                name=name, kind="tar", location=str(tar), bytes=tar.stat().st_size, limit=samples, samples=samples
+        return [
+            SourceShard(name=name, kind="tar", location=file.location, bytes=file.size, limit=samples, samples=samples)
+        ]
+
+    def _parquet(self, file: FoundFile, left: int | None) -> list[SourceShard]:
+        stem = _stem(file.location)
+        with _opened(file.location, self.s3) as stream:
+            parquet = open_parquet(stream, source=file.location)
+            column = image_column(parquet, self.image_column, source=file.location)
+            groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+        parts: list[tuple[int, int]] = []
+        rows = 0
+        for number, group in enumerate(groups):
+            if not parts or rows >= self.shard_size:
+                if left is not None and sum(each.num_rows for each in groups[:number]) >= left:
+                    break
+                parts.append((number, number))
+                rows = 0
+            parts[-1] = (parts[-1][0], number + 1)
+            rows += group.num_rows
+        shards = []
+        for number, (start, stop) in enumerate(parts):
+            rows = sum(group.num_rows for group in groups[start:stop])
+            limit = None if left is None or rows <= left else left
+            left = None if left is None else left - min(rows, left)
+            shards.append(
+                SourceShard(
+                    name=stem if len(parts) == 1 else f"{stem}-{number:05d}",
+                    kind="parquet",
+                    location=file.location,
+                    bytes=sum(_stored(group) for group in groups[start:stop]),
+                    column=column,
+                    groups=(start, stop),
+                    limit=limit,
+                    samples=rows if limit is None else limit,
+                )
             )
-        )
-    return Source(kind="tar", location=location, shards=tuple(shards))
+        return shards
+
+
+def _stored(group: Any) -> int:
+    """Bytes of a row group in the file."""
+    return sum(group.column(number).total_compressed_size for number in range(group.num_columns))
+
+
+def _what(name: str) -> str:
+    return "tars" if name.lower().endswith(".tar") else "Parquet files"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CodecError, PipelineError, ShardError, WeightsFormatError, WeightsNotFoundError
 from .receipts import INDEX_NAME, Receipt, index_json, mean_psnr, receipt_names, totals
+from .s3_client import S3Options
 from .samples import STREAM_EXTENSION
 from .shards import TarGroups
 from .sources import SourceShard, iter_keys
@@ -79,16 +80,18 @@ def verify(
     weights: str | None = None,
     device: str = "cpu",
     threads: int = 1,
+    source_s3: S3Options | None = None,
     progress: Callable[[VerifyProgress], None] | None = None,
 ) -> VerifyReport:
     """Check a destination; what is wrong is in the report, not raised.
 
     ``shards`` and ``plan_id`` are the plan's: with them a shard that is missing or not part of the plan is a problem,
-    and sources are compared where they can be reached. ``deep`` decodes every stream with the receipts' weights, or
-    ``weights``, on ``device``. Raises StorageError when the destination cannot be listed and WeightsError when weights
-    cannot be loaded.
+    and sources are compared where they can be reached, on S3 as ``source_s3`` says. ``deep`` decodes every stream with
+    the receipts' weights, or ``weights``, on ``device``. Raises StorageError when the destination cannot be listed and
+    WeightsError when weights cannot be loaded.
     """
-    checker = _Checker(open_storage(destination), plan_id, _Decoder(weights, device, threads) if deep else None)
+    decoder = _Decoder(weights, device, threads) if deep else None
+    checker = _Checker(open_storage(destination), plan_id, decoder, source_s3)
     names = receipt_names(checker.storage)
     planned = {shard.name: shard for shard in shards or ()}
     for number, name in enumerate(names):
@@ -126,11 +129,14 @@ class _Decoder:
 
 
 class _Checker:
-    def __init__(self, storage: Storage, plan_id: str | None, decoder: _Decoder | None) -> None:
+    def __init__(
+        self, storage: Storage, plan_id: str | None, decoder: _Decoder | None, source_s3: S3Options | None
+    ) -> None:
         self.storage = storage
         self.problems: list[Problem] = []
         self._plan_id = plan_id
         self._decoder = decoder
+        self._source_s3 = source_s3
         self._receipts: list[Receipt] = []
         self._sources = 0
         self._notes: list[str] = []
@@ -294,7 +300,7 @@ class _Checker:
             )
             return
         try:
-            expected = Counter(iter_keys(source))
+            expected = Counter(iter_keys(source, self._source_s3))
         except ShardError as exc:
             self.problem(name, "source", exc.message)
             return

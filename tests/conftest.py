@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +25,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# The S3 server of the tests is found as users' own are: by these variables, which every process inherits. No
+# configuration of this account is looked at, and nothing reaches AWS.
+os.environ |= {
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+for _name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+    os.environ.pop(_name, None)
 # Two cores: threads of BLAS and OpenMP on top of our own only get in each other's way, and change timings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -78,7 +93,42 @@ def photos(photo_files: Mapping[str, Path]) -> Mapping[str, NDArray[np.uint8]]:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a real S3 server; the environment has what it takes to use it."""
+    command = [sys.executable, str(REPOSITORY / "infra/s3/serve.py"), "--watch", "--data"]
+    server = subprocess.Popen(
+        [*command, str(tmp_path_factory.mktemp("s3"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdin
+    assert server.stdout
+    line = server.stdout.readline()
+    assert line, "the S3 server did not start"
+    access = json.loads(line)
+    os.environ |= {
+        "AWS_ENDPOINT_URL": access["endpoint"],
+        "AWS_ACCESS_KEY_ID": access["access_key"],
+        "AWS_SECRET_ACCESS_KEY": access["secret_key"],
+    }
+    try:
+        yield access["endpoint"]
+    finally:
+        server.stdin.close()
+        server.stdout.close()
+        server.wait(20)
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> str:
+    """The URL of a new bucket."""
+    import boto3
+
+    name = f"test-{secrets.token_hex(6)}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3_server: str) -> Iterator[None]:
     """One small Ray on the loopback interface, for the whole session: a start costs seconds and half a gigabyte."""
     import ray
 

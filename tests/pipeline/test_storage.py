@@ -9,31 +9,14 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from discernible.errors import StorageError
-from discernible.pipeline.storage import LocalStorage, open_storage
-
-
-def test_put_read_list_delete(tmp_path: Path) -> None:
-    storage = open_storage(tmp_path / "new")
-    assert list(storage.list()) == []
-    storage.put("b.json", b"two")
-    storage.put("sub/a.tar", b"three")
-    storage.put("b.json", b"2", durable=False)
-    assert [(entry.name, entry.size) for entry in storage.list()] == [("b.json", 1), ("sub/a.tar", 5)]
-    assert [entry.name for entry in storage.list("sub/")] == ["sub/a.tar"]
-    assert storage.read("b.json") == b"2"
-    assert storage.size("sub/a.tar") == 5
-    storage.delete("b.json")
-    storage.delete("b.json")
-    assert not storage.exists("b.json")
-    with pytest.raises(StorageError, match=r"b\.json"):
-        storage.read("b.json")
+from discernible.pipeline.local_storage import LocalStorage
+from discernible.pipeline.storage import open_storage
 
 
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a\0b"])
@@ -45,37 +28,6 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> N
 def test_other_schemes_are_refused_with_their_name() -> None:
     with pytest.raises(StorageError, match="gopher"):
         open_storage("gopher://somewhere")
-
-
-def test_only_one_of_many_competing_commits_wins(tmp_path: Path) -> None:
-    storage = open_storage(tmp_path)
-    wins: list[int] = []
-    barrier = threading.Barrier(8)
-
-    def compete(number: int) -> None:
-        staged = storage.stage("0.tar")
-        staged.write(b"tar of %d" % number)
-        barrier.wait()
-        if storage.commit([staged], ("0.json", b"%d" % number)):
-            wins.append(number)
-        staged.discard()
-
-    threads = [threading.Thread(target=compete, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(wins) == 1
-    assert storage.read("0.tar") == b"tar of %d" % wins[0]
-    assert storage.read("0.json") == b"%d" % wins[0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.json", "0.tar"]
-
-
-def test_put_if_absent(tmp_path: Path) -> None:
-    storage = open_storage(tmp_path)
-    assert storage.put_if_absent("x", b"1")
-    assert not storage.put_if_absent("x", b"2")
-    assert storage.read("x") == b"1"
 
 
 def test_file_systems_without_links_and_folder_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

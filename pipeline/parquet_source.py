@@ -1,0 +1,178 @@
+"""Parquet files with an image column as a source, read row group by row group.
+
+The image is a column of bytes, or of structs ``{bytes, path}`` as Hugging Face ``datasets`` writes them. A row's key is
+the file's base name and the row's number, ``train-00000-of-00004/00000012``. The other columns are carried along, each
+as a member that WebDataset's usual decoders understand:
+
+============================  =======================  =========================================
+column                        member                   content
+============================  =======================  =========================================
+whole number                  ``COLUMN.cls``           its digits
+text                          ``COLUMN.txt``           UTF-8
+bytes                         ``COLUMN.bin``           as they are
+another image struct          ``COLUMN.jpg`` …         the image file
+anything else                 ``COLUMN.json``          JSON
+============================  =======================  =========================================
+
+An empty value (null) has no member.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ..errors import SampleFormatError, ShardError, SourceError
+from .samples import Sample, escape_key, is_image_extension
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+__all__ = ["image_column", "iter_parquet_samples", "open_parquet", "row_key"]
+
+_BATCH = 64
+_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
+_UNFIT = re.compile(r"[^A-Za-z0-9_+-]")
+_MAGIC = (
+    (b"\xff\xd8", "jpg"),
+    (b"\x89PNG", "png"),
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+    (b"II*\0", "tif"),
+    (b"MM\0*", "tif"),
+    (b"\0\0\0\x0cjP  ", "jp2"),
+)
+
+
+def open_parquet(stream: BinaryIO, *, source: str) -> pq.ParquetFile:
+    """A Parquet file; only its footer is read. Raises ShardError when it is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # Without the buffer a row group is read page by page as it is needed, not all at once.
+        return pq.ParquetFile(stream, pre_buffer=False)
+    except (pa.ArrowException, OSError) as exc:
+        raise ShardError(f"not a readable Parquet file: {_first_line(exc)}", shard=source) from exc
+
+
+def image_column(file: pq.ParquetFile, wanted: str | None, *, source: str) -> str:
+    """The name of the image column: ``wanted``, or the only one that can be, or the one with a usual name.
+
+    Raises SourceError when there is none, or when it takes the user to tell.
+    """
+    import pyarrow as pa
+
+    schema = file.schema_arrow
+    fitting: list[str] = [
+        field.name for field in schema if _is_bytes(pa, field.type) or _is_image_struct(pa, field.type)
+    ]
+    if wanted is not None:
+        if wanted in fitting:
+            return wanted
+        raise SourceError(
+            f"{source} has no column {wanted!r} of bytes or of {{bytes, path}}; it has {', '.join(schema.names)}"
+        )
+    if len(fitting) == 1:
+        return fitting[0]
+    usual = next((name for name in _NAMES if name in fitting), None)
+    if usual is not None:
+        return usual
+    if not fitting:
+        raise SourceError(f"{source} has no column of bytes or of {{bytes, path}}; it has {', '.join(schema.names)}")
+    raise SourceError(f"{source} has several columns of bytes: {', '.join(fitting)}; name one with --image-column")
+
+
+def row_key(stem: str, row: int) -> str:
+    """The key of a row (counted from 0) of a file of that base name."""
+    return f"{escape_key(stem)}/{row:08d}"
+
+
+def iter_parquet_samples(
+    file: pq.ParquetFile, *, source: str, stem: str, column: str, groups: range, limit: int | None = None
+) -> Iterator[Sample]:
+    """The rows of some row groups as samples. Raises ShardError when the file is damaged."""
+    import pyarrow as pa
+
+    row = sum(file.metadata.row_group(number).num_rows for number in range(groups.start))
+    stop = None if limit is None else row + limit
+    try:
+        for batch in file.iter_batches(_BATCH, row_groups=list(groups)):
+            for values in batch.to_pylist():
+                if row == stop:
+                    return
+                yield _sample(row_key(stem, row), values, column)
+                row += 1
+    except (pa.ArrowException, OSError) as exc:
+        raise ShardError(f"the Parquet file is damaged: {_first_line(exc)}", shard=source) from exc
+
+
+def _sample(key: str, values: Mapping[str, Any], column: str) -> Sample:
+    members: dict[str, bytes] = {}
+    image = values[column]
+    content, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (image, None)
+    fault = None
+    if content is None:
+        reason = "is empty" if not path else f"only names the file {path!r}, which is not in the Parquet file"
+        fault = SampleFormatError(f"the column {column!r} {reason}", key=key)
+    else:
+        members[_extension(content, path)] = content
+    for name, value in values.items():
+        if name != column and value is not None:
+            extension, data = _carried(value)
+            members[f"{_UNFIT.sub(_percent, name)}.{extension}"] = data
+    return Sample(key, members, key, fault)
+
+
+def _carried(value: Any) -> tuple[str, bytes]:
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes) and value.keys() <= {"bytes", "path"}:
+        return _extension(value["bytes"], value.get("path")), value["bytes"]
+    if isinstance(value, bytes):
+        return "bin", value
+    if isinstance(value, str):
+        return "txt", value.encode()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "cls", str(value).encode()
+    return "json", json.dumps(value, ensure_ascii=False, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    """JSON for what JSON lacks."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, dt.datetime | dt.date | dt.time):
+        return value.isoformat()
+    return str(value)
+
+
+def _extension(content: bytes, path: object) -> str:
+    """An image extension, by the first bytes of the file, else by its name; what is unknown is tried as JPEG."""
+    for magic, extension in _MAGIC:
+        if content.startswith(magic):
+            return extension
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "webp"
+    if content[4:12] in (b"ftypavif", b"ftypavis"):
+        return "avif"
+    named = path.rpartition(".")[2].lower() if isinstance(path, str) else ""
+    return named if is_image_extension(named) else "jpg"
+
+
+def _percent(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode())
+
+
+def _is_bytes(pa: Any, kind: Any) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_image_struct(pa: Any, kind: Any) -> bool:
+    return bool(pa.types.is_struct(kind) and any(field.name == "bytes" and _is_bytes(pa, field.type) for field in kind))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

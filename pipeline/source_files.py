@@ -1,0 +1,159 @@
+"""Which files a location names: a folder or prefix with all that is below it, one file, a brace pattern, or a glob.
+
+Locations are local paths or ``s3://`` URLs and mean the same on both. Hidden files and folders (a leading dot) are not
+looked at.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import SourceError
+from .braces import expand_braces, has_braces
+from .s3_client import S3Options
+from .storage import Entry, is_remote, local_path, open_storage, split_location
+
+__all__ = ["ARCHIVES", "FoundFile", "find_files", "list_entries"]
+
+ARCHIVES = (".tar", ".parquet")
+"""Suffixes of the files that hold many samples, in any case."""
+
+_GLOB = re.compile(r"[*?\[]")
+_WANTED = "name a folder of images, a .tar, a .parquet or a pattern such as 'train-{0000..0007}.tar'"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file that holds many samples: its location and its size in bytes."""
+
+    location: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The base name."""
+        return self.location.rpartition("/")[2] if is_remote(self.location) else Path(self.location).name
+
+
+def find_files(location: str, s3: S3Options | None = None) -> list[FoundFile] | None:
+    """The files that a file's location or a pattern names, in its order; None when it is a folder or a prefix.
+
+    Raises SourceError when there is nothing, or something that holds no samples; StorageError, OSError when it cannot
+    be read.
+    """
+    return _find_remote(location, s3) if is_remote(location) else _find_local(location)
+
+
+def list_entries(location: str, s3: S3Options | None = None) -> Iterator[Entry]:
+    """All files below a folder or a prefix, in no certain order. Raises StorageError, OSError."""
+    if is_remote(location):
+        return open_storage(location, s3).list()
+    return _walk(local_path(location))
+
+
+def _find_local(location: str) -> list[FoundFile] | None:
+    path = local_path(location)
+    if path.is_dir():
+        return None
+    text = str(path)
+    if path.is_file():
+        _check_suffix(text)
+        return [FoundFile(text, path.stat().st_size)]
+    if has_braces(text):
+        files = [Path(name) for name in expand_braces(text)]
+    elif _GLOB.search(text):
+        folder = next(parent for parent in path.parents if not _GLOB.search(str(parent)))
+        files = sorted(folder.glob(path.relative_to(folder).as_posix()))
+    else:
+        files = []
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise SourceError(f"{missing} does not exist, though the pattern {text} names it")
+    return _checked(text, [FoundFile(str(file), file.stat().st_size) for file in files])
+
+
+def _find_remote(location: str, s3: S3Options | None) -> list[FoundFile] | None:
+    if has_braces(location):
+        return _checked(location, _look_up(location, expand_braces(location), s3))
+    bucket, slash, key = location.removeprefix("s3://").partition("/")
+    if _GLOB.search(key):
+        fixed = key[: _GLOB.search(key).start()].rpartition("/")  # type: ignore[union-attr]
+        root = f"s3://{bucket}{slash}{fixed[0]}".rstrip("/")
+        pattern = key[len(fixed[0]) + len(fixed[1]) :].split("/")
+        found = [
+            FoundFile(f"{root}/{entry.name}", entry.size)
+            for entry in open_storage(root, s3).list()
+            if len(names := entry.name.split("/")) == len(pattern) and all(map(fnmatch.fnmatchcase, names, pattern))
+        ]
+        return _checked(location, found)
+    if location.lower().endswith(ARCHIVES):
+        parent, name = split_location(location)
+        storage = open_storage(parent, s3)
+        if storage.exists(name):
+            return [FoundFile(location, storage.size(name))]
+        if next(iter(open_storage(location, s3).list()), None) is None:
+            return _checked(location, [])
+    return None
+
+
+def _look_up(pattern: str, locations: Iterable[str], s3: S3Options | None) -> list[FoundFile]:
+    # One listing of each prefix instead of a request a file.
+    wanted = list(locations)
+    by_parent: dict[str, list[str]] = defaultdict(list)
+    for location in wanted:
+        parent, name = split_location(location)
+        by_parent[parent].append(name)
+    sizes: dict[str, int] = {}
+    for parent, names in by_parent.items():
+        first, last = min(names), max(names)
+        shared = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+        for entry in open_storage(parent, s3).list(first[:shared]):
+            sizes[f"{parent}/{entry.name}"] = entry.size
+    missing = next((location for location in wanted if location not in sizes), None)
+    if missing is not None:
+        raise SourceError(f"{missing} does not exist, though the pattern {pattern} names it")
+    return [FoundFile(location, sizes[location]) for location in wanted]
+
+
+def _checked(location: str, files: list[FoundFile]) -> list[FoundFile]:
+    if not files:
+        raise SourceError(f"nothing is at {location}; {_WANTED}")
+    for file in files:
+        _check_suffix(file.location)
+    if len({file.name.lower().rpartition(".")[2] for file in files}) > 1:
+        raise SourceError(f"{location} names both tars and Parquet files; convert them into different destinations")
+    return files
+
+
+def _check_suffix(location: str) -> None:
+    if not location.lower().endswith(ARCHIVES):
+        raise SourceError(f"{location} is a file but no .tar and no .parquet; {_WANTED}")
+
+
+def _walk(root: Path) -> Iterator[Entry]:
+    """Each file that is not hidden, through links, each folder once a branch."""
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while pending:
+        folder, above = pending.pop()
+        stat = (root / folder).stat()
+        here = (stat.st_dev, stat.st_ino)
+        if here in above:
+            continue
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir():
+                    pending.append((path, above | {here}))
+                elif entry.is_file():
+                    yield Entry(path, entry.stat().st_size)
+                elif entry.is_symlink():
+                    # A broken link to an image is a sample that cannot be read, and says so, instead of vanishing.
+                    yield Entry(path, 0)

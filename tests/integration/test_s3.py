@@ -1,0 +1,141 @@
+"""Conversion from S3 to S3, against a real server: the same bytes as on local disk, readable by stock webdataset."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from discernible.codec import read_stream_info
+from discernible.pipeline.shards import ShardWriter
+from discernible.pipeline.storage import open_storage
+
+pytestmark = pytest.mark.usefixtures("local_ray", "s3_server")
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def tars(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photographs as eight tars of three samples."""
+    folder = tmp_path_factory.mktemp("tars")
+    photos = sorted(path for path in photo_folder.rglob("photo*") if path.suffix != ".cls")
+    for number in range(8):
+        with (folder / f"{number:03}.tar").open("wb") as sink:
+            writer = ShardWriter(sink)
+            for photo in photos[3 * number : 3 * number + 3]:
+                label = photo.with_suffix(".cls").read_bytes()
+                writer.add(photo.stem, {photo.suffix[1:]: photo.read_bytes(), "cls": label})
+            writer.finish()
+    return folder
+
+
+def contents(location: str) -> dict[str, bytes]:
+    storage = open_storage(location)
+    return {entry.name: storage.read(entry.name) for entry in storage.list()}
+
+
+def comparable(files: dict[str, bytes]) -> dict[str, Any]:
+    """Receipts, plan and index name where their source was, and the plan id follows from that; nothing else may differ."""
+    result: dict[str, Any] = dict(files)
+    for name in [name for name in files if name.endswith(".json")]:
+        document = json.loads(files[name])
+        for field in ("source", "plan_id", "checksum", "name"):
+            document.pop(field, None)
+        for shard in document.get("shards", ()):
+            shard.pop("location")
+        result[name] = document
+    return result
+
+
+# webdataset leaves closing its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore:.*_io.FileIO:pytest.PytestUnraisableExceptionWarning")
+def test_the_same_bytes_as_on_local_disk(run: Run, tars: Path, bucket: str, tmp_path: Path) -> None:
+    source = open_storage(f"{bucket}/in")
+    for tar in tars.iterdir():
+        source.put(tar.name, tar.read_bytes())
+    answer = run("compress", f"{bucket}/in/{{000..007}}.tar", f"{bucket}/out", "--workers", 2, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["samples"]["committed"] == 24
+    assert run("compress", f"{tars}/{{000..007}}.tar", tmp_path / "out", "--workers", 2).code == 0
+    there, here = contents(f"{bucket}/out"), contents(str(tmp_path / "out"))
+    assert comparable(there) == comparable(here)
+    for number in range(8):
+        assert there[f"{number:03}.tar"] == here[f"{number:03}.tar"]
+
+    read = []
+    for number in range(8):
+        (tmp_path / "read.tar").write_bytes(there[f"{number:03}.tar"])
+        read += list(webdataset.WebDataset(str(tmp_path / "read.tar"), shardshuffle=False, empty_check=False))
+    assert len(read) == 24
+    assert all(read_stream_info(sample["dci"]).quality == 50 for sample in read)
+
+    again = run("compress", f"{bucket}/in/{{000..007}}.tar", f"{bucket}/out", "--workers", 2, "--json")
+    assert (again.code, again.json["shards"]["converted"], again.json["shards"]["resumed"]) == (0, 0, 8)
+    report = run("verify", f"{bucket}/out", "--deep", "--json")
+    assert (report.code, report.json["samples"], report.json["sources_checked"]) == (0, 24, 8)
+    assert run("inspect", f"{bucket}/out", "--json").json["complete"]
+    assert "dci" in run("inspect", f"{bucket}/out/003.tar").out
+    assert run("decompress", f"{bucket}/out", f"{bucket}/images", "--json").json["images"] == 24
+    assert sum(name.endswith(".png") for name in contents(f"{bucket}/images")) == 24
+
+
+def test_a_prefix_of_images_and_a_plan(run: Run, photo_folder: Path, bucket: str) -> None:
+    source = open_storage(f"{bucket}/photos")
+    for path in photo_folder.rglob("photo*"):
+        source.put(path.relative_to(photo_folder).as_posix(), path.read_bytes())
+    options = (f"{bucket}/photos", f"{bucket}/out", "--shard-size", 10, "--json")
+    planned = run("plan", *options, "--pilot", 4)
+    assert planned.code == 0, planned.err
+    assert (planned.json["samples"], planned.json["shards"]["total"]) == (24, 3)
+    assert contents(f"{bucket}/out") == {}
+    answer = run("compress", *options)
+    assert answer.code == 0, answer.err
+    assert answer.json["samples"]["committed"] == 24
+    assert answer.json["plan_id"] == planned.json["plan_id"]
+    assert run("verify", f"{bucket}/out").code == 0
+    refused = run("compress", *options, "--quality", 60)
+    assert refused.code == 1
+    assert "quality 50 there, 60 now" in refused.err
+
+
+def test_parquet_to_shards(run: Run, photo_folder: Path, bucket: str) -> None:
+    photos = sorted(path for path in photo_folder.rglob("photo*") if path.suffix != ".cls")
+    rows = [{"image": {"bytes": photo.read_bytes(), "path": photo.name}, "label": 3} for photo in photos]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=5)
+    open_storage(bucket).put("in/train.parquet", sink.getvalue())
+    answer = run("compress", f"{bucket}/in", f"{bucket}/out", "--shard-size", 10, "--json")
+    assert answer.code == 0, answer.err
+    shards = {name: data for name, data in contents(f"{bucket}/out").items() if name.endswith(".tar")}
+    assert list(shards) == ["train-00000.tar", "train-00001.tar", "train-00002.tar"]
+    with tarfile.open(fileobj=io.BytesIO(shards["train-00001.tar"])) as tar:
+        assert tar.getnames()[:2] == ["train/00000010.dci", "train/00000010.label.cls"]
+    assert run("verify", f"{bucket}/out").code == 0
+
+
+def test_access_problems_are_told_in_words(run: Run, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = run("compress", "s3://no-such-bucket-at-all/in", f"{bucket}/out")
+    assert answer.code == 1
+    assert "the bucket does not exist" in answer.err
+    answer = run("verify", f"{bucket}/out", "--endpoint", "http://127.0.0.1:9")
+    assert answer.code == 1
+    assert "the endpoint cannot be reached" in answer.err
+    assert run("verify", f"{bucket}/out", "--endpoint", "127.0.0.1:9").code == 2
+    unknown = run("verify", f"{bucket}/out", "--profile", "nobody")
+    assert unknown.code == 1
+    assert "nobody" in unknown.err
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    answer = run("inspect", f"{bucket}/out", "--region", "us-east-2")
+    assert answer.code == 1
+    assert "check the credentials" in answer.err
+    answer = run("plan", f"{bucket}/in", f"{bucket}/out", "--region", "us-east-2")
+    assert answer.code == 1
+    assert "the secret key does not belong to the access key" in answer.err

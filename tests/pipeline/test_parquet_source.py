@@ -1,0 +1,138 @@
+"""Parquet files as sources: which column is the image, how rows become samples, where shards are cut."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from discernible.errors import SampleFormatError, ShardError, SourceError
+from discernible.pipeline.samples import choose_image
+from discernible.pipeline.sources import SourceShard, iter_keys, iter_samples, open_source
+
+
+def picture(number: int, form: str = "JPEG") -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", (8, 8), (number, 0, 0)).save(sink, form)
+    return sink.getvalue()
+
+
+def write(path: Path, rows: list[dict[str, Any]], *, group: int = 1000, schema: pa.Schema | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=group)
+    return path
+
+
+def test_columns_become_members(tmp_path: Path) -> None:
+    row = {
+        "image": {"bytes": picture(1), "path": "cats/1.jpg"},
+        "label": 7,
+        "caption": "two words, größer",
+        "score": 0.25,
+        "ok": True,
+        "box es": [[1, 2], [3, 4]],
+        "when": dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+        "raw": b"\x00\x01",
+        "mask": {"bytes": picture(2, "PNG"), "path": None},
+        "nothing": None,
+    }
+    path = write(tmp_path / "train-00000-of-00001.parquet", [row, {**row, "image": {"bytes": None, "path": "x.jpg"}}])
+    (shard,) = open_source(path).shards
+    first, second = iter_samples(shard)
+    assert first.key == "train-00000-of-00001/00000000"
+    assert choose_image(first.members) == "jpg"
+    members = dict(first.members)
+    assert json.loads(members.pop("when.json")).startswith("2026-01-02T00:00:00")
+    assert members == {
+        "jpg": picture(1),
+        "label.cls": b"7",
+        "caption.txt": "two words, größer".encode(),
+        "score.json": b"0.25",
+        "ok.json": b"true",
+        "box%20es.json": b"[[1, 2], [3, 4]]",
+        "raw.bin": b"\x00\x01",
+        "mask.png": picture(2, "PNG"),
+    }
+    assert isinstance(second.fault, SampleFormatError)
+    assert "x.jpg" in str(second.fault)
+    assert second.members["label.cls"] == b"7"
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000"])
+def test_formats_are_known_by_their_bytes(tmp_path: Path, form: str) -> None:
+    (shard,) = open_source(write(tmp_path / "x.parquet", [{"data": picture(3, form)}])).shards
+    (sample,) = iter_samples(shard)
+    (extension,) = sample.members
+    expected = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
+    assert extension == expected.get(form, form.lower())
+
+
+def test_which_column_is_the_image(tmp_path: Path) -> None:
+    rows = [{"a": b"1", "b": b"2", "n": 1}]
+    path = write(tmp_path / "x.parquet", rows)
+    with pytest.raises(SourceError, match=r"a, b; name one with --image-column"):
+        open_source(path)
+    assert open_source(path, image_column="b").shards[0].column == "b"
+    with pytest.raises(SourceError, match="no column 'n' of bytes"):
+        open_source(path, image_column="n")
+    assert open_source(write(tmp_path / "y.parquet", [{"a": b"1", "jpg": b"2"}])).shards[0].column == "jpg"
+    with pytest.raises(SourceError, match="no column of bytes"):
+        open_source(write(tmp_path / "z.parquet", [{"n": 1}]))
+
+
+def test_shards_are_cut_at_row_groups(tmp_path: Path) -> None:
+    rows = [{"image": picture(number), "label": number} for number in range(25)]
+    path = write(tmp_path / "data.v2.parquet", rows, group=4)
+    source = open_source(path, shard_size=8)
+    assert source.kind == "parquet"
+    assert [(shard.name, shard.groups, shard.samples) for shard in source.shards] == [
+        ("data.v2-00000", (0, 2), 8),
+        ("data.v2-00001", (2, 4), 8),
+        ("data.v2-00002", (4, 6), 8),
+        ("data.v2-00003", (6, 7), 1),
+    ]
+    samples = []
+    for shard in source.shards:
+        again = SourceShard.from_dict(json.loads(json.dumps(shard.to_dict())))
+        assert again == shard
+        samples += list(iter_samples(again))
+        assert list(iter_keys(shard)) == [sample.key for sample in samples[-(shard.samples or 0) :]]
+    assert [sample.members["label.cls"] for sample in samples] == [str(number).encode() for number in range(25)]
+    assert samples[13].key == "data%2Ev2/00000013"
+    assert sum(shard.bytes for shard in source.shards) <= path.stat().st_size
+    limited = open_source(path, shard_size=8, limit=10).shards
+    assert [(shard.samples, shard.limit) for shard in limited] == [(8, None), (2, 2)]
+    assert (
+        sum(1 for shard in limited for _ in iter_samples(shard)) == sum(1 for s in limited for _ in iter_keys(s)) == 10
+    )
+
+
+def test_folders_of_parquet_files(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write(tmp_path / "data" / f"{name}.parquet", [{"image": picture(1)}])
+    assert [shard.name for shard in open_source(tmp_path / "data").shards] == ["a", "b"]
+    assert [shard.name for shard in open_source(f"{tmp_path}/data/{{b,a}}.parquet").shards] == ["b", "a"]
+    (tmp_path / "data" / "c.tar").write_bytes(bytes(10240))
+    with pytest.raises(SourceError, match="both Parquet files and tars"):
+        open_source(tmp_path / "data")
+    assert open_source(tmp_path / "data", include="*.parquet").kind == "parquet"
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    (tmp_path / "no.parquet").write_bytes(b"PAR1 something else")
+    with pytest.raises(ShardError, match="not a readable Parquet file"):
+        open_source(tmp_path / "no.parquet")
+    path = write(tmp_path / "cut.parquet", [{"image": bytes(range(256)) * 40 + bytes([n])} for n in range(50)])
+    (shard,) = open_source(path).shards
+    data = bytearray(path.read_bytes())
+    data[200:4000] = bytes(3800)
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match="damaged"):
+        list(iter_samples(shard))
