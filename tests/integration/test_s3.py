@@ -43,7 +43,7 @@ def contents(location: str) -> dict[str, bytes]:
 
 
 def comparable(files: dict[str, bytes]) -> dict[str, Any]:
-    """Receipts, plan and index name where their source was, and the plan id follows from that; nothing else may differ."""
+    """Receipts, plan and index name where their source was, and the plan id follows from that; nothing else differs."""
     result: dict[str, Any] = dict(files)
     for name in [name for name in files if name.endswith(".json")]:
         document = json.loads(files[name])
