@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import secrets
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from types import ModuleType
+    from typing import Any
 
     from numpy.typing import NDArray
 
@@ -115,6 +118,20 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.stdin.close()
         server.stdout.close()
         server.wait(20)
+
+
+@pytest.fixture(scope="session")
+def proxy(s3_server: str) -> Callable[..., Any]:
+    """Makes faulty proxies before the S3 server."""
+    name = "discernible_tests_s3_proxy"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "tests" / "s3_proxy.py")
+        assert spec
+        assert spec.loader
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    module: ModuleType = sys.modules[name]
+    return lambda **options: module.FaultyProxy(s3_server, **options)
 
 
 @pytest.fixture

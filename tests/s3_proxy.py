@@ -30,7 +30,7 @@ _SLOW_DOWN_BODY = (
 class FaultyProxy:
     """Context manager; ``endpoint`` is what clients use instead of ``upstream``.
 
-    ``rate`` of all requests that ``wanted(method, path)`` holds for get one of ``faults``; ``counts`` tells how many did.
+    ``rate`` of all requests that ``wanted(method, path)`` holds for get one of ``faults``; ``counts`` tells how many.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class FaultyProxy:
         self._thread.start()
         start = asyncio.start_server(self._serve, "127.0.0.1", 0)
         self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(10)
-        self.endpoint = "http://127.0.0.1:%d" % self._server.sockets[0].getsockname()[1]
+        self.endpoint = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     def __exit__(self, *_: object) -> None:

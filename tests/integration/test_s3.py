@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+import yaml
 
 from discernible.codec import read_stream_info
+from discernible.pipeline.s3_client import S3Options
 from discernible.pipeline.shards import ShardWriter
 from discernible.pipeline.storage import open_storage
 
@@ -139,3 +141,47 @@ def test_access_problems_are_told_in_words(run: Run, bucket: str, monkeypatch: p
     answer = run("plan", f"{bucket}/in", f"{bucket}/out", "--region", "us-east-2")
     assert answer.code == 1
     assert "the secret key does not belong to the access key" in answer.err
+
+
+def action(method: str, path: str) -> str:
+    """The permission that AWS asks for a request."""
+    key, _, query = path.partition("?")
+    if key.count("/") == 1 or (key.endswith("/") and key.count("/") == 2):
+        return "s3:ListBucketMultipartUploads" if query.startswith("uploads") else "s3:ListBucket"
+    if method == "DELETE":
+        return "s3:AbortMultipartUpload" if "uploadId=" in query else "s3:DeleteObject"
+    return "s3:PutObject" if method in ("PUT", "POST") else "s3:GetObject"
+
+
+def test_the_policy_allows_just_what_is_asked_for(
+    run: Run, tars: Path, bucket: str, proxy: Callable[..., Any], repository: Path
+) -> None:
+    source = open_storage(f"{bucket}/in")
+    for tar in sorted(tars.iterdir())[:2]:
+        source.put(tar.name, tar.read_bytes())
+    # What a worker that was taken away leaves: an upload that nobody completes.
+    staged = open_storage(f"{bucket}/out", S3Options(part_bytes=5 << 20)).stage("000.tar")
+    staged.write(bytes(6 << 20))
+    asked: set[tuple[str, str]] = set()
+
+    def note(method: str, path: str) -> bool:
+        where = "Destination" if "prefix=out" in path or "/out" in path or "?uploads" in path else "Source"
+        asked.add((where, action(method, path)))
+        return False
+
+    with proxy(rate=0.0, wanted=note) as faulty:
+        answer = run("compress", f"{bucket}/in", f"{bucket}/out", "--endpoint", faulty.endpoint)
+    assert answer.code == 0, answer.err
+    policy = yaml.load((repository / "infra/aws/policy.yaml").read_text(), _CloudFormation)
+    allowed = set()
+    for statement in policy["Resources"]["Policy"]["Properties"]["PolicyDocument"]["Statement"]:
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        allowed |= {("Source" if "Source" in statement["Sid"] else "Destination", each) for each in actions}
+    assert asked == allowed
+
+
+class _CloudFormation(yaml.SafeLoader):
+    """Takes CloudFormation's own tags for what they hold."""
+
+
+_CloudFormation.add_multi_constructor("!", lambda loader, suffix, node: node.value)
