@@ -6,7 +6,6 @@ It reads and writes storage itself. What goes back to the dispatcher is a handfu
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,7 +59,8 @@ class ConversionWorker:
         self._fingerprint = fingerprint
         self._converter: ShardConverter | None = None
         self._progress: tuple[int, ...] = _STARTED
-        self._stop = threading.Event()
+        self._shard: str | None = None
+        self._unwanted: str | None = None
 
     def setup(self) -> WorkerInfo:
         """Load the weights. Raises what the codec raises when they cannot be loaded, or are not those of the plan."""
@@ -84,6 +84,7 @@ class ConversionWorker:
         if self._converter is None:
             raise JobError("convert was called before setup", shard=shard.name)
         self._progress = _STARTED
+        self._shard = shard.name
         receipt = self._converter.convert(shard, destination, plan_id, self._on_progress, source_s3=source_s3)
         return ShardResult(
             samples=receipt.samples,
@@ -97,12 +98,12 @@ class ConversionWorker:
         """Samples, quarantined, bytes in, bytes out and bytes read of the current shard; runs beside ``convert``."""
         return self._progress
 
-    def stop(self) -> None:
-        """Make a running ``convert`` leave its shard soon, with nothing of it committed."""
-        self._stop.set()
+    def stop(self, name: str) -> None:
+        """Make ``convert`` leave that shard soon, with nothing of it committed."""
+        self._unwanted = name
 
     def _on_progress(self, progress: ShardProgress) -> None:
-        if self._stop.is_set():
+        if self._unwanted is not None and self._unwanted == self._shard:
             raise _Stopped
         self._progress = (
             progress.samples,

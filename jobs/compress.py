@@ -205,10 +205,10 @@ def _dispatch(
         display = _Recorder(make_display(_meter(plan, ledger), console, progress))
         dispatcher = Dispatcher(
             actor_factory(config, plan.fingerprint, layout),
-            [
+            (
                 Task(name=shard.name, arguments=(shard, spec.source_s3, storage, plan.plan_id))
                 for shard in ledger.missing
-            ],
+            ),
             DispatchPolicy(workers=layout.workers, tries=spec.tries),
             display,
         )
@@ -221,7 +221,7 @@ def _dispatch(
         device=display.device,
         images_per_second=display.rate(),
         stages=dict(display.stages),
-        converted=len(outcome.results),
+        converted=outcome.done,
     )
 
 

@@ -3,9 +3,10 @@
 The dispatcher is built on ``ray.wait`` alone. What it promises:
 
 - a shard whose actor died, or that failed for a reason that may pass, is queued again with a back-off, ``tries`` times
-  at most; then it is reported as failed and the job goes on;
+  at most; then it is reported as failed and the job goes on (:mod:`.shard_queue`);
 - an actor that died, or raised something unforeseen (a poisoned CUDA context looks like that), is replaced;
 - nothing but receipts and counters travels through Ray: the object store carries no images;
+- memory and time a shard do not grow with the number of shards;
 - :meth:`Dispatcher.request_stop` ends the run within a poll interval; committed shards stay committed.
 """
 
@@ -14,15 +15,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from ..errors import ConfigError, DiscernibleError, StorageError, WorkerError
+from .shard_queue import RetryPolicy, ShardFailure, ShardQueue, Task
 
 __all__ = ["DispatchObserver", "DispatchOutcome", "DispatchPolicy", "Dispatcher", "ShardFailure", "Task"]
 
@@ -30,28 +31,23 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DispatchPolicy:
+class DispatchPolicy(RetryPolicy):
     """How many actors at once, and how patient to be with failures.
 
-    ``backoff`` (seconds) doubles with every failed try of a shard up to ``max_backoff``. ``deaths_in_a_row`` is how
-    many actors may die without one shard being committed in between before the whole job is given up (0: so many
-    that every worker had its tries).
+    ``deaths_in_a_row`` is how many shards may kill an actor, one after the other, without one being committed in
+    between, before the whole job is given up (0: so many that every worker had its tries).
     """
 
     workers: int
-    tries: int = 3
-    backoff: float = 1.0
-    max_backoff: float = 30.0
     deaths_in_a_row: int = 0
     poll: float = 0.25
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.workers < 1:
             raise ConfigError(f"workers must be at least 1, not {self.workers}")
-        if self.tries < 1:
-            raise ConfigError(f"tries must be at least 1, not {self.tries}")
-        if min(self.backoff, self.max_backoff, self.poll) < 0:
-            raise ConfigError("backoff, max_backoff and poll are seconds and cannot be negative")
+        if self.poll < 0:
+            raise ConfigError(f"poll is in seconds and cannot be negative, not {self.poll}")
 
     @property
     def death_limit(self) -> int:
@@ -60,32 +56,10 @@ class DispatchPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One shard to convert: its output base name, and the arguments of the actor's ``convert``."""
-
-    name: str
-    arguments: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardFailure:
-    """A shard that could not be converted: the last error, and after how many tries."""
-
-    shard: str
-    error: str
-    error_type: str
-    tries: int
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"shard": self.shard, "error": self.error, "error_type": self.error_type, "tries": self.tries}
-
-
-@dataclass(frozen=True, kw_only=True)
 class DispatchOutcome:
-    """What became of the shards. ``results`` maps shard name → what the actor's ``convert`` returned."""
+    """What became of the shards: how many are ``done``, and which could not be done."""
 
-    results: Mapping[str, Any]
+    done: int
     failures: tuple[ShardFailure, ...]
     interrupted: bool
 
@@ -125,21 +99,13 @@ class _Worker:
     progress_at: float = 0.0
 
 
-@dataclass(eq=False)
-class _Pending:
-    task: Task
-    tries: int = 0
-    ready_at: float = 0.0
-    last: ShardFailure | None = field(default=None, repr=False)
-
-
 class Dispatcher:
-    """Runs ``tasks`` on actors that ``make_worker`` creates.
+    """Runs ``tasks``, whose names differ, on actors that ``make_worker`` creates.
 
     An actor has four methods: ``setup()`` loads whatever it needs and returns something that describes it,
     ``convert(*task.arguments)`` does one shard, and while that runs ``progress()`` returns a small object and
-    ``stop()`` asks it to give the shard up. ``setup`` runs once; when it raises a :class:`DiscernibleError` the job
-    cannot work and that error is raised.
+    ``stop(name)`` asks it to give that shard up. ``setup`` runs once; when it raises a :class:`DiscernibleError` the
+    job cannot work and that error is raised.
 
     Raises:
         DiscernibleError: an actor's set-up says that the configuration cannot work.
@@ -153,22 +119,21 @@ class Dispatcher:
     def __init__(
         self,
         make_worker: Callable[[], Any],
-        tasks: Sequence[Task],
+        tasks: Iterable[Task],
         policy: DispatchPolicy,
         observer: DispatchObserver,
     ) -> None:
         self._make_worker = make_worker
         self._policy = policy
         self._observer = observer
-        self._queue: deque[_Pending] = deque(_Pending(task) for task in tasks)
-        self._pending_of: dict[str, _Pending] = {pending.task.name: pending for pending in self._queue}
-        if len(self._pending_of) != len(tasks):
-            raise ConfigError("two shards have the same name")
+        self._queue = ShardQueue(tasks, policy)
         self._workers: list[_Worker] = []
         self._refs: dict[Any, tuple[str, _Worker]] = {}
-        self._results: dict[str, Any] = {}
+        self._done = 0
         self._failures: list[ShardFailure] = []
         self._deaths = 0
+        # Shards that wait for another try.
+        self._tried: set[str] = set()
         self._stop = threading.Event()
         self._warned_slow = False
 
@@ -179,7 +144,7 @@ class Dispatcher:
     def run(self) -> DispatchOutcome:
         """Convert everything; returns when no shard is left, or soon after :meth:`request_stop`."""
         try:
-            while not self._stop.is_set() and (self._queue or self._busy()):
+            while not self._stop.is_set() and not self._queue.finished:
                 self._start_workers()
                 self._assign()
                 self._wait()
@@ -191,8 +156,8 @@ class Dispatcher:
                 _kill(worker.handle)
             self._workers.clear()
             self._refs.clear()
-        interrupted = self._stop.is_set() and bool(len(self._results) + len(self._failures) < len(self._pending_of))
-        return DispatchOutcome(results=self._results, failures=tuple(self._failures), interrupted=interrupted)
+        interrupted = self._stop.is_set() and not self._queue.finished
+        return DispatchOutcome(done=self._done, failures=tuple(self._failures), interrupted=interrupted)
 
     def _ask_to_leave(self) -> None:
         # Workers that leave a shard by themselves clean up behind them; those that do not in time are killed.
@@ -200,14 +165,16 @@ class Dispatcher:
         if not running:
             return
         for worker in self._workers:
-            worker.handle.stop.remote()
+            if worker.task is not None:
+                worker.handle.stop.remote(worker.task.name)
         ray.wait(running, num_returns=len(running), timeout=self.leave_seconds)
 
     def _busy(self) -> int:
         return sum(worker.task is not None for worker in self._workers)
 
     def _start_workers(self) -> None:
-        wanted = min(self._policy.workers, len(self._queue) + self._busy())
+        busy = self._busy()
+        wanted = busy + self._queue.available(max(0, self._policy.workers - busy))
         while len(self._workers) < wanted:
             worker = _Worker(self._make_worker(), time.monotonic())
             self._workers.append(worker)
@@ -218,13 +185,12 @@ class Dispatcher:
         for worker in self._workers:
             if not worker.ready or worker.task is not None:
                 continue
-            pending = next((item for item in self._queue if item.ready_at <= now), None)
-            if pending is None:
+            task = self._queue.take(now)
+            if task is None:
                 return
-            self._queue.remove(pending)
-            worker.task = pending.task
+            worker.task = task
             worker.progress_at = now + self.progress_interval
-            self._refs[worker.handle.convert.remote(*pending.task.arguments)] = ("convert", worker)
+            self._refs[worker.handle.convert.remote(*task.arguments)] = ("convert", worker)
 
     def _wait(self) -> None:
         if not self._refs:
@@ -257,31 +223,39 @@ class Dispatcher:
                 if worker.task is not None and value is not None:
                     self._observer.shard_progress(worker.task.name, value)
             else:
-                self._done(worker, value)
+                self._finish(worker, value)
 
-    def _done(self, worker: _Worker, value: Any) -> None:
+    def _finish(self, worker: _Worker, value: Any) -> None:
         assert worker.task is not None
         name = worker.task.name
         worker.task = None
         self._deaths = 0
-        self._results[name] = value
+        if not self._queue.done(name, time.monotonic()):
+            return
+        self._tried.discard(name)
+        self._done += 1
         self._observer.shard_done(name, value)
+        for other in self._workers:
+            # It works on a second copy of this shard, which nobody needs any more.
+            if other.task is not None and other.task.name == name:
+                other.handle.stop.remote(name)
 
     def _task_failed(self, kind: str, worker: _Worker, cause: Exception) -> None:
         if kind == "progress":
             worker.progress_ref = None
             _log.debug("no progress from a worker: %s", cause)
             return
-        foreseen = isinstance(cause, DiscernibleError)
-        may_pass = not foreseen or isinstance(cause, StorageError)
         task = worker.task
         worker.task = None
+        if task is not None and not self._queue.is_wanted(task.name):
+            return
+        foreseen = isinstance(cause, DiscernibleError)
         if not foreseen:
             self._drop(worker)
         if kind == "setup":
             self._count_death(_describe(cause))
         elif task is not None:
-            self._retry_or_fail(task, cause, retry=may_pass)
+            self._retry_or_fail(task, cause, again=not foreseen or isinstance(cause, StorageError))
 
     def _worker_died(self, worker: _Worker, error: RayActorError) -> None:
         if worker not in self._workers:
@@ -291,30 +265,32 @@ class Dispatcher:
         self._drop(worker)
         reason = "the node was taken away" if preempted else "the worker process died"
         if task is not None:
-            failure = WorkerError(reason, shard=task.name)
-            self._retry_or_fail(task, failure, retry=True, counts=not preempted)
-        if not preempted:
+            first = self._retry_or_fail(task, WorkerError(reason, shard=task.name), again=True, counts=not preempted)
+        else:
+            first = True
+        # A shard that kills every worker is its own failure; only many shards that do are the job's.
+        if first and not preempted:
             self._count_death(reason)
 
-    def _retry_or_fail(self, task: Task, cause: Exception, *, retry: bool, counts: bool = True) -> None:
-        pending = self._pending_of[task.name]
-        pending.tries += counts
+    def _retry_or_fail(self, task: Task, cause: Exception, *, again: bool, counts: bool = True) -> bool:
+        """Whether this was the shard's first failed try."""
         message = cause.message if isinstance(cause, DiscernibleError) else _describe(cause)
-        if retry and pending.tries < self._policy.tries:
-            delay = min(self._policy.max_backoff, self._policy.backoff * 2 ** max(0, pending.tries - 1))
-            pending.ready_at = time.monotonic() + delay
-            self._queue.append(pending)
-            self._observer.shard_retry(task.name, message, delay)
-            return
-        failure = ShardFailure(
-            shard=task.name, error=message, error_type=type(cause).__name__, tries=max(1, pending.tries)
+        outcome = self._queue.failed(
+            task.name, time.monotonic(), error=message, error_type=type(cause).__name__, again=again, counts=counts
         )
-        self._failures.append(failure)
-        self._observer.shard_failed(failure)
+        first = task.name not in self._tried
+        if isinstance(outcome, ShardFailure):
+            self._tried.discard(task.name)
+            self._failures.append(outcome)
+            self._observer.shard_failed(outcome)
+        elif outcome is not None:
+            self._tried.add(task.name)
+            self._observer.shard_retry(task.name, message, outcome)
+        return first
 
     def _count_death(self, reason: str) -> None:
         self._deaths += 1
-        if self._deaths >= self._policy.death_limit and (self._queue or self._busy()):
+        if self._deaths >= self._policy.death_limit and not self._queue.finished:
             raise WorkerError(
                 f"{self._deaths} workers failed in a row without finishing a shard; the last one because {reason}. "
                 "What is committed stays; run the same command again once the cause is removed."
