@@ -55,6 +55,10 @@ app = typer.Typer(
 )
 
 Tries = Annotated[int, typer.Option(help="How often a shard is tried before it is given up.")]
+Address = Annotated[
+    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", metavar="URL", help="Dashboard of the Ray cluster.")
+]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="What submit printed.")]
 Progress = Annotated[
     Literal["auto", "live", "plain", "none"], typer.Option(help="Progress on stderr: live on a terminal, else lines.")
 ]
@@ -138,6 +142,85 @@ def compress(spec: JobSpec, tries: Tries = 3, progress: Progress = "auto", json:
         "interrupted": ExitCode.INTERRUPTED,
     }
     return codes[result.status]
+
+
+@app.command()
+@job_command
+def submit(
+    spec: JobSpec,
+    address: Address = "http://127.0.0.1:8265",
+    ship: Annotated[
+        bool, typer.Option("--ship/--no-ship", help="Send this version of discernible along, or use the cluster's own.")
+    ] = True,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its log until it ends.")] = False,
+    tries: Tries = 3,
+    json: Json = False,
+) -> ExitCode:
+    """Start compress as a job of a running Ray cluster. Submitting again goes on where it ended."""
+    from .remote import job_status, submit_job
+
+    job = submit_job(replace(spec, tries=tries), address, ship=ship)
+    if not job.submitted:
+        progress_console().print("this job is at work already")
+    if follow:
+        _show_logs(job.id, address, follow=True, to_stderr=True)
+        job = replace(job_status(job.id, address), submitted=job.submitted)
+    if json:
+        print_json(job.to_json())
+    else:
+        print_result(job.id)
+    return ExitCode.FAILED if follow and job.state != "SUCCEEDED" else ExitCode.DONE
+
+
+@app.command()
+def status(job: JobId, address: Address = "http://127.0.0.1:8265", json: Json = False) -> None:
+    """What a submitted job is doing."""
+    from .remote import job_status
+    from .report import job_table
+
+    found = job_status(job, address)
+    if json:
+        print_json(found.to_json())
+    else:
+        print_result(job_table(found))
+
+
+@app.command()
+def logs(
+    job: JobId,
+    address: Address = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    json: Json = False,
+) -> None:
+    """What a submitted job has written."""
+    from .remote import job_logs
+
+    if json:
+        print_json({"id": job, "lines": "".join(job_logs(job, address, follow=follow)).splitlines()})
+    else:
+        _show_logs(job, address, follow=follow)
+
+
+@app.command()
+def stop(job: JobId, address: Address = "http://127.0.0.1:8265", json: Json = False) -> None:
+    """End a submitted job. What it has committed stays; submit it again to go on."""
+    from .remote import stop_job
+    from .report import job_table
+
+    found = stop_job(job, address)
+    if json:
+        print_json(found.to_json())
+    else:
+        print_result(job_table(found))
+
+
+def _show_logs(job: str, address: str, *, follow: bool, to_stderr: bool = False) -> None:
+    from .remote import job_logs
+
+    stream = sys.stderr if to_stderr else sys.stdout
+    for piece in job_logs(job, address, follow=follow):
+        stream.write(piece)
+        stream.flush()
 
 
 @app.command()

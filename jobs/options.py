@@ -35,6 +35,7 @@ __all__ = [
     "SourceRegion",
     "Threads",
     "Weights",
+    "job_arguments",
     "job_command",
     "s3_access",
 ]
@@ -169,6 +170,50 @@ def job_command(command: Callable[..., Any]) -> Callable[..., Any]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {value.name: value.annotation for value in parameters}
     return run
+
+
+def job_arguments(spec: JobSpec) -> list[str]:
+    """The command line arguments that give this JobSpec again, ``tries`` included; weights stay as they are named."""
+    from .spec import JobSpec, resolve_location
+
+    plain = JobSpec(source=spec.source, destination=spec.destination)
+    arguments = [resolve_location(spec.source), resolve_location(spec.destination)]
+    for name in (
+        "quality",
+        "weights",
+        "shard_size",
+        "limit",
+        "image_member",
+        "image_column",
+        "missing_image",
+        "max_pixels",
+        "animated",
+        "device",
+        "workers",
+        "cpus_per_worker",
+        "gpus_per_worker",
+        "tries",
+    ):
+        if getattr(spec, name) != getattr(plain, name):
+            arguments += [f"--{name.replace('_', '-')}", str(getattr(spec, name))]
+    if spec.background != plain.background:
+        arguments += ["--background", bytes(spec.background).hex()]
+    for pattern in spec.include:
+        arguments += ["--include", pattern]
+    if not spec.measure_psnr:
+        arguments.append("--no-psnr")
+    source, destination = spec.source_s3, spec.destination_s3
+    for name in ("endpoint", "profile", "region"):
+        there, here = getattr(source, name), getattr(destination, name)
+        if here is not None:
+            arguments += [f"--{name}", here]
+        if there is not None and there != here:
+            arguments += [f"--source-{name}", there]
+    if source.anonymous:
+        arguments.append("--anonymous")
+    if source.requester_pays:
+        arguments.append("--requester-pays")
+    return arguments
 
 
 def _spec(fields: dict[str, Any]) -> JobSpec:

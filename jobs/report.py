@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..pipeline.verify import VerifyReport
     from .compress import CompressResult
     from .estimate import Estimate, Pilot
+    from .remote import RemoteJob
 
 __all__ = [
     "byte_words",
@@ -23,6 +24,7 @@ __all__ = [
     "decompress_table",
     "estimate_table",
     "facts",
+    "job_table",
     "sample_words",
     "verify_lines",
     "verify_table",
@@ -122,6 +124,22 @@ def estimate_table(estimate: Estimate) -> Table:
             ),
             ("output", f"about {format_bytes(estimate.bytes_out)}" if estimate.bytes_out is not None else None),
             ("time", _time_words(estimate)),
+        ]
+    )
+
+
+def job_table(job: RemoteJob) -> Table:
+    """What is known of a submitted job."""
+    return facts(
+        [
+            ("job", job.id),
+            ("state", job.state.lower()),
+            ("source", job.source or None),
+            ("destination", job.destination or None),
+            ("shards", format_count(job.shards) if job.shards else None),
+            ("time", format_duration(job.seconds) if job.seconds is not None else None),
+            ("last line", job.last_line or None),
+            ("message", job.message if job.state == "FAILED" else None),
         ]
     )
 

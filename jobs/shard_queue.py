@@ -167,7 +167,7 @@ class ShardQueue:
         del self._running[name]
         if again and running.tries < self._policy.tries:
             longest = min(self._policy.max_backoff, self._policy.backoff * 2 ** max(0, running.tries - 1))
-            delay = longest * self._random.uniform(0.5, 1.0)
+            delay: float = longest * self._random.uniform(0.5, 1.0)
             self._number += 1
             heapq.heappush(self._waiting, _Waiting(now + delay, self._number, running.task, running.tries))
             return delay
