@@ -26,6 +26,7 @@
     │   │   ├── ImageUnreadableError     the image member is not an image Pillow can decode
     │   │   ├── ImageTooLargeError       more pixels than the configured limit
     │   │   ├── ImageMissingError        the sample has no image member
+    │   │   ├── ImageFilteredError       the image is left out because it was asked for (too small)
     │   │   └── SampleFormatError        bad key, duplicate member name, unsafe path
     │   └── ShardError                   a shard (tar, receipt, statistics) is unreadable or inconsistent
     └── JobError
@@ -45,6 +46,7 @@ __all__ = [
     "DestinationError",
     "DiscernibleError",
     "ImageError",
+    "ImageFilteredError",
     "ImageMissingError",
     "ImageTooLargeError",
     "ImageUnreadableError",
@@ -187,6 +189,10 @@ class ImageTooLargeError(SampleError):
 
 class ImageMissingError(SampleError):
     """The sample has no image member."""
+
+
+class ImageFilteredError(SampleError):
+    """The image is one of those that the job leaves out on request, such as small ones."""
 
 
 class SampleFormatError(SampleError):

@@ -182,7 +182,7 @@ class FolderFacts:
                 ("weights", f"{self.weights} ({self.fingerprint}), quality {self.quality}" if self.weights else None),
                 (
                     "samples",
-                    sample_words(totals.samples, totals.committed, totals.quarantined, totals.passthrough),
+                    sample_words(totals),
                 ),
                 (
                     "bytes",
@@ -316,6 +316,7 @@ def _receipt_json(receipt: Receipt) -> dict[str, Any]:
         "committed": receipt.committed,
         "quarantined": receipt.quarantined,
         "passthrough": receipt.passthrough,
+        "filtered": receipt.filtered,
         "bytes_in": receipt.bytes_in,
         "bytes_out": receipt.bytes_out,
         "tar_bytes": receipt.tar.size,

@@ -64,6 +64,14 @@ MaxPixels = Annotated[int, typer.Option(help="Quarantine images with more pixels
 Background = Annotated[str, typer.Option(metavar="RRGGBB", help="Colour behind transparent pixels.")]
 Animated = Annotated[Literal["first", "refuse"], typer.Option(help="Animated images: first frame, or quarantine.")]
 Psnr = Annotated[bool, typer.Option("--psnr/--no-psnr", help="Decode every image again to measure its PSNR.")]
+MinPsnr = Annotated[
+    float | None, typer.Option(metavar="DB", help="Code worse images at a higher quality, or keep them as they are.")
+]
+MinSize = Annotated[int | None, typer.Option(help="Leave out images whose shorter side is smaller.")]
+Resize = Annotated[int | None, typer.Option(help="Reduce images until their shorter side is this; never enlarge.")]
+PassthroughSmaller = Annotated[
+    bool, typer.Option("--passthrough-smaller", help="Keep image files that are no larger than their streams.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int | None, typer.Option(help="How many workers. Default: one a GPU, else one a core.")]
 CpusPerWorker = Annotated[int | None, typer.Option(help="CPU cores (and threads) of each worker.")]
@@ -110,6 +118,10 @@ def _job(
     background: Background = "ffffff",
     animated: Animated = "first",
     psnr: Psnr = True,
+    min_psnr: MinPsnr = None,
+    min_size: MinSize = None,
+    resize: Resize = None,
+    passthrough_smaller: PassthroughSmaller = False,
     device: Device = "auto",
     workers: Workers = None,
     cpus_per_worker: CpusPerWorker = None,
@@ -139,6 +151,10 @@ def _job(
         "background": _colour(background),
         "animated": animated,
         "measure_psnr": psnr,
+        "min_psnr": min_psnr,
+        "min_size": min_size,
+        "resize": resize,
+        "passthrough_smaller": passthrough_smaller,
         "device": device,
         "workers": workers,
         "cpus_per_worker": cpus_per_worker,
@@ -188,6 +204,9 @@ def job_arguments(spec: JobSpec) -> list[str]:
         "missing_image",
         "max_pixels",
         "animated",
+        "min_psnr",
+        "min_size",
+        "resize",
         "device",
         "workers",
         "cpus_per_worker",
@@ -200,8 +219,8 @@ def job_arguments(spec: JobSpec) -> list[str]:
         arguments += ["--background", bytes(spec.background).hex()]
     for pattern in spec.include:
         arguments += ["--include", pattern]
-    if not spec.measure_psnr:
-        arguments.append("--no-psnr")
+    flags = {"--no-psnr": not spec.measure_psnr, "--passthrough-smaller": spec.passthrough_smaller}
+    arguments += [flag for flag, given in flags.items() if given]
     source, destination = spec.source_s3, spec.destination_s3
     for name in ("endpoint", "profile", "region"):
         there, here = getattr(source, name), getattr(destination, name)

@@ -30,6 +30,7 @@ __all__ = ["RemoteJob", "job_logs", "job_status", "stop_job", "submit_job"]
 
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _POLL_SECONDS = 0.5
+_START_SECONDS = 60.0
 _FOLLOW_SECONDS = 2.0
 
 
@@ -103,17 +104,24 @@ def submit_job(spec: JobSpec, address: str, *, ship: bool = True) -> RemoteJob:
         if ship:
             runtime["py_modules"] = [str(build_wheel(Path(folder)))]
         command = ["python", "-m", "discernible.jobs", "compress", *job_arguments(spec), "--progress", "plain"]
-        client.submit_job(
-            entrypoint=shlex.join(command),
-            submission_id=identifier,
-            runtime_env=runtime,
-            metadata={
-                "source": resolve_location(spec.source),
-                "destination": resolve_location(spec.destination),
-                "plan_id": plan.plan_id,
-                "shards": str(len(plan.shards)),
-            },
-        )
+        metadata = {
+            "source": resolve_location(spec.source),
+            "destination": resolve_location(spec.destination),
+            "plan_id": plan.plan_id,
+            "shards": str(len(plan.shards)),
+        }
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                client.submit_job(
+                    entrypoint=shlex.join(command), submission_id=identifier, runtime_env=runtime, metadata=metadata
+                )
+                break
+            except RuntimeError as error:
+                # A cluster that has just started answers before it can take jobs.
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)
         return _described(client, identifier, address, submitted=True)
 
 

@@ -11,6 +11,7 @@ from .text import format_bytes, format_count, format_duration, format_ratio
 
 if TYPE_CHECKING:
     from ..pipeline.decompress import DecompressReport
+    from ..pipeline.receipts import Totals
     from ..pipeline.verify import VerifyReport
     from .compress import CompressResult
     from .estimate import Estimate, Pilot
@@ -57,7 +58,7 @@ def compress_table(result: CompressResult) -> Table:
             speed += f" with {result.layout.words} on {result.device or 'cpu'}"
     return facts(
         [
-            ("images", sample_words(totals.samples, totals.committed, totals.quarantined, totals.passthrough)),
+            ("images", sample_words(totals)),
             (
                 "bytes",
                 byte_words(totals.bytes_in, totals.bytes_out),
@@ -163,7 +164,7 @@ def verify_table(report: VerifyReport, destination: str) -> Table:
     return facts(
         [
             ("shards", format_count(report.shards)),
-            ("samples", sample_words(report.samples, report.committed, report.quarantined, report.passthrough)),
+            ("samples", sample_words(report)),
             ("bytes", format_bytes(report.bytes)),
             ("sources", f"{format_count(report.sources_checked)} shards compared with their source"),
             ("problems", format_count(len(report.problems)) if report.problems else "none"),
@@ -193,14 +194,16 @@ def byte_words(before: int, after: int) -> str | None:
     return f"{format_bytes(before)} → {format_bytes(after)} ({format_ratio(before, after)} smaller)"
 
 
-def sample_words(total: int, committed: int, quarantined: int, passthrough: int) -> str:
+def sample_words(counts: Totals | VerifyReport) -> str:
     """``12: 10 committed, 2 quarantined``."""
-    parts = [f"{format_count(committed)} committed"]
-    if quarantined:
-        parts.append(f"{format_count(quarantined)} quarantined")
-    if passthrough:
-        parts.append(f"{format_count(passthrough)} passed through")
-    return f"{format_count(total)}: {', '.join(parts)}" if len(parts) > 1 else parts[0]
+    parts = [f"{format_count(counts.committed)} committed"]
+    if counts.quarantined:
+        parts.append(f"{format_count(counts.quarantined)} quarantined")
+    if counts.passthrough:
+        parts.append(f"{format_count(counts.passthrough)} passed through")
+    if counts.filtered:
+        parts.append(f"{format_count(counts.filtered)} filtered")
+    return f"{format_count(counts.samples)}: {', '.join(parts)}" if len(parts) > 1 else parts[0]
 
 
 def _stages(result: CompressResult) -> str | None:

@@ -41,7 +41,8 @@ class JobSpec:
     member that is the image where samples have several, ``image_column`` the column of Parquet files; ``missing_image``
     says whether a sample without one is quarantined or passed through. ``max_pixels`` (width × height), ``background``
     (RGB, 0..255, behind transparency) and ``animated`` are the pixel policy. ``batch_pixels`` is how many pixels the
-    codec takes at once; None leaves it to the pipeline. ``measure_psnr`` decodes every image again.
+    codec takes at once; None leaves it to the pipeline. ``measure_psnr`` decodes every image again; ``min_psnr`` and
+    ``passthrough_smaller`` are those of ``ConvertConfig``, ``min_size`` and ``resize`` those of ``PixelPolicy``.
 
     Raises:
         ConfigError: a field is out of range, or two contradict each other.
@@ -62,6 +63,10 @@ class JobSpec:
     animated: Animated = "first"
     batch_pixels: int | None = None
     measure_psnr: bool = True
+    min_psnr: float | None = None
+    min_size: int | None = None
+    resize: int | None = None
+    passthrough_smaller: bool = False
     device: str = "auto"
     workers: int | None = None
     cpus_per_worker: int | None = None
@@ -79,12 +84,14 @@ class JobSpec:
         _check_range("shard size", self.shard_size, 1, 10_000_000)
         _check_range("max pixels", self.max_pixels, 1, 65_535**2)
         _check_range("tries", self.tries, 1, 100)
-        for name in ("limit", "workers", "cpus_per_worker", "batch_pixels"):
+        for name in ("limit", "workers", "cpus_per_worker", "batch_pixels", "min_size", "resize"):
             value = getattr(self, name)
             if value is not None:
                 _check_range(name.replace("_", " "), value, 1, None)
         if self.gpus_per_worker is not None and not self.gpus_per_worker >= 0:
             raise ConfigError(f"gpus per worker must be 0 or more, not {self.gpus_per_worker}")
+        if self.min_psnr is not None and not (self.measure_psnr and self.min_psnr > 0):
+            raise ConfigError("the smallest PSNR must be above 0 dB, and needs --psnr")
         if len(self.background) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in self.background):
             raise ConfigError(f"background must be three values 0..255, not {self.background}")
         if self.device != "auto" and self.device != "cpu" and self.device.split(":")[0] != "cuda":
@@ -138,7 +145,15 @@ class JobSpec:
             image_member=self.image_member,
             missing_image=self.missing_image,
             measure_psnr=self.measure_psnr,
-            pixels=PixelPolicy(max_pixels=self.max_pixels, background=self.background, animated=self.animated),
+            min_psnr=self.min_psnr,
+            passthrough_smaller=self.passthrough_smaller,
+            pixels=PixelPolicy(
+                max_pixels=self.max_pixels,
+                background=self.background,
+                animated=self.animated,
+                min_size=self.min_size,
+                resize=self.resize,
+            ),
             **optional,
         )
 

@@ -13,6 +13,7 @@ samples, without pixels by then, waiting for their turn in the tar.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import CodecError, ConfigError, ImageMissingError, PipelineError, ShardError
-from .coding import analyse_batch
+from .coding import AnalysedImage, analyse_batch
 from .grouping import BatchComposer
 from .output import SampleFacts, ShardOutput, ShardProgress
 from .pixels import DecodedImage, PixelPolicy, decode_pixels
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["ConvertConfig", "ShardConverter", "ShardProgress", "StageTimings"]
 
 _PROGRESS_SECONDS = 0.25
+# What one step of quality brings at least, so that a second try is rarely too much.
+_DECIBELS_A_STEP = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,9 @@ class ConvertConfig:
     most ``lookahead`` samples ahead for images of one size. ``image_member`` names the extension of the member to
     compress, see :mod:`.samples`; a sample without image is quarantined or passed through unchanged, by
     ``missing_image``. ``measure_psnr`` decodes every image again.
+
+    An image whose PSNR is below ``min_psnr`` (dB) is coded at a higher quality, and where the highest does not suffice
+    it is passed through. With ``passthrough_smaller`` so is one whose file is no larger than its stream.
     """
 
     quality: int = 50
@@ -63,6 +69,8 @@ class ConvertConfig:
     image_member: str | None = None
     missing_image: Literal["quarantine", "passthrough"] = "quarantine"
     measure_psnr: bool = True
+    min_psnr: float | None = None
+    passthrough_smaller: bool = False
     pixels: PixelPolicy = field(default_factory=PixelPolicy)
 
     def __post_init__(self) -> None:
@@ -73,6 +81,8 @@ class ConvertConfig:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.missing_image not in ("quarantine", "passthrough"):
             raise ConfigError(f"missing_image must be 'quarantine' or 'passthrough', not {self.missing_image!r}")
+        if self.min_psnr is not None and not (self.measure_psnr and self.min_psnr > 0):
+            raise ConfigError("min_psnr must be above 0 dB, and needs the PSNR to be measured")
         if self.image_member is not None and not self.image_member.strip("."):
             raise ConfigError("image_member must be an extension such as 'jpg' or 'rgb.png'")
 
@@ -117,8 +127,10 @@ class _Item:
     passthrough: bool = False
     decoding: Future[DecodedImage] | None = None
     pixels: npt.NDArray[np.uint8] | None = None
+    quality: int = 0
     psnr: float | None = None
     coding: Future[bytes] | None = None
+    original: bytes | None = None
 
 
 class ShardConverter:
@@ -237,7 +249,7 @@ class ShardConverter:
         )
         for item in source:
             if item.decoding is not None:
-                _take_pixels(item, item.decoding)
+                _take_pixels(item, item.decoding, keep=self._keeps_originals)
             if item.pixels is None:
                 out.put([item])
                 batches = composer.skip(item.index)
@@ -253,16 +265,43 @@ class ShardConverter:
         self, batch: list[_Item], pool: ThreadPoolExecutor, out: Channel[list[_Item]], watch: Stopwatch
     ) -> None:
         images = [item.pixels for item in batch if item.pixels is not None]
+        quality = self.config.quality
         with watch.measure("codec"):
-            results = analyse_batch(self.codec, images, self.config.quality, measure=self.config.measure_psnr)
+            results = analyse_batch(self.codec, images, quality, measure=self.config.measure_psnr)
         for item, result in zip(batch, results, strict=True):
+            with watch.measure("codec"):
+                item.quality, result = self._guarded(item.pixels, quality, result)
             item.pixels = None
             if isinstance(result, CodecError | PipelineError):
                 item.fault = result
+            elif self._is_too_poor(result.psnr):
+                _keep_original(item, f"{result.psnr:.2f} dB at the highest quality")
             else:
                 item.psnr = result.psnr
                 item.coding = pool.submit(self._entropy_encode, result.latents, watch)
         out.put(batch)
+
+    @property
+    def _keeps_originals(self) -> bool:
+        return self.config.passthrough_smaller or self.config.min_psnr is not None
+
+    def _is_too_poor(self, psnr: float | None) -> bool:
+        return self.config.min_psnr is not None and psnr is not None and psnr < self.config.min_psnr
+
+    def _guarded(
+        self, pixels: npt.NDArray[np.uint8] | None, quality: int, result: AnalysedImage | CodecError | PipelineError
+    ) -> tuple[int, AnalysedImage | CodecError | PipelineError]:
+        """The result at a quality that is good enough, or at the highest one, and that quality."""
+        while (
+            isinstance(result, AnalysedImage)
+            and self._is_too_poor(result.psnr)
+            and quality < 100
+            and pixels is not None
+        ):
+            missing = (self.config.min_psnr or 0.0) - (result.psnr or 0.0)
+            quality = min(100, quality + max(1, math.ceil(missing / _DECIBELS_A_STEP)))
+            (result,) = analyse_batch(self.codec, [pixels], quality, measure=True)
+        return quality, result
 
     def _entropy_encode(self, latents: Any, watch: Stopwatch) -> bytes:
         with watch.measure("entropy"):
@@ -283,7 +322,7 @@ class ShardConverter:
             while (ready := waiting.pop(turn, None)) is not None:
                 stream = _result(ready)
                 with watch.measure("write"):
-                    _add(ready, stream, output)
+                    _add(ready, stream, output, smaller=self.config.passthrough_smaller)
                 turn += 1
             if time.monotonic() - reported >= _PROGRESS_SECONDS:
                 reported = time.monotonic()
@@ -291,10 +330,11 @@ class ShardConverter:
         progress(output.progress())
 
 
-def _take_pixels(item: _Item, decoding: Future[DecodedImage]) -> None:
-    """Wait for the pixels of an item, and let go of the image file they came from."""
+def _take_pixels(item: _Item, decoding: Future[DecodedImage], *, keep: bool) -> None:
+    """Wait for the pixels of an item, and let go of the image file they came from unless it is to be kept."""
     item.decoding = None
     members = item.sample.members
+    item.original = members[item.extension] if keep else None
     bytes_in = len(members[item.extension])
     item.sample = replace(item.sample, members={**members, item.extension: b""})
     try:
@@ -319,13 +359,23 @@ def _result(item: _Item) -> bytes | None:
         return None
 
 
-def _add(item: _Item, stream: bytes | None, output: ShardOutput) -> None:
+def _keep_original(item: _Item, why: str) -> None:
+    """Make an item pass through after all."""
+    members = {**item.sample.members, item.extension: item.original or b""}
+    item.sample = replace(item.sample, members=members)
+    item.facts = replace(item.facts, notes=(*item.facts.notes, f"kept as it was: {why}"))
+    item.passthrough = True
+
+
+def _add(item: _Item, stream: bytes | None, output: ShardOutput, *, smaller: bool) -> None:
+    if smaller and stream is not None and item.fault is None and len(stream) >= (item.facts.bytes_in or 0):
+        _keep_original(item, f"its stream would have {len(stream)} bytes")
     if item.fault is not None:
-        output.quarantine(item.sample, item.facts, item.extension, item.fault)
+        output.leave_out(item.sample, item.facts, item.extension, item.fault)
     elif item.passthrough:
         output.pass_through(item.sample, item.facts)
     elif stream is not None:
-        output.commit_sample(item.sample, item.facts, item.extension, stream, item.psnr)
+        output.commit_sample(item.sample, item.facts, item.extension, stream, item.quality, item.psnr)
 
 
 def _committed(storage: Storage, name: str, plan_id: str) -> Receipt | None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
-from ..errors import CodecError, PipelineError
+from ..errors import CodecError, ImageFilteredError, PipelineError
 from .receipts import FileRef, Receipt, SampleIndex, SourceRef, mean_psnr
 from .samples import STREAM_EXTENSION, Sample
 from .shards import ShardWriter
-from .statistics import SampleRow, encode_rows
+from .statistics import STATUSES, SampleRow, encode_rows
 from .storage import Storage
 
 __all__ = ["SampleFacts", "ShardOutput", "ShardProgress"]
@@ -25,6 +25,7 @@ class ShardProgress:
     committed: int
     quarantined: int
     passthrough: int
+    filtered: int
     pixels: int
     bytes_in: int
     bytes_out: int
@@ -60,7 +61,7 @@ class ShardOutput:
         self._pixels = 0
         self._bytes_in = 0
         self._bytes_out = 0
-        self._counts = {"committed": 0, "quarantined": 0, "passthrough": 0}
+        self._counts = dict.fromkeys(STATUSES, 0)
         self._staged = storage.stage(f"{name}.tar")
         self._tar = ShardWriter(self._staged)
 
@@ -71,11 +72,11 @@ class ShardOutput:
         self._staged.discard()
 
     def commit_sample(
-        self, sample: Sample, facts: SampleFacts, extension: str, stream: bytes, psnr: float | None
+        self, sample: Sample, facts: SampleFacts, extension: str, stream: bytes, quality: int, psnr: float | None
     ) -> None:
         """Append a sample whose member ``extension`` became ``stream``; the others are carried as they are.
 
-        ``facts`` are those of the decoded image.
+        ``facts`` are those of the decoded image, ``quality`` that of the stream.
         """
         members = {
             STREAM_EXTENSION if name == extension else name: stream if name == extension else content
@@ -98,6 +99,7 @@ class ShardOutput:
                 height=facts.height,
                 bytes_in=facts.bytes_in,
                 bytes_out=len(stream),
+                quality=quality,
                 bpp=8 * len(stream) / pixels,
                 psnr=psnr,
                 notes="; ".join(facts.notes),
@@ -106,20 +108,21 @@ class ShardOutput:
         )
 
     def pass_through(self, sample: Sample, facts: SampleFacts) -> None:
-        """Append a sample as it is."""
+        """Append a sample as it is; the notes of ``facts`` may say why."""
         self._append(sample.key, sample.members)
         self._bytes_carried += sum(map(len, sample.members.values()))
-        self._record(facts, SampleRow(key=sample.key, status="passthrough", source=sample.source))
+        self._record(
+            facts,
+            SampleRow(key=sample.key, status="passthrough", source=sample.source, notes="; ".join(facts.notes)),
+        )
 
-    def quarantine(
-        self, sample: Sample, facts: SampleFacts, extension: str, reason: CodecError | PipelineError
-    ) -> None:
-        """Leave a sample out, and record why."""
+    def leave_out(self, sample: Sample, facts: SampleFacts, extension: str, reason: CodecError | PipelineError) -> None:
+        """Leave a sample out, and record why: filtered when that was asked for, else quarantined."""
         self._record(
             facts,
             SampleRow(
                 key=sample.key,
-                status="quarantined",
+                status="filtered" if isinstance(reason, ImageFilteredError) else "quarantined",
                 source=_source(sample, extension),
                 error_type=type(reason).__name__,
                 error=reason.message,

@@ -13,6 +13,8 @@ animated            the first frame, with a note, or refused
 several pictures    the first one (multi-page TIFF, MPO)
 truncated, damaged  ImageUnreadableError; nothing is patched up
 too large           ImageTooLargeError, from the header alone, before pixels are decoded
+too small           ImageFilteredError, where a smallest side is asked for; from the header alone
+large               where a size is asked for, reduced to it, never enlarged
 ==================  ==================================================================================================
 
 Only raster formats that Pillow decodes in-process are accepted; formats that run other programs (EPS, WMF) are not.
@@ -20,6 +22,7 @@ Only raster formats that Pillow decodes in-process are accepted; formats that ru
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ..errors import ConfigError, ImageTooLargeError, ImageUnreadableError
+from ..errors import ConfigError, ImageFilteredError, ImageTooLargeError, ImageUnreadableError, SampleError
 from .colour import to_rgb
 
 __all__ = ["ACCEPTED_FORMATS", "MAX_SIDE", "DecodedImage", "PixelPolicy", "decode_pixels"]
@@ -56,12 +59,15 @@ class PixelPolicy:
 
     ``max_pixels`` is width times height; Pillow's own limit (``2 * Image.MAX_IMAGE_PIXELS``, which is the default here)
     holds as well. ``background`` is an sRGB colour, 0..255 each. ``animated`` says what to do with animations: take the
-    ``first`` frame or ``refuse``.
+    ``first`` frame or ``refuse``. Images whose shorter side is below ``min_size`` are filtered; those where it is above
+    ``resize`` are reduced until it is that (Lanczos, after JPEG's own reduction to at least twice that size).
     """
 
     max_pixels: int = 178_956_970
     background: tuple[int, int, int] = (255, 255, 255)
     animated: Literal["first", "refuse"] = "first"
+    min_size: int | None = None
+    resize: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_pixels < 1:
@@ -70,17 +76,21 @@ class PixelPolicy:
             raise ConfigError(f"background must be three integers from 0 to 255, not {self.background!r}")
         if self.animated not in ("first", "refuse"):
             raise ConfigError(f"animated must be 'first' or 'refuse', not {self.animated!r}")
+        for name in ("min_size", "resize"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= MAX_SIDE:
+                raise ConfigError(f"{name} must be from 1 to {MAX_SIDE}, not {value}")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; :meth:`from_dict` reads it back."""
-        return {"max_pixels": self.max_pixels, "background": list(self.background), "animated": self.animated}
+        return {**dataclasses.asdict(self), "background": list(self.background)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PixelPolicy:
         """The policy that :meth:`to_dict` wrote. Raises ConfigError."""
         try:
             red, green, blue = data["background"]
-            return cls(max_pixels=data["max_pixels"], background=(red, green, blue), animated=data["animated"])
+            return cls(**{**data, "background": (red, green, blue)})
         except (KeyError, TypeError, ValueError) as exc:
             raise ConfigError(f"a pixel policy's record is damaged: {exc!r}") from exc
 
@@ -105,15 +115,15 @@ _DEFAULT_POLICY = PixelPolicy()
 def decode_pixels(data: bytes, policy: PixelPolicy = _DEFAULT_POLICY) -> DecodedImage:
     """Decode the bytes of an image file.
 
-    Raises ImageTooLargeError, or ImageUnreadableError for everything else that is wrong with the bytes, whatever the
-    decoder behind it stumbled over.
+    Raises ImageTooLargeError, ImageFilteredError, or ImageUnreadableError for everything else that is wrong with the
+    bytes, whatever the decoder behind it stumbled over.
     """
     if not data:
         raise ImageUnreadableError("the image is empty: zero bytes")
     try:
         with Image.open(io.BytesIO(data), formats=ACCEPTED_FORMATS) as image:
             return _decode(image, policy)
-    except (ImageUnreadableError, ImageTooLargeError):
+    except SampleError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise ImageTooLargeError(f"the image is too large: {exc}") from exc
@@ -134,7 +144,13 @@ def _decode(image: Image.Image, policy: PixelPolicy) -> DecodedImage:
         raise ImageTooLargeError(f"the image is {width} x {height}; no side may exceed {MAX_SIDE}")
     if min(width, height) < 1:
         raise ImageUnreadableError(f"the image is {width} x {height}")
+    if policy.min_size is not None and min(width, height) < policy.min_size:
+        raise ImageFilteredError(f"the image is {width} x {height}, smaller than {policy.min_size}")
     name, mode = image.format or "", image.mode
+    reduced = _reduced_size(image.size, policy.resize)
+    if reduced is not None:
+        # Decodes fewer coefficients of a JPEG; other formats ignore it.
+        image.draft(None, (2 * reduced[0], 2 * reduced[1]))
     notes: list[str] = []
     if getattr(image, "is_animated", False):
         several = name in ("MPO", "TIFF")
@@ -144,6 +160,9 @@ def _decode(image: Image.Image, policy: PixelPolicy) -> DecodedImage:
         image.seek(0)
     image.load()
     rgb = to_rgb(image, policy.background, notes)
+    if reduced is not None:
+        rgb = rgb.resize(reduced, Image.Resampling.LANCZOS)
+        notes.append(f"reduced from {width} x {height}")
     transpose = _TRANSPOSES.get(_orientation(image, notes))
     if transpose is not None:
         rgb = rgb.transpose(transpose)
@@ -151,6 +170,14 @@ def _decode(image: Image.Image, policy: PixelPolicy) -> DecodedImage:
     # A copy in any case: of a 1×1 image the transposed view is contiguous already, and Pillow's buffer is read-only.
     pixels = np.array(np.asarray(rgb).transpose(2, 0, 1), order="C")
     return DecodedImage(pixels, name, mode, tuple(notes))
+
+
+def _reduced_size(size: tuple[int, int], side: int | None) -> tuple[int, int] | None:
+    """The size with ``side`` as its shorter side; None when the image is not larger."""
+    if side is None or min(size) <= side:
+        return None
+    width, height = (max(1, round(value * side / min(size))) for value in size)
+    return width, height
 
 
 def _orientation(image: Image.Image, notes: list[str]) -> int:

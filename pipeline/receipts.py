@@ -72,11 +72,11 @@ class SampleIndex:
 class Receipt:
     """What became of one source shard.
 
-    ``samples`` is the sum of ``committed``, ``quarantined`` and ``passthrough``; ``ignored`` counts members of a source
-    tar that belong to no sample. ``pixels``, ``bytes_in`` (image files) and ``bytes_out`` (streams) are of committed
-    samples; ``bytes_carried`` is everything else in the tar's members. ``psnr`` is the mean in dB over committed
-    samples, identical images counted as 100, None when it was not measured. ``index`` lists the samples of the tar in
-    order.
+    ``samples`` is the sum of ``committed``, ``quarantined``, ``passthrough`` and ``filtered``; ``ignored`` counts
+    members of a source tar that belong to no sample. ``quality`` is what was asked for; a sample's own is in the
+    statistics. ``pixels``, ``bytes_in`` (image files) and ``bytes_out`` (streams) are of committed samples;
+    ``bytes_carried`` is everything else in the tar's members. ``psnr`` is the mean in dB over committed samples,
+    identical images counted as 100, None when it was not measured. ``index`` lists the samples of the tar in order.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Receipt:
     committed: int
     quarantined: int
     passthrough: int
+    filtered: int
     ignored: int
     pixels: int
     bytes_in: int
@@ -101,7 +102,7 @@ class Receipt:
     @property
     def samples(self) -> int:
         """Samples of the source, whatever became of them."""
-        return self.committed + self.quarantined + self.passthrough
+        return self.committed + self.quarantined + self.passthrough + self.filtered
 
     def to_json(self) -> bytes:
         """The receipt as JSON with a checksum over itself, one line a field and one a sample."""
@@ -125,6 +126,7 @@ class Receipt:
             "committed": self.committed,
             "quarantined": self.quarantined,
             "passthrough": self.passthrough,
+            "filtered": self.filtered,
             "ignored": self.ignored,
             "pixels": self.pixels,
             "bytes_in": self.bytes_in,
@@ -157,6 +159,7 @@ class Receipt:
                     "committed",
                     "quarantined",
                     "passthrough",
+                    "filtered",
                     "ignored",
                     "pixels",
                     "bytes_in",
@@ -197,6 +200,7 @@ class Totals:
     committed: int = 0
     quarantined: int = 0
     passthrough: int = 0
+    filtered: int = 0
     ignored: int = 0
     pixels: int = 0
     bytes_in: int = 0
@@ -222,6 +226,7 @@ class Totals:
                 "committed": self.committed,
                 "quarantined": self.quarantined,
                 "passthrough": self.passthrough,
+                "filtered": self.filtered,
             },
             "bytes": {"images": self.bytes_in, "streams": self.bytes_out, "carried": self.bytes_carried},
             "ratio": self.ratio,
@@ -241,6 +246,7 @@ def totals(receipts: Iterable[Receipt]) -> Totals:
         committed=sum(receipt.committed for receipt in every),
         quarantined=sum(receipt.quarantined for receipt in every),
         passthrough=sum(receipt.passthrough for receipt in every),
+        filtered=sum(receipt.filtered for receipt in every),
         ignored=sum(receipt.ignored for receipt in every),
         pixels=sum(receipt.pixels for receipt in every),
         bytes_in=sum(receipt.bytes_in for receipt in every),

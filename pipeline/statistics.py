@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA", "STATUSES", "SampleRow", "encode_rows", "iter_rows", "read_rows"]
 
-Status = Literal["committed", "quarantined", "passthrough"]
+Status = Literal["committed", "quarantined", "passthrough", "filtered"]
 
-STATUSES: tuple[Status, ...] = ("committed", "quarantined", "passthrough")
+STATUSES: tuple[Status, ...] = ("committed", "quarantined", "passthrough", "filtered")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +28,11 @@ class SampleRow:
     """One sample.
 
     ``status`` is ``committed`` (the image is a stream now), ``quarantined`` (left out, for the reason in ``error_type``
-    and ``error``) or ``passthrough`` (kept as it was). ``source`` names the image in the source. ``bytes_in`` and
-    ``bytes_out`` are the image's bytes before and after, ``bpp`` bits a pixel of the stream, ``psnr`` decibels between
-    the source's pixels and the stream's (infinite when they are equal). ``format`` and ``notes`` tell how the pixels
-    were read. ``stream_offset`` is where the stream's bytes start in the tar.
+    and ``error``), ``passthrough`` (kept as it was) or ``filtered`` (left out on request, ``error`` says which).
+    ``source`` names the image in the source. ``bytes_in`` and ``bytes_out`` are the image's bytes before and after,
+    ``quality`` the stream's, ``bpp`` its bits a pixel, ``psnr`` decibels between the source's pixels and the stream's
+    (infinite when they are equal). ``format`` and ``notes`` tell how the pixels were read. ``stream_offset`` is where
+    the stream's bytes start in the tar.
     """
 
     key: str
@@ -44,6 +45,7 @@ class SampleRow:
     height: int | None = None
     bytes_in: int | None = None
     bytes_out: int | None = None
+    quality: int | None = None
     bpp: float | None = None
     psnr: float | None = None
     notes: str = ""
@@ -62,6 +64,7 @@ SCHEMA = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("bytes_in", pa.int64()),
         pa.field("bytes_out", pa.int64()),
+        pa.field("quality", pa.int32()),
         pa.field("bpp", pa.float64()),
         pa.field("psnr", pa.float64()),
         pa.field("notes", pa.string(), nullable=False),

@@ -20,7 +20,7 @@ from .s3_client import S3Options
 from .samples import STREAM_EXTENSION
 from .shards import TarGroups
 from .sources import SourceShard, iter_keys
-from .statistics import SampleRow, read_rows
+from .statistics import STATUSES, SampleRow, read_rows
 from .storage import Storage, open_storage
 from .tarfiles import TarMember, iter_members
 
@@ -60,6 +60,7 @@ class VerifyReport:
     committed: int
     quarantined: int
     passthrough: int
+    filtered: int
     bytes: int
     sources_checked: int
     problems: tuple[Problem, ...]
@@ -152,6 +153,7 @@ class _Checker:
             committed=sums.committed,
             quarantined=sums.quarantined,
             passthrough=sums.passthrough,
+            filtered=sums.filtered,
             bytes=sum(receipt.tar.size for receipt in self._receipts),
             sources_checked=self._sources,
             problems=tuple(sorted(self.problems, key=lambda each: (each.shard, each.kind, each.key or ""))),
@@ -204,7 +206,7 @@ class _Checker:
             self.problem(name, "statistics", exc.message)
             return None
         counted = Counter(row.status for row in rows)
-        for status in ("committed", "quarantined", "passthrough"):
+        for status in STATUSES:
             if counted[status] != getattr(receipt, status):
                 self.problem(
                     name,
@@ -223,7 +225,11 @@ class _Checker:
                 self.problem(
                     name, "counts", f"the receipt says {field} {getattr(receipt, field)}, the statistics {value}"
                 )
-        if [row.key for row in rows if row.status != "quarantined"] != [entry.key for entry in receipt.index]:
+        poorer = next((row.key for row in committed if (row.quality or 0) < receipt.quality), None)
+        if poorer is not None:
+            self.problem(name, "counts", f"the receipt says quality {receipt.quality}, the statistics less", poorer)
+        kept = [row.key for row in rows if row.status in ("committed", "passthrough")]
+        if kept != [entry.key for entry in receipt.index]:
             self.problem(name, "index", "the receipt's index and the statistics list different samples")
         return rows
 
@@ -280,7 +286,7 @@ class _Checker:
         try:
             info = read_stream_info(stream)
             told = (info.width, info.height, info.quality, info.fingerprint)
-            expected = (row.width, row.height, receipt.quality, receipt.fingerprint)
+            expected = (row.width, row.height, row.quality, receipt.fingerprint)
             if told != expected:
                 self.problem(receipt.name, "stream", f"the stream's header says {told}, not {expected}", row.key)
             elif self._decoder is not None:

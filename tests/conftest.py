@@ -150,6 +150,7 @@ def local_ray(s3_server: str) -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",
         num_cpus=2,
         num_gpus=0,
         include_dashboard=False,

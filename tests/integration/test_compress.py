@@ -146,7 +146,7 @@ def test_unreadable_images_are_quarantined(run: Run, photo_folder: Path, tmp_pat
     answer = run("compress", source, out, "--json")
     assert answer.code == 3
     assert answer.json["status"] == "quarantined"
-    assert answer.json["samples"] == {"total": 14, "committed": 12, "quarantined": 2, "passthrough": 0}
+    assert answer.json["samples"] == {"total": 14, "committed": 12, "quarantined": 2, "passthrough": 0, "filtered": 0}
     assert {item["source"] for item in answer.json["quarantined"]} == {"broken.jpg", "short.png"}
     assert "broken.jpg" in answer.err
     assert "00000" in answer.err

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import zipfile
@@ -52,9 +53,12 @@ def cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     command = [ray, "start", "--head", "--block", "--node-ip-address=127.0.0.2", f"--port={free_port()}"]
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     command += ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000", "--disable-usage-stats"]
-    # Not pytest's folder: socket names have a limit.
     folder = tmp_path_factory.mktemp("ray")
     with (folder / "log").open("wb") as log, contextlib.ExitStack() as stack:
+        # Not pytest's folder: the names of sockets have a limit. Not Ray's own: others would find this cluster there.
+        environment["RAY_TMPDIR"] = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+        )
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         stack.callback(end, process)
         address = f"http://127.0.0.1:{dashboard}"
@@ -116,6 +120,9 @@ def test_arguments_give_the_same_job_again(run: Run, monkeypatch: pytest.MonkeyP
         background=(1, 2, 255),
         animated="refuse",
         measure_psnr=False,
+        min_size=20,
+        resize=100,
+        passthrough_smaller=True,
         device="cpu",
         workers=3,
         cpus_per_worker=2,

@@ -25,6 +25,7 @@ RECEIPT = Receipt(
     committed=2,
     quarantined=1,
     passthrough=0,
+    filtered=0,
     ignored=0,
     pixels=100,
     bytes_in=500,

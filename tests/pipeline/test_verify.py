@@ -115,7 +115,7 @@ def with_rows(root: Path, receipt: Receipt, drop: int) -> Receipt:
         (lambda root, receipt: dataclasses.replace(receipt, committed=receipt.committed - 1), {"counts"}),
         (lambda root, receipt: dataclasses.replace(receipt, bytes_out=1), {"counts"}),
         (lambda root, receipt: dataclasses.replace(receipt, psnr=99.0), {"counts"}),
-        (lambda root, receipt: dataclasses.replace(receipt, quality=51), {"stream"}),
+        (lambda root, receipt: dataclasses.replace(receipt, quality=51), {"counts"}),
         (lambda root, receipt: dataclasses.replace(receipt, fingerprint="12345678"), {"stream"}),
         (lambda root, receipt: dataclasses.replace(receipt, index=receipt.index[1:]), {"index", "sample"}),
         (
