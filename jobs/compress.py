@@ -50,6 +50,10 @@ class QuarantinedSample:
         }
 
 
+# Stages that run in a pool of as many threads as a worker has cores; the others are one thread each.
+_POOLED = ("pixels", "entropy")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompressResult:
     """What a destination holds after a run, and what the run itself did.
@@ -80,6 +84,19 @@ class CompressResult:
     images_per_second: float | None
     stages: Mapping[str, float]
 
+    @property
+    def bottleneck(self) -> tuple[str, float] | None:
+        """The stage that was busiest for its number of threads, and the share of the time that it was busy."""
+        wall = self.stages.get("wall", 0.0)
+        if not wall or self.layout is None:
+            return None
+        threads = dict.fromkeys(_POOLED, self.layout.cpus)
+        shares = {
+            name: seconds / (wall * threads.get(name, 1)) for name, seconds in self.stages.items() if name != "wall"
+        }
+        name = max(shares, key=shares.__getitem__)
+        return name, min(1.0, shares[name])
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         totals = self.totals
@@ -102,6 +119,7 @@ class CompressResult:
             "workers": self.layout.to_json() if self.layout else None,
             "device": self.device,
             "stage_seconds": dict(self.stages),
+            "bottleneck": dict(zip(("stage", "busy"), self.bottleneck, strict=True)) if self.bottleneck else None,
             "failures": [failure.to_json() for failure in self.failures],
             "quarantined_by_type": dict(self.quarantined_by_type),
             "quarantined": [sample.to_json() for sample in self.quarantined],

@@ -47,7 +47,7 @@ def facts(rows: Iterable[tuple[str, str | None]]) -> Table:
 
 def compress_table(result: CompressResult) -> Table:
     """The figures at the end of ``compress``."""
-    totals = result.totals
+    totals, limit = result.totals, result.bottleneck
     shards = f"{totals.shards} of {result.shards} committed"
     if result.resumed:
         shards += f", {result.resumed} of them by an earlier run"
@@ -69,6 +69,7 @@ def compress_table(result: CompressResult) -> Table:
             ("shards", shards),
             ("speed", speed),
             ("busy", _stages(result)),
+            ("limited by", f"{limit[0]}, busy {limit[1]:.0%} of the time" if limit else None),
             ("time", format_duration(result.elapsed_seconds)),
             ("weights", f"{result.weights} ({result.fingerprint}), quality {result.quality}"),
             ("in", result.destination),

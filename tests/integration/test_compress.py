@@ -27,6 +27,8 @@ def converted(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory, loca
     result = compress(JobSpec(source=str(photo_folder), destination=str(folder), shard_size=6, workers=2))
     assert result.status == "done"
     assert result.converted == result.shards == 4
+    assert result.bottleneck
+    assert 0 < result.bottleneck[1] <= 1
     return folder
 
 
