@@ -55,6 +55,7 @@ lint: $(VENV)/.installed-dev  ## format, lint rules, import contracts, types, sh
 .PHONY: bench
 bench: $(VENV)/.installed-bench build/compressai/compressai  ## the quick variant of every benchmark; results in $(OUT)/benchmarks
 	$(BIN)/python -m benchmarks.speed.codec_speed --quick --out $(OUT)/benchmarks
+	$(BIN)/python -m benchmarks.speed.dispatch --quick --out $(OUT)/benchmarks
 	$(BIN)/python -m benchmarks.rate_distortion.kodak --quick --out $(OUT)/benchmarks
 
 # A peer of the speed benchmark. Its declared dependencies (numpy below 2, torchvision) fit no current environment, so what

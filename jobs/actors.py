@@ -38,12 +38,13 @@ class WorkerInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """The counts of a committed shard (the receipt has them too), and busy seconds by stage."""
+    """The counts of a committed shard (the receipt has them too), its source's bytes, and busy seconds by stage."""
 
     samples: int
     quarantined: int
     bytes_in: int
     bytes_out: int
+    bytes_source: int
     seconds: Mapping[str, float]
 
 
@@ -91,6 +92,7 @@ class ConversionWorker:
             quarantined=receipt.quarantined,
             bytes_in=receipt.bytes_in,
             bytes_out=receipt.bytes_out,
+            bytes_source=shard.bytes,
             seconds={name: float(value) for name, value in asdict(self._converter.timings).items()},
         )
 

@@ -289,7 +289,8 @@ class _Recorder:
 def _meter(plan: Plan, ledger: Ledger) -> Meter:
     committed = {receipt.name for receipt in ledger.receipts}
     return Meter(
-        shard_bytes={shard.name: shard.bytes for shard in ledger.missing},
+        shards_left=len(ledger.missing),
+        bytes_left=sum(shard.bytes for shard in ledger.missing),
         shards_before=len(ledger.receipts),
         before=Counts(
             samples=sum(receipt.samples for receipt in ledger.receipts),
@@ -318,7 +319,11 @@ def _read_progress(value: tuple[int, int, int, int, int]) -> Counts:
 
 def _read_result(value: ShardResult) -> Counts:
     return Counts(
-        samples=value.samples, quarantined=value.quarantined, bytes_in=value.bytes_in, bytes_out=value.bytes_out
+        samples=value.samples,
+        quarantined=value.quarantined,
+        bytes_in=value.bytes_in,
+        bytes_out=value.bytes_out,
+        bytes_read=value.bytes_source,
     )
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.console import Console
@@ -77,9 +77,9 @@ class Snapshot:
 class Meter:
     """Adds up what the dispatcher tells: committed shards, shards in the making, and the rate over a sliding window.
 
-    ``shard_bytes`` maps the shards still to do to their bytes in the source. ``before`` are the counts of the shards
-    that earlier runs committed. ``read_progress`` turns what an actor's ``progress`` returned into :class:`Counts`,
-    ``read_result`` what its ``convert`` returned; a finished shard counts with its full ``shard_bytes``.
+    ``shards_left`` and ``bytes_left`` are those still to do, bytes as the source has them. ``before`` are the counts of
+    the shards that earlier runs committed. ``read_progress`` turns what an actor's ``progress`` returned into
+    :class:`Counts`, ``read_result`` what its ``convert`` returned, whose ``bytes_read`` are the shard's in the source.
     """
 
     window_seconds = 30.0
@@ -87,7 +87,8 @@ class Meter:
     def __init__(
         self,
         *,
-        shard_bytes: Mapping[str, int],
+        shards_left: int,
+        bytes_left: int,
         shards_before: int = 0,
         before: Counts | None = None,
         samples_total: int | None = None,
@@ -95,7 +96,7 @@ class Meter:
         read_result: Callable[[Any], Counts],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._shard_bytes = dict(shard_bytes)
+        self._shards_left, self._bytes_left = shards_left, bytes_left
         self._shards_before = shards_before
         self._before = before or Counts()
         self._samples_total = samples_total
@@ -118,7 +119,7 @@ class Meter:
     def done(self, shard: str, value: Any) -> None:
         """A shard is committed."""
         self._running.pop(shard, None)
-        self.committed += replace(self._read_result(value), bytes_read=self._shard_bytes[shard])
+        self.committed += self._read_result(value)
         self._done += 1
         self._note()
 
@@ -135,14 +136,14 @@ class Meter:
     def snapshot(self) -> Snapshot:
         """How far the job is, now."""
         counts = self._before + self.new
-        bytes_total = self._before.bytes_read + sum(self._shard_bytes.values())
+        bytes_total = self._before.bytes_read + self._bytes_left
         speed, rate = self._speeds()
         return Snapshot(
             counts=counts,
             rate=rate,
             remaining_seconds=max(0, bytes_total - counts.bytes_read) / speed if speed else None,
             shards_done=self._shards_before + self._done,
-            shards_total=self._shards_before + len(self._shard_bytes),
+            shards_total=self._shards_before + self._shards_left,
             samples_total=self._samples_total,
             bytes_total=bytes_total,
             failed=self._failed,

@@ -42,6 +42,13 @@ def test_rate_distortion(repository: Path, photo_files: Mapping[str, Path], tmp_
 
 
 @pytest.mark.slow
+def test_dispatch(repository: Path, tmp_path: Path) -> None:
+    printed = run(repository, "benchmarks.speed.dispatch", "--shards", "20", "--out", tmp_path)
+    assert "| 20 |" in printed
+    assert (tmp_path / "dispatch.md").read_text() in printed
+
+
+@pytest.mark.slow
 def test_speed(repository: Path, tmp_path: Path) -> None:
     few = ("--images", "2", "--rounds", "1", "--compressai", tmp_path / "absent")
     printed = run(repository, "benchmarks.speed.codec_speed", *few, "--out", tmp_path)

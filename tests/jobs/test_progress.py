@@ -28,7 +28,8 @@ class Clock:
 
 def meter(clock: Clock, **options: Any) -> Meter:
     return Meter(
-        shard_bytes={"a": 1000, "b": 3000},
+        shards_left=2,
+        bytes_left=4000,
         read_progress=lambda value: value,
         read_result=lambda value: value,
         clock=clock,
@@ -50,7 +51,7 @@ def test_rate_and_time_left_follow_the_bytes() -> None:
     assert (now.shards_done, now.shards_total) == (1, 3)
     assert describe(now) == "10/45 images, 5.0 images/s, 500 B → 50 B (10.0×), 1/3 shards, 7.0 s left"
     clock.now = 102.0
-    gauge.done("a", Counts(samples=10, bytes_in=1000, bytes_out=100))
+    gauge.done("a", Counts(samples=10, bytes_in=1000, bytes_out=100, bytes_read=1000))
     gauge.progress("b", Counts(samples=1, quarantined=1, bytes_read=10))
     now = gauge.snapshot()
     assert now.counts == Counts(samples=16, quarantined=1, bytes_in=1000, bytes_out=100, bytes_read=1510)
