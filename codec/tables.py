@@ -47,7 +47,7 @@ __all__ = [
 PROBABILITY_BITS = 12
 # A symbol or class is looked up by the upper bits of its slot.
 LOOKUP_SHIFT = 5
-CLASS_GROUPS = 8
+CLASS_GROUPS = 12
 CONTEXT_LEVELS = 8
 # Lower bounds of context levels 1–7 on the decaying sum e ← e − ⌊e/4⌋ + 16·min(|symbol|, 15).
 CONTEXT_EDGES = (1, 8, 16, 32, 64, 96, 160)

@@ -8,15 +8,15 @@ import numpy.typing as npt
 from discernible.codec.neighbours import ClassMap, class_tables
 from discernible.codec.tables import CLASS_GROUPS, QUALITY_BUCKETS
 
-CLASSES = 24
+CLASSES = 3 * CLASS_GROUPS
 
 
 def stripes(seed: int, bucket: int) -> ClassMap:
-    """Classes of eight kinds, three of a kind; a block has its left neighbour's kind four times out of five."""
+    """Classes of twelve kinds, three of a kind; a block has its left neighbour's kind four times out of five."""
     rng = np.random.default_rng(seed)
     kinds = np.zeros((12, 12), np.int64)
     for x in range(12):
-        fresh = rng.integers(0, 8, 12)
+        fresh = rng.integers(0, CLASS_GROUPS, 12)
         kinds[:, x] = np.where((rng.random(12) < 0.8) & (x > 0), kinds[:, x - 1], fresh)
     return bucket, (3 * kinds + rng.integers(0, 3, kinds.shape)).astype(np.uint8)
 
@@ -36,8 +36,8 @@ def test_likely_neighbours_save_bits_on_maps_that_were_not_fitted() -> None:
     alone = [float(-np.log2(share[bucket, grid] / 4096).mean()) for bucket, grid in fresh]
     given = [bits(item, group, frequency) for item in fresh]
     assert abs(np.mean(alone) - np.log2(CLASSES)) < 0.05
-    # The kind costs 3 bits alone, and beside its left neighbour's 1.4 in eleven columns of twelve.
-    assert np.mean(given) < np.mean(alone) - 1.2
+    # The kind costs 3.6 bits alone, and beside its left neighbour's 1.3 in eleven columns of twelve.
+    assert np.mean(given) < np.mean(alone) - 1.6
 
 
 def test_kinds_share_a_group() -> None:

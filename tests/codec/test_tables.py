@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from discernible.codec.tables import LEVELS, EntropyTables, quantise_frequencies
+from discernible.codec.tables import CLASS_GROUPS, LEVELS, EntropyTables, quantise_frequencies
 from discernible.errors import ConfigError, WeightsFormatError
 
 from .test_rans import make_tables
@@ -58,9 +58,9 @@ def test_quality_outside_the_range_is_refused(quality: object) -> None:
         ({"scale_index": np.zeros((4, 23), np.int16)}, "channels"),
         ({"scale_index": np.zeros((1, 24), np.int16)}, "classes"),
         ({"symbol_frequency": np.ones((2, 2), np.uint16)}, "symbol_frequency"),
-        ({"class_frequency": np.full((10, 81, 5), 819, np.uint16)}, "4096"),
+        ({"class_frequency": np.full((10, (CLASS_GROUPS + 1) ** 2, 5), 819, np.uint16)}, "4096"),
         ({"class_share": np.full((10, 4), 1024, np.uint16)}, "class_share"),
-        ({"class_group": np.full(5, 8, np.uint8)}, "class_group"),
+        ({"class_group": np.full(5, CLASS_GROUPS, np.uint8)}, "class_group"),
         ({"last_frequency": np.array([[4096, 0, 0, 0]] * 4, np.uint16)}, "zero"),
     ],
 )
