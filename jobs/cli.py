@@ -35,6 +35,7 @@ from .options import (
     Weights,
     job_command,
     s3_access,
+    s3_source,
 )
 from .spec import JobSpec
 from .terminal import ExitCode, debugging, exit_code_of, print_error, print_json, print_result, progress_console
@@ -249,12 +250,8 @@ def verify(
         device=device,
         threads=_threads(threads),
         s3=s3_access(endpoint, profile, region, anonymous, requester_pays),
-        source_s3=s3_access(
-            source_endpoint or endpoint,
-            source_profile or profile,
-            source_region or region,
-            anonymous,
-            requester_pays,
+        source_s3=s3_source(
+            (source_endpoint, source_profile, source_region), (endpoint, profile, region), anonymous, requester_pays
         ),
     )
     if json:
@@ -266,6 +263,46 @@ def verify(
     for line in verify_lines(report):
         progress_console().print(line)
     return ExitCode.DONE if report.ok else ExitCode.VERIFICATION
+
+
+@app.command()
+def retry(
+    destination: Destination,
+    weights: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Codec weights. Default: those of the plan.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+    endpoint: Endpoint = None,
+    profile: Profile = None,
+    region: Region = None,
+    source_endpoint: SourceEndpoint = None,
+    source_profile: SourceProfile = None,
+    source_region: SourceRegion = None,
+    anonymous: Anonymous = False,
+    requester_pays: RequesterPays = False,
+    json: Json = False,
+) -> ExitCode:
+    """Convert quarantined samples once more, after what was wrong with them is mended."""
+    from .report import retry_table
+    from .retry import retry as run
+
+    result = run(
+        destination,
+        weights=weights,
+        device=device,
+        threads=_threads(threads),
+        s3=s3_access(endpoint, profile, region),
+        source_s3=s3_source(
+            (source_endpoint, source_profile, source_region), (endpoint, profile, region), anonymous, requester_pays
+        ),
+        report=progress_console().print,
+    )
+    if json:
+        print_json(result.to_json())
+    else:
+        print_result(retry_table(result))
+    return ExitCode.QUARANTINED if result.quarantined_by_type else ExitCode.DONE
 
 
 @app.command()

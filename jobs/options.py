@@ -38,6 +38,7 @@ __all__ = [
     "job_arguments",
     "job_command",
     "s3_access",
+    "s3_source",
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of text.")]
@@ -103,6 +104,17 @@ def s3_access(
     )
 
 
+def s3_source(
+    own: tuple[str | None, str | None, str | None],
+    other: tuple[str | None, str | None, str | None],
+    anonymous: bool,
+    requester_pays: bool,
+) -> S3Options:
+    """How S3 is reached for a source: by its ``own`` endpoint, profile and region, or by those of the destination."""
+    endpoint, profile, region = (mine or theirs for mine, theirs in zip(own, other, strict=True))
+    return s3_access(endpoint, own[1] if anonymous else profile, region, anonymous, requester_pays)
+
+
 def _job(
     source: Source,
     destination: Destination,
@@ -159,14 +171,10 @@ def _job(
         "workers": workers,
         "cpus_per_worker": cpus_per_worker,
         "gpus_per_worker": gpus_per_worker,
-        # Only reading is ever anonymous, or paid for by the reader.
-        "source_s3": s3_access(
-            source_endpoint or endpoint,
-            source_profile or (None if anonymous else profile),
-            source_region or region,
-            anonymous,
-            requester_pays,
+        "source_s3": s3_source(
+            (source_endpoint, source_profile, source_region), (endpoint, profile, region), anonymous, requester_pays
         ),
+        # Only reading is ever anonymous, or paid for by the reader.
         "destination_s3": s3_access(endpoint, profile, region),
     }
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .compress import CompressResult
     from .estimate import Estimate, Pilot
     from .remote import RemoteJob
+    from .retry import RetryResult
 
 __all__ = [
     "byte_words",
@@ -26,6 +27,7 @@ __all__ = [
     "estimate_table",
     "facts",
     "job_table",
+    "retry_table",
     "sample_words",
     "verify_lines",
     "verify_table",
@@ -142,6 +144,20 @@ def job_table(job: RemoteJob) -> Table:
             ("time", format_duration(job.seconds) if job.seconds is not None else None),
             ("last line", job.last_line or None),
             ("message", job.message if job.state == "FAILED" else None),
+        ]
+    )
+
+
+def retry_table(result: RetryResult) -> Table:
+    """What ``retry`` did."""
+    left = ", ".join(f"{count} {name}" for name, count in sorted(result.quarantined_by_type.items()))
+    return facts(
+        [
+            ("tried", f"{format_count(result.tried)} quarantined samples of {format_count(result.shards)} shards"),
+            ("recovered", format_count(result.recovered)),
+            ("still out", left or None),
+            ("images", sample_words(result.totals)),
+            ("in", result.destination),
         ]
     )
 

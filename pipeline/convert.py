@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -158,13 +158,15 @@ class ShardConverter:
         progress: Callable[[ShardProgress], None] | None = None,
         *,
         source_s3: S3Options | None = None,
+        only: Container[int] | None = None,
     ) -> Receipt:
         """Convert a shard and commit it; what is already committed under the same plan is returned as it is.
 
-        ``source_s3`` says how S3 is reached for the source. ``progress`` is called in this thread, a few times a second
-        and at the end; whatever it raises ends the conversion with nothing committed. What is wrong with one sample
-        puts that one into quarantine. Raises ShardError for a damaged source or a destination that belongs to another
-        plan, StorageError when reading or writing fails.
+        ``source_s3`` says how S3 is reached for the source; ``only`` takes just the samples with these numbers.
+        ``progress`` is called in this thread, a few times a second and at the end; whatever it raises ends the
+        conversion with nothing committed. What is wrong with one sample puts that one into quarantine. Raises
+        ShardError for a damaged source or a destination that belongs to another plan, StorageError when reading or
+        writing fails.
         """
         storage = open_storage(destination)
         try:
@@ -174,7 +176,7 @@ class ShardConverter:
             if done is not None:
                 return done
             with ShardOutput(storage, shard.name) as output:
-                ignored = self._fill(SampleStream(shard, source_s3), output, progress or _ignore)
+                ignored = self._fill(SampleStream(shard, source_s3, only=only), output, progress or _ignore)
                 committed = output.commit(
                     plan_id=plan_id,
                     source=SourceRef(shard.kind, shard.location),

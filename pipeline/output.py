@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from ..errors import CodecError, ImageFilteredError, PipelineError
@@ -129,6 +129,19 @@ class ShardOutput:
                 bytes_in=facts.bytes_in,
             ),
         )
+
+    def copy(self, row: SampleRow, sample: Sample) -> None:
+        """Take over a sample from another shard with its row; ``sample`` has no members where the row keeps none."""
+        stream = sample.members.get(STREAM_EXTENSION) if row.status == "committed" else None
+        if sample.members:
+            spans = self._append(sample.key, sample.members)
+            self._bytes_carried += sum(map(len, sample.members.values())) - len(stream or b"")
+            if stream is not None:
+                self._pixels += (row.height or 0) * (row.width or 0)
+                self._bytes_in += row.bytes_in or 0
+                self._bytes_out += len(stream)
+                row = replace(row, stream_offset=spans[STREAM_EXTENSION][0])
+        self._record(SampleFacts(row.bytes_in or 0), row)
 
     def progress(self) -> ShardProgress:
         """The counts so far."""

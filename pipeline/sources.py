@@ -18,7 +18,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,10 +167,11 @@ class SampleStream:
 
     What is wrong with one sample is in its ``fault``. Iterating raises ShardError when a tar or Parquet file is damaged
     and StorageError when it cannot be read. ``ignored`` counts members of a tar that belong to no sample, so far.
+    ``only`` takes the samples with these numbers, counted from 0.
     """
 
-    def __init__(self, shard: SourceShard, s3: S3Options | None = None) -> None:
-        self._shard, self._s3 = shard, s3
+    def __init__(self, shard: SourceShard, s3: S3Options | None = None, *, only: Container[int] | None = None) -> None:
+        self._shard, self._s3, self._only = shard, s3, only
         self._groups = TarGroups(shard.name)
 
     @property
@@ -182,10 +183,16 @@ class SampleStream:
         shard = self._shard
         if shard.kind == "folder":
             root = open_storage(shard.location, self._s3)
-            yield from (
-                _fetched(shard.files, root) if is_remote(shard.location) else (file.load(root) for file in shard.files)
-            )
+            files = [file for number, file in enumerate(shard.files) if self._only is None or number in self._only]
+            yield from _fetched(files, root) if is_remote(shard.location) else (file.load(root) for file in files)
             return
+        for number, sample in enumerate(self._read()):
+            if self._only is None or number in self._only:
+                yield sample
+
+    def _read(self) -> Iterator[Sample]:
+        """All samples of a tar or a Parquet file."""
+        shard = self._shard
         with _reading(shard.location, shard.name), _opened(shard.location, self._s3) as stream:
             if shard.kind == "tar":
                 yield from islice(self._groups.group(iter_members(stream, shard=shard.name)), shard.limit)

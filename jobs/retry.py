@@ -1,0 +1,108 @@
+"""``discernible retry`` as a function: the quarantined samples of a destination once more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DestinationError
+from .ledger import read_ledger
+from .plan import read_plan
+from .spec import resolve_location, resolve_weights
+
+if TYPE_CHECKING:
+    from ..pipeline.receipts import Totals
+    from ..pipeline.s3_client import S3Options
+
+__all__ = ["RetryResult", "retry"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryResult:
+    """``tried`` samples were in quarantine in ``shards`` shards; ``recovered`` of them are not any more.
+
+    ``quarantined_by_type`` counts those that still are, ``totals`` are over all committed shards.
+    """
+
+    destination: str
+    shards: int
+    tried: int
+    recovered: int
+    quarantined_by_type: Mapping[str, int]
+    totals: Totals
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "destination": self.destination,
+            "shards": self.shards,
+            "tried": self.tried,
+            "recovered": self.recovered,
+            "quarantined_by_type": dict(self.quarantined_by_type),
+            **self.totals.to_json(),
+        }
+
+
+def retry(
+    destination: str,
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    threads: int = 1,
+    s3: S3Options | None = None,
+    source_s3: S3Options | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> RetryResult:
+    """Try the quarantined samples again, here, with the options of the plan; what is converted now joins its shard.
+
+    ``weights`` names the plan's weights where they lie elsewhere now. ``s3`` and ``source_s3`` say how S3 is reached.
+
+    Raises:
+        DestinationError: there is no plan, shards are missing, or the weights are not those of the plan.
+        ShardError, StorageError, WeightsError: a shard is damaged, something cannot be read or written.
+    """
+    from ..pipeline.convert import ConvertConfig, ShardConverter
+    from ..pipeline.receipts import totals, write_index
+    from ..pipeline.retry import retry_shard
+    from ..pipeline.statistics import iter_rows
+    from ..pipeline.storage import open_storage
+
+    storage = open_storage(resolve_location(destination), s3)
+    plan = read_plan(storage)
+    if plan is None:
+        raise DestinationError(f"{destination} holds no conversion: give the folder that compress wrote to")
+    ledger = read_ledger(plan, storage)
+    if ledger.missing:
+        raise DestinationError(f"{len(ledger.missing)} shards are not converted yet; run compress to its end first")
+    receipts = {receipt.name: receipt for receipt in ledger.receipts}
+    affected = [shard for shard in plan.shards if receipts[shard.name].quarantined]
+    tried = sum(receipts[shard.name].quarantined for shard in affected)
+    if affected:
+        options = {**plan.options, "device": device, "threads": threads}
+        if weights is not None:
+            options["weights"] = resolve_weights(weights)
+        converter = ShardConverter(ConvertConfig.from_dict(options))
+        if converter.fingerprint != plan.fingerprint:
+            raise DestinationError(
+                f"the plan was made with the weights {plan.weights} ({plan.fingerprint}), these are "
+                f"{converter.fingerprint}; name the file with --weights"
+            )
+        for shard in affected:
+            before = receipts[shard.name]
+            after = retry_shard(converter, shard, storage, before, source_s3=source_s3)
+            receipts[shard.name] = after
+            report(f"{shard.name}: {before.quarantined - after.quarantined} of {before.quarantined} recovered")
+        write_index(storage, receipts.values(), dataset=plan.source)
+    left: dict[str, int] = {}
+    for _, row in iter_rows(storage, [receipt for receipt in receipts.values() if receipt.quarantined]):
+        if row.status == "quarantined":
+            left[row.error_type or "unknown"] = left.get(row.error_type or "unknown", 0) + 1
+    return RetryResult(
+        destination=storage.location,
+        shards=len(affected),
+        tried=tried,
+        recovered=tried - sum(left.values()),
+        quarantined_by_type=left,
+        totals=totals(receipts.values()),
+    )
