@@ -83,7 +83,7 @@ folders = ["photos"]                   # photographs to train on, searched throu
 # validation = "other-photos"          # to measure on; without it up to 8 photographs of the above are held out
 
 # "default" was trained for what networks see, and goes on so (pip install 'discernible[perception]'). To train for the
-# pixels alone, write start = "fidelity", and [objective.mse] with weight = 1.0 as the only term.
+# pixels alone, write start = "fidelity", and keep only mse with weight 1.0 and ms_ssim with weight 550.
 start = "default"                      # begin with these weights; leave it out to train from scratch
 learning_rate = 2.5e-4                 # from scratch: 1e-3
 minutes = 60                           # the clock ends the run …
@@ -109,11 +109,14 @@ network = "efficientnet-lite0"         # the network whose features are compared
 [objective.mse]
 weight = 0.1
 
+[objective.ms_ssim]
+weight = 500.0
+
 [objective.features]
 weight = 200.0
 share = 0.5                            # of each batch
 
 [objective.mmd]
-weight = 200.0
+weight = 800.0
 share = 0.5
 """
