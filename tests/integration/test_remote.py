@@ -52,6 +52,8 @@ def cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     environment["PATH"] = f"{ray.parent}:{environment['PATH']}"
     command = [ray, "start", "--head", "--block", "--node-ip-address=127.0.0.2", f"--port={free_port()}"]
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    # The agent takes the jobs. Its usual port may be that of another Ray on this machine.
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
     command += ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000", "--disable-usage-stats"]
     folder = tmp_path_factory.mktemp("ray")
     with (folder / "log").open("wb") as log, contextlib.ExitStack() as stack:
