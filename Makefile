@@ -32,8 +32,8 @@ test: $(VENV)/.installed-dev  ## all tests; PYTEST_ARGS="-k tar -x" narrows them
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 .PHONY: chaos
-chaos: $(VENV)/.installed-dev  ## only the tests that kill processes at random moments
-	$(BIN)/pytest -m chaos $(PYTEST_ARGS)
+chaos: $(VENV)/.installed-dev  ## only the tests that kill processes at random moments, long
+	DISCERNIBLE_CHAOS_SHARDS=200 DISCERNIBLE_CHAOS_KILLS=30 DISCERNIBLE_CHAOS_S3_SEEDS=3 $(BIN)/pytest -m chaos $(PYTEST_ARGS)
 
 .PHONY: format
 format: $(VENV)/.installed-dev  ## rewrite the sources in the project's format
