@@ -16,11 +16,14 @@ from .storage import Storage, open_storage
 if TYPE_CHECKING:
     from .receipts import Receipt
 
-__all__ = ["SCHEMA", "STATUSES", "SampleRow", "encode_rows", "iter_rows", "read_rows"]
+__all__ = ["KEPT", "SCHEMA", "STATUSES", "SampleRow", "encode_rows", "iter_rows", "read_rows"]
 
 Status = Literal["committed", "quarantined", "passthrough", "filtered"]
 
 STATUSES: tuple[Status, ...] = ("committed", "quarantined", "passthrough", "filtered")
+
+KEPT: tuple[Status, ...] = ("committed", "passthrough")
+"""The statuses of samples that are in the tar."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +95,8 @@ def _encodable(row: SampleRow) -> dict[str, object]:
 def read_rows(data: bytes, *, shard: str | None = None) -> list[SampleRow]:
     """The rows of a Parquet file that :func:`encode_rows` wrote. Raises ShardError when it is damaged."""
     try:
-        table = pq.read_table(io.BytesIO(data))
+        # Not read_table: its threads may outlive the call with a Python buffer and abort a process that ends meanwhile.
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         rows = [SampleRow(**row) for row in table.to_pylist()]
     except (pa.ArrowException, OSError, TypeError, ValueError) as exc:
         raise ShardError(f"the statistics are unreadable: {exc}", shard=shard) from exc

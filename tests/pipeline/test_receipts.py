@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,15 @@ def test_statistics_round_trip() -> None:
     for damaged in (b"", data[:50], data[:-9], b"PAR1" + bytes(99)):
         with pytest.raises(ShardError, match="unreadable"):
             read_rows(damaged, shard="x")
+
+
+def test_reading_statistics_leaves_no_threads_behind(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.parquet"
+    rows.write_bytes(encode_rows([SampleRow(key="a", status="filtered", source="x")]))
+    # Threads that outlive the reading abort a process that ends meanwhile.
+    script = (
+        "import os, sys, pathlib; from discernible.pipeline.statistics import read_rows\n"
+        "data = pathlib.Path(sys.argv[1]).read_bytes()\n"
+        "before = os.listdir('/proc/self/task'); read_rows(data); assert os.listdir('/proc/self/task') == before"
+    )
+    subprocess.run([sys.executable, "-c", script, rows], check=True)
