@@ -18,24 +18,20 @@ import typer
 
 from .. import __version__
 from ..errors import ConfigError, DiscernibleError
+from ..pipeline.s3_client import S3Options
 from .options import (
-    Anonymous,
     Destination,
     Device,
-    Endpoint,
     Json,
-    Profile,
     Quality,
-    Region,
-    RequesterPays,
-    SourceEndpoint,
-    SourceProfile,
-    SourceRegion,
+    S3Pair,
     Threads,
     Weights,
-    job_command,
+    expanded,
+    job_spec,
     s3_access,
-    s3_source,
+    s3_pair,
+    s3_write_access,
 )
 from .spec import JobSpec
 from .terminal import ExitCode, debugging, exit_code_of, print_error, print_json, print_result, progress_console
@@ -104,7 +100,7 @@ def demo(
 
 
 @app.command()
-@job_command
+@expanded(spec=job_spec)
 def plan(
     spec: JobSpec,
     pilot: Annotated[int, typer.Option(min=0, help="Images to convert for the estimate. 0: do not measure.")] = 24,
@@ -122,7 +118,7 @@ def plan(
 
 
 @app.command()
-@job_command
+@expanded(spec=job_spec)
 def compress(spec: JobSpec, tries: Tries = 3, progress: Progress = "auto", json: Json = False) -> ExitCode:
     """Convert images into shards of .dci streams. Run it again to go on after an interruption."""
     from .compress import compress as run
@@ -146,7 +142,7 @@ def compress(spec: JobSpec, tries: Tries = 3, progress: Progress = "auto", json:
 
 
 @app.command()
-@job_command
+@expanded(spec=job_spec)
 def submit(
     spec: JobSpec,
     address: Address = "http://127.0.0.1:8265",
@@ -225,19 +221,14 @@ def _show_logs(job: str, address: str, *, follow: bool, to_stderr: bool = False)
 
 
 @app.command()
+@expanded(s3=s3_pair)
 def verify(
     destination: Destination,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every stream as well.")] = False,
     device: Device = "cpu",
     threads: Threads = 0,
-    endpoint: Endpoint = None,
-    profile: Profile = None,
-    region: Region = None,
-    source_endpoint: SourceEndpoint = None,
-    source_profile: SourceProfile = None,
-    source_region: SourceRegion = None,
-    anonymous: Anonymous = False,
-    requester_pays: RequesterPays = False,
+    *,
+    s3: S3Pair,
     json: Json = False,
 ) -> ExitCode:
     """Check receipts, checksums, every stream's place, and that every source sample is accounted for."""
@@ -249,10 +240,8 @@ def verify(
         deep=deep,
         device=device,
         threads=_threads(threads),
-        s3=s3_access(endpoint, profile, region, anonymous, requester_pays),
-        source_s3=s3_source(
-            (source_endpoint, source_profile, source_region), (endpoint, profile, region), anonymous, requester_pays
-        ),
+        s3=s3.reading,
+        source_s3=s3.source,
     )
     if json:
         from dataclasses import asdict
@@ -266,6 +255,7 @@ def verify(
 
 
 @app.command()
+@expanded(s3=s3_pair)
 def retry(
     destination: Destination,
     weights: Annotated[
@@ -273,14 +263,8 @@ def retry(
     ] = None,
     device: Device = "auto",
     threads: Threads = 0,
-    endpoint: Endpoint = None,
-    profile: Profile = None,
-    region: Region = None,
-    source_endpoint: SourceEndpoint = None,
-    source_profile: SourceProfile = None,
-    source_region: SourceRegion = None,
-    anonymous: Anonymous = False,
-    requester_pays: RequesterPays = False,
+    *,
+    s3: S3Pair,
     json: Json = False,
 ) -> ExitCode:
     """Convert quarantined samples once more, after what was wrong with them is mended."""
@@ -292,10 +276,8 @@ def retry(
         weights=weights,
         device=device,
         threads=_threads(threads),
-        s3=s3_access(endpoint, profile, region),
-        source_s3=s3_source(
-            (source_endpoint, source_profile, source_region), (endpoint, profile, region), anonymous, requester_pays
-        ),
+        s3=s3.destination,
+        source_s3=s3.source,
         report=progress_console().print,
     )
     if json:
@@ -306,6 +288,7 @@ def retry(
 
 
 @app.command()
+@expanded(s3=s3_write_access)
 def decompress(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Folder that compress wrote to, or one of its tars.")],
     destination: Annotated[str, typer.Argument(metavar="DST", help="Folder for the images.")],
@@ -317,9 +300,8 @@ def decompress(
     ] = None,
     device: Device = "auto",
     threads: Threads = 0,
-    endpoint: Endpoint = None,
-    profile: Profile = None,
-    region: Region = None,
+    *,
+    s3: S3Options,
     json: Json = False,
 ) -> ExitCode:
     """Turn shards back into images, carried members included."""
@@ -328,7 +310,6 @@ def decompress(
     from .report import decompress_lines, decompress_table
     from .spec import resolve_location
 
-    s3 = s3_access(endpoint, profile, region)
     config = DecompressConfig(
         form=form, format=format, quality=quality, weights=weights, device=device, threads=_threads(threads)
     )
@@ -345,21 +326,18 @@ def decompress(
 
 
 @app.command()
+@expanded(s3=s3_access)
 def inspect(
     path: Annotated[
         str, typer.Argument(metavar="FILE|SHARD|FOLDER", help="A .dci file, a shard, or a converted folder.")
     ],
-    endpoint: Endpoint = None,
-    profile: Profile = None,
-    region: Region = None,
-    anonymous: Anonymous = False,
-    requester_pays: RequesterPays = False,
+    s3: S3Options,
     json: Json = False,
 ) -> None:
     """What a stream, a shard or a converted folder holds."""
     from .inspect import inspect_path
 
-    found = inspect_path(path, s3_access(endpoint, profile, region, anonymous, requester_pays))
+    found = inspect_path(path, s3)
     if json:
         print_json(found.to_json())
     else:

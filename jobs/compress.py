@@ -14,11 +14,12 @@ from .dispatch import Dispatcher, DispatchPolicy, ShardFailure, Task
 from .ledger import Ledger, read_ledger
 from .plan import Plan, freeze_plan, make_plan
 from .progress import Counts, Meter, NullDisplay, ProgressMode, announce, make_display
+from .quarantine import QuarantinedSample, quarantine_of
 from .signals import stop_on_signals
 from .spec import JobSpec
 
 if TYPE_CHECKING:
-    from ..pipeline.receipts import Receipt, Totals
+    from ..pipeline.receipts import Totals
     from ..pipeline.storage import Storage
     from .actors import ShardResult, WorkerInfo
     from .cluster import Layout
@@ -26,28 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["CompressResult", "CompressStatus", "QuarantinedSample", "compress"]
 
 CompressStatus = Literal["done", "quarantined", "failed", "interrupted"]
-_QUARANTINE_SHOWN = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuarantinedSample:
-    """One sample that was not converted, and why. ``source`` is its name in the source."""
-
-    shard: str
-    key: str
-    source: str
-    error_type: str
-    error: str
-
-    def to_json(self) -> dict[str, str]:
-        """As JSON values."""
-        return {
-            "shard": self.shard,
-            "key": self.key,
-            "source": self.source,
-            "error_type": self.error_type,
-            "error": self.error,
-        }
 
 
 # Stages that run in a pool of as many threads as a worker has cores; the others are one thread each.
@@ -169,7 +148,7 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
     if not after.missing:
         write_index(storage, after.receipts, dataset=plan.source)
     storage.sweep()
-    samples, by_type = _quarantine(storage, after.receipts)
+    samples, by_type = quarantine_of(storage, after.receipts)
     return CompressResult(
         status=_status(run, missing=len(after.missing), quarantined=sum(by_type.values())),
         plan_id=plan.plan_id,
@@ -333,26 +312,3 @@ def _status(run: _Run, *, missing: int, quarantined: int) -> CompressStatus:
     if missing:
         return "failed"
     return "quarantined" if quarantined else "done"
-
-
-def _quarantine(
-    storage: Storage, receipts: tuple[Receipt, ...]
-) -> tuple[tuple[QuarantinedSample, ...], dict[str, int]]:
-    """The first few quarantined samples, and how many there are of each error type."""
-    from ..pipeline.statistics import iter_rows
-
-    affected = [receipt for receipt in receipts if receipt.quarantined]
-    shown: list[QuarantinedSample] = []
-    by_type: dict[str, int] = {}
-    for shard, row in iter_rows(storage, affected):
-        if row.status != "quarantined":
-            continue
-        error_type = row.error_type or "unknown"
-        by_type[error_type] = by_type.get(error_type, 0) + 1
-        if len(shown) < _QUARANTINE_SHOWN:
-            shown.append(
-                QuarantinedSample(
-                    shard=shard, key=row.key, source=row.source, error_type=error_type, error=row.error or ""
-                )
-            )
-    return tuple(shown), by_type

@@ -132,8 +132,6 @@ class Dispatcher:
         self._done = 0
         self._failures: list[ShardFailure] = []
         self._deaths = 0
-        # Shards that wait for another try.
-        self._tried: set[str] = set()
         self._stop = threading.Event()
         self._warned_slow = False
 
@@ -232,7 +230,6 @@ class Dispatcher:
         self._deaths = 0
         if not self._queue.done(name, time.monotonic()):
             return
-        self._tried.discard(name)
         self._done += 1
         self._observer.shard_done(name, value)
         for other in self._workers:
@@ -275,16 +272,14 @@ class Dispatcher:
     def _retry_or_fail(self, task: Task, cause: Exception, *, again: bool, counts: bool = True) -> bool:
         """Whether this was the shard's first failed try."""
         message = cause.message if isinstance(cause, DiscernibleError) else _describe(cause)
+        first = not self._queue.is_tried_again(task.name)
         outcome = self._queue.failed(
             task.name, time.monotonic(), error=message, error_type=type(cause).__name__, again=again, counts=counts
         )
-        first = task.name not in self._tried
         if isinstance(outcome, ShardFailure):
-            self._tried.discard(task.name)
             self._failures.append(outcome)
             self._observer.shard_failed(outcome)
         elif outcome is not None:
-            self._tried.add(task.name)
             self._observer.shard_retry(task.name, message, outcome)
         return first
 

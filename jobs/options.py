@@ -1,7 +1,7 @@
-"""The options that commands share, and how those of a conversion job become one :class:`~.spec.JobSpec`.
+"""The options that commands share, and what they become.
 
-Typer reads a command's options from its signature. :func:`job_command` gives a function that takes a ``JobSpec`` the
-signature of a command with all options of a job, so that plan, compress and others cannot drift apart.
+Typer reads a command's options from its signature. :func:`expanded` gives a command, in the place of a parameter, all
+options that this parameter is made from, so that commands which need the same thing cannot drift apart.
 """
 
 from __future__ import annotations
@@ -10,35 +10,29 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from ..errors import ConfigError
-
-if typing.TYPE_CHECKING:
-    from ..pipeline.s3_client import S3Options
-    from .spec import JobSpec
+from ..pipeline.s3_client import S3Options
+from .spec import JobSpec, resolve_location
 
 __all__ = [
-    "Anonymous",
     "Destination",
     "Device",
-    "Endpoint",
     "Json",
-    "Profile",
     "Quality",
-    "Region",
-    "RequesterPays",
-    "SourceEndpoint",
-    "SourceProfile",
-    "SourceRegion",
+    "S3Pair",
     "Threads",
     "Weights",
+    "expanded",
     "job_arguments",
-    "job_command",
+    "job_spec",
     "s3_access",
-    "s3_source",
+    "s3_pair",
+    "s3_write_access",
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of text.")]
@@ -90,32 +84,85 @@ SourceRegion = Annotated[str | None, typer.Option(metavar="NAME", help="S3: regi
 
 
 def s3_access(
-    endpoint: str | None = None,
-    profile: str | None = None,
-    region: str | None = None,
-    anonymous: bool = False,
-    requester_pays: bool = False,
+    endpoint: Endpoint = None,
+    profile: Profile = None,
+    region: Region = None,
+    anonymous: Anonymous = False,
+    requester_pays: RequesterPays = False,
 ) -> S3Options:
-    """How S3 is reached. Raises ConfigError."""
-    from ..pipeline.s3_client import S3Options
-
+    """How S3 is reached for reading. Raises ConfigError."""
     return S3Options(
         endpoint=endpoint, profile=profile, region=region, anonymous=anonymous, requester_pays=requester_pays
     )
 
 
-def s3_source(
-    own: tuple[str | None, str | None, str | None],
-    other: tuple[str | None, str | None, str | None],
-    anonymous: bool,
-    requester_pays: bool,
-) -> S3Options:
-    """How S3 is reached for a source: by its ``own`` endpoint, profile and region, or by those of the destination."""
-    endpoint, profile, region = (mine or theirs for mine, theirs in zip(own, other, strict=True))
-    return s3_access(endpoint, own[1] if anonymous else profile, region, anonymous, requester_pays)
+def s3_write_access(endpoint: Endpoint = None, profile: Profile = None, region: Region = None) -> S3Options:
+    """How S3 is reached for writing as well; only reading is ever anonymous, or paid for by the reader."""
+    return s3_access(endpoint, profile, region)
 
 
-def _job(
+class S3Pair(NamedTuple):
+    """How S3 is reached for a destination, and for its source."""
+
+    destination: S3Options
+    source: S3Options
+
+    @property
+    def reading(self) -> S3Options:
+        """For a destination that is only read. Raises ConfigError."""
+        return replace(self.destination, anonymous=self.source.anonymous, requester_pays=self.source.requester_pays)
+
+
+def s3_pair(
+    endpoint: Endpoint = None,
+    profile: Profile = None,
+    region: Region = None,
+    source_endpoint: SourceEndpoint = None,
+    source_profile: SourceProfile = None,
+    source_region: SourceRegion = None,
+    anonymous: Anonymous = False,
+    requester_pays: RequesterPays = False,
+) -> S3Pair:
+    """How S3 is reached for a destination and its source, which is elsewhere where its own options say so."""
+    own_profile = source_profile or (None if anonymous else profile)
+    source = s3_access(source_endpoint or endpoint, own_profile, source_region or region, anonymous, requester_pays)
+    return S3Pair(s3_write_access(endpoint, profile, region), source)
+
+
+def expanded(**builders: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command, in the place of a parameter, the options of the function that makes its value from them."""
+
+    def expand(command: Callable[..., Any]) -> Callable[..., Any]:
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in _annotated(command).items():
+            parameters += _annotated(builders[name]).values() if name in builders else [parameter]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> Any:
+            made = {
+                name: build(**{option: values.pop(option) for option in inspect.signature(build).parameters})
+                for name, build in builders.items()
+            }
+            return command(**values, **made)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return expand
+
+
+def _annotated(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a function, to be given by name, with their annotations as objects, which Typer needs."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    return {
+        name: parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(function).parameters.items()
+    }
+
+
+@expanded(s3=s3_pair)
+def job_spec(
     source: Source,
     destination: Destination,
     quality: Quality = 50,
@@ -138,68 +185,40 @@ def _job(
     workers: Workers = None,
     cpus_per_worker: CpusPerWorker = None,
     gpus_per_worker: GpusPerWorker = None,
-    endpoint: Endpoint = None,
-    profile: Profile = None,
-    region: Region = None,
-    source_endpoint: SourceEndpoint = None,
-    source_profile: SourceProfile = None,
-    source_region: SourceRegion = None,
-    anonymous: Anonymous = False,
-    requester_pays: RequesterPays = False,
-) -> dict[str, Any]:
-    """The fields of a JobSpec."""
-    return {
-        "source": source,
-        "destination": destination,
-        "quality": quality,
-        "weights": weights,
-        "shard_size": shard_size,
-        "limit": limit,
-        "include": tuple(include or ()),
-        "image_member": image_member,
-        "image_column": image_column,
-        "missing_image": missing_image,
-        "max_pixels": max_pixels,
-        "background": _colour(background),
-        "animated": animated,
-        "measure_psnr": psnr,
-        "min_psnr": min_psnr,
-        "min_size": min_size,
-        "resize": resize,
-        "passthrough_smaller": passthrough_smaller,
-        "device": device,
-        "workers": workers,
-        "cpus_per_worker": cpus_per_worker,
-        "gpus_per_worker": gpus_per_worker,
-        "source_s3": s3_source(
-            (source_endpoint, source_profile, source_region), (endpoint, profile, region), anonymous, requester_pays
-        ),
-        # Only reading is ever anonymous, or paid for by the reader.
-        "destination_s3": s3_access(endpoint, profile, region),
-    }
-
-
-def job_command(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command that takes a job's options, and gives ``command`` a JobSpec as its first argument."""
-    shared = inspect.signature(_job).parameters
-    hints = typing.get_type_hints(_job, include_extras=True) | typing.get_type_hints(command, include_extras=True)
-    own = list(inspect.signature(command).parameters.values())[1:]
-    parameters = [value.replace(annotation=hints[name]) for name, value in shared.items()]
-    parameters += [value.replace(annotation=hints[value.name]) for value in own]
-
-    @functools.wraps(command)
-    def run(**values: Any) -> Any:
-        return command(_spec(_job(**{name: values.pop(name) for name in shared})), **values)
-
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {value.name: value.annotation for value in parameters}
-    return run
+    *,
+    s3: S3Pair,
+) -> JobSpec:
+    """The JobSpec of a job's options. Raises ConfigError."""
+    return JobSpec(
+        source=source,
+        destination=destination,
+        quality=quality,
+        weights=weights,
+        shard_size=shard_size,
+        limit=limit,
+        include=tuple(include or ()),
+        image_member=image_member,
+        image_column=image_column,
+        missing_image=missing_image,
+        max_pixels=max_pixels,
+        background=_colour(background),
+        animated=animated,
+        measure_psnr=psnr,
+        min_psnr=min_psnr,
+        min_size=min_size,
+        resize=resize,
+        passthrough_smaller=passthrough_smaller,
+        device=device,
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        source_s3=s3.source,
+        destination_s3=s3.destination,
+    )
 
 
 def job_arguments(spec: JobSpec) -> list[str]:
     """The command line arguments that give this JobSpec again, ``tries`` included; weights stay as they are named."""
-    from .spec import JobSpec, resolve_location
-
     plain = JobSpec(source=spec.source, destination=spec.destination)
     arguments = [resolve_location(spec.source), resolve_location(spec.destination)]
     for name in (
@@ -241,12 +260,6 @@ def job_arguments(spec: JobSpec) -> list[str]:
     if source.requester_pays:
         arguments.append("--requester-pays")
     return arguments
-
-
-def _spec(fields: dict[str, Any]) -> JobSpec:
-    from .spec import JobSpec
-
-    return JobSpec(**fields)
 
 
 def _colour(text: str) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DestinationError
 from .ledger import read_ledger
 from .plan import read_plan
+from .quarantine import quarantine_of
 from .spec import resolve_location, resolve_weights
 
 if TYPE_CHECKING:
@@ -65,7 +66,6 @@ def retry(
     from ..pipeline.convert import ConvertConfig, ShardConverter
     from ..pipeline.receipts import totals, write_index
     from ..pipeline.retry import retry_shard
-    from ..pipeline.statistics import iter_rows
     from ..pipeline.storage import open_storage
 
     storage = open_storage(resolve_location(destination), s3)
@@ -94,10 +94,7 @@ def retry(
             receipts[shard.name] = after
             report(f"{shard.name}: {before.quarantined - after.quarantined} of {before.quarantined} recovered")
         write_index(storage, receipts.values(), dataset=plan.source)
-    left: dict[str, int] = {}
-    for _, row in iter_rows(storage, [receipt for receipt in receipts.values() if receipt.quarantined]):
-        if row.status == "quarantined":
-            left[row.error_type or "unknown"] = left.get(row.error_type or "unknown", 0) + 1
+    _, left = quarantine_of(storage, receipts.values())
     return RetryResult(
         destination=storage.location,
         shards=len(affected),

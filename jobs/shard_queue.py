@@ -74,6 +74,7 @@ class _Running:
     task: Task
     tries: int
     started: float
+    again: bool
     copies: int = 1
 
 
@@ -113,13 +114,13 @@ class ShardQueue:
         """The shard to do now, or None when there is none at the moment."""
         if self._waiting and self._waiting[0].ready_at <= now:
             again = heapq.heappop(self._waiting)
-            return self._start(again.task, again.tries, now)
+            return self._start(again.task, again.tries, now, again=True)
         if self.available(len(self._waiting) + 1) > len(self._waiting):
-            return self._start(self._ahead.popleft(), 0, now)
+            return self._start(self._ahead.popleft(), 0, now, again=False)
         return None if self._waiting else self._straggler(now)
 
-    def _start(self, task: Task, tries: int, now: float) -> Task:
-        self._running[task.name] = _Running(task, tries, now)
+    def _start(self, task: Task, tries: int, now: float, *, again: bool) -> Task:
+        self._running[task.name] = _Running(task, tries, now, again)
         return task
 
     def _straggler(self, now: float) -> Task | None:
@@ -140,6 +141,11 @@ class ShardQueue:
     def is_wanted(self, name: str) -> bool:
         """Whether a shard is in work and not done yet."""
         return name in self._running
+
+    def is_tried_again(self, name: str) -> bool:
+        """Whether a shard in work has waited for another try."""
+        running = self._running.get(name)
+        return running is not None and running.again
 
     def done(self, name: str, now: float) -> bool:
         """A shard is committed; False when it was already, by its other copy."""

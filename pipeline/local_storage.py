@@ -13,21 +13,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import StorageError
-from .storage import Entry, Staged, Storage
+from .storage import Entry, Staged, Storage, storage_errors
 
 __all__ = ["LocalStorage"]
 
 _PART = ".part"
 _MAX_NAME = 200
 _LOCK = ".commit.lock"
-
-
-@contextmanager
-def _storage_errors(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise StorageError(f"{doing}: {exc.strerror or exc}") from exc
 
 
 class _LocalStaged(Staged):
@@ -54,7 +46,7 @@ class _LocalStaged(Staged):
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
-        with _storage_errors(f"cannot write {self._path}"):
+        with storage_errors(f"cannot write {self._path}"):
             view = memoryview(data)
             while view:
                 view = view[self._file.write(view) :]
@@ -96,17 +88,17 @@ class LocalStorage(Storage):
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading."""
-        with _storage_errors(f"cannot open {name} in {self.location}"):
+        with storage_errors(f"cannot open {name} in {self.location}"):
             return self.path(name).open("rb")
 
     def read(self, name: str) -> bytes:
         """The whole file."""
-        with _storage_errors(f"cannot read {name} in {self.location}"):
+        with storage_errors(f"cannot read {name} in {self.location}"):
             return self.path(name).read_bytes()
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """The files below the folder whose relative path starts with ``prefix``."""
-        with _storage_errors(f"cannot list {self.location}"):
+        with storage_errors(f"cannot list {self.location}"):
             if not self.root.is_dir():
                 return
             found = []
@@ -122,29 +114,29 @@ class LocalStorage(Storage):
 
     def size(self, name: str) -> int:
         """Size of a file in bytes."""
-        with _storage_errors(f"cannot look at {name} in {self.location}"):
+        with storage_errors(f"cannot look at {name} in {self.location}"):
             return self.path(name).stat().st_size
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
-        with _storage_errors(f"cannot look at {name} in {self.location}"):
+        with storage_errors(f"cannot look at {name} in {self.location}"):
             return self.path(name).is_file()
 
     def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Write a file beside, then rename it."""
-        with self._staged(name, data) as staged, _storage_errors(f"cannot write {name} in {self.location}"):
+        with self._staged(name, data) as staged, storage_errors(f"cannot write {name} in {self.location}"):
             staged.publish(_replace, durable=durable)
 
     def publish(self, staged: Staged) -> None:
         """Rename a temporary to its final name."""
-        with _storage_errors(f"cannot write {staged.name} in {self.location}"):
+        with storage_errors(f"cannot write {staged.name} in {self.location}"):
             _ours(staged).publish(_replace)
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Write a file beside, then link it to its name unless that is taken."""
         with (
             self._staged(name, data) as staged,
-            _storage_errors(f"cannot write {name} in {self.location}"),
+            storage_errors(f"cannot write {name} in {self.location}"),
             self._one_at_a_time(self.path(name)),
         ):
             return self._seal(staged)
@@ -152,7 +144,7 @@ class LocalStorage(Storage):
     def stage(self, name: str) -> _LocalStaged:
         """Start a hidden temporary beside the final name."""
         target = self.path(name)
-        with _storage_errors(f"cannot write {name} in {self.location}"):
+        with storage_errors(f"cannot write {name} in {self.location}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             return _LocalStaged(target, name)
 
@@ -162,7 +154,7 @@ class LocalStorage(Storage):
         with ExitStack() as stack:
             last = stack.enter_context(self._staged(name, data))
             files = [_ours(staged), *(stack.enter_context(self._staged(*other)) for other in others)]
-            with _storage_errors(f"cannot commit {name} in {self.location}"), self._one_at_a_time(self.path(name)):
+            with storage_errors(f"cannot commit {name} in {self.location}"), self._one_at_a_time(self.path(name)):
                 if self.exists(name):
                     return False
                 for each in files:
@@ -208,7 +200,7 @@ class LocalStorage(Storage):
 
     def delete(self, name: str) -> None:
         """Unlink a file."""
-        with _storage_errors(f"cannot delete {name} in {self.location}"):
+        with storage_errors(f"cannot delete {name} in {self.location}"):
             self.path(name).unlink(missing_ok=True)
 
     def sweep(self, prefix: str = "") -> int:

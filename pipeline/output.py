@@ -82,66 +82,45 @@ class ShardOutput:
             STREAM_EXTENSION if name == extension else name: stream if name == extension else content
             for name, content in sample.members.items()
         }
-        offset = self._append(sample.key, members)[STREAM_EXTENSION][0]
-        pixels = (facts.height or 0) * (facts.width or 0)
-        self._pixels += pixels
-        self._bytes_in += facts.bytes_in or 0
-        self._bytes_out += len(stream)
-        self._bytes_carried += sum(map(len, members.values())) - len(stream)
-        self._record(
-            facts,
-            SampleRow(
-                key=sample.key,
-                status="committed",
-                source=_source(sample, extension),
-                format=facts.format,
-                width=facts.width,
-                height=facts.height,
-                bytes_in=facts.bytes_in,
-                bytes_out=len(stream),
-                quality=quality,
-                bpp=8 * len(stream) / pixels,
-                psnr=psnr,
-                notes="; ".join(facts.notes),
-                stream_offset=offset,
-            ),
+        row = SampleRow(
+            key=sample.key,
+            status="committed",
+            source=_source(sample, extension),
+            format=facts.format,
+            width=facts.width,
+            height=facts.height,
+            bytes_in=facts.bytes_in,
+            bytes_out=len(stream),
+            quality=quality,
+            bpp=8 * len(stream) / ((facts.height or 0) * (facts.width or 0)),
+            psnr=psnr,
+            notes="; ".join(facts.notes),
         )
+        self._keep(row, members, facts.bytes_read)
 
     def pass_through(self, sample: Sample, facts: SampleFacts) -> None:
         """Append a sample as it is; the notes of ``facts`` may say why."""
-        self._append(sample.key, sample.members)
-        self._bytes_carried += sum(map(len, sample.members.values()))
-        self._record(
-            facts,
-            SampleRow(key=sample.key, status="passthrough", source=sample.source, notes="; ".join(facts.notes)),
-        )
+        row = SampleRow(key=sample.key, status="passthrough", source=sample.source, notes="; ".join(facts.notes))
+        self._keep(row, sample.members, facts.bytes_read)
 
     def leave_out(self, sample: Sample, facts: SampleFacts, extension: str, reason: CodecError | PipelineError) -> None:
         """Leave a sample out, and record why: filtered when that was asked for, else quarantined."""
-        self._record(
-            facts,
-            SampleRow(
-                key=sample.key,
-                status="filtered" if isinstance(reason, ImageFilteredError) else "quarantined",
-                source=_source(sample, extension),
-                error_type=type(reason).__name__,
-                error=reason.message,
-                bytes_in=facts.bytes_in,
-            ),
+        row = SampleRow(
+            key=sample.key,
+            status="filtered" if isinstance(reason, ImageFilteredError) else "quarantined",
+            source=_source(sample, extension),
+            error_type=type(reason).__name__,
+            error=reason.message,
+            bytes_in=facts.bytes_in,
         )
+        self._record(row, facts.bytes_read)
 
     def copy(self, row: SampleRow, sample: Sample) -> None:
         """Take over a sample from another shard with its row; ``sample`` has no members where the row keeps none."""
-        stream = sample.members.get(STREAM_EXTENSION) if row.status == "committed" else None
         if sample.members:
-            spans = self._append(sample.key, sample.members)
-            self._bytes_carried += sum(map(len, sample.members.values())) - len(stream or b"")
-            if stream is not None:
-                self._pixels += (row.height or 0) * (row.width or 0)
-                self._bytes_in += row.bytes_in or 0
-                self._bytes_out += len(stream)
-                row = replace(row, stream_offset=spans[STREAM_EXTENSION][0])
-        self._record(SampleFacts(row.bytes_in or 0), row)
+            self._keep(row, sample.members, row.bytes_in or 0)
+        else:
+            self._record(row, row.bytes_in or 0)
 
     def progress(self) -> ShardProgress:
         """The counts so far."""
@@ -184,13 +163,22 @@ class ShardOutput:
         )
         return receipt if sealed else None
 
-    def _append(self, key: str, members: Mapping[str, bytes]) -> dict[str, tuple[int, int]]:
-        span = self._tar.add(key, members)
-        self._index.append(SampleIndex(key, span.offset, span.size))
-        return span.data
+    def _keep(self, row: SampleRow, members: Mapping[str, bytes], bytes_read: int) -> None:
+        """Append a sample's members to the tar and its row, which learns where the stream lies."""
+        span = self._tar.add(row.key, members)
+        self._index.append(SampleIndex(row.key, span.offset, span.size))
+        self._bytes_carried += sum(map(len, members.values()))
+        stream = members.get(STREAM_EXTENSION) if row.status == "committed" else None
+        if stream is not None:
+            self._pixels += (row.height or 0) * (row.width or 0)
+            self._bytes_in += row.bytes_in or 0
+            self._bytes_out += len(stream)
+            self._bytes_carried -= len(stream)
+            row = replace(row, stream_offset=span.data[STREAM_EXTENSION][0])
+        self._record(row, bytes_read)
 
-    def _record(self, facts: SampleFacts, row: SampleRow) -> None:
-        self._bytes_read += facts.bytes_read
+    def _record(self, row: SampleRow, bytes_read: int) -> None:
+        self._bytes_read += bytes_read
         self._counts[row.status] += 1
         self._rows.append(row)
 

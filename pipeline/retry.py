@@ -20,7 +20,7 @@ from .output import ShardOutput
 from .receipts import Receipt
 from .samples import Sample
 from .shards import iter_tar_samples
-from .statistics import SampleRow, read_rows
+from .statistics import KEPT, SampleRow, read_rows
 
 if TYPE_CHECKING:
     from .convert import ShardConverter
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from .storage import Storage
 
 __all__ = ["retry_shard"]
-
-_KEPT = ("committed", "passthrough")
 
 
 def retry_shard(
@@ -80,7 +78,7 @@ def retry_shard(
 
 
 def _copy(row: SampleRow, samples: Iterator[Sample], output: ShardOutput) -> None:
-    sample = next(samples, None) if row.status in _KEPT else Sample(row.key)
+    sample = next(samples, None) if row.status in KEPT else Sample(row.key)
     if sample is None or sample.key != row.key or sample.fault is not None:
         raise ShardError("the tar does not hold what the statistics say; run verify", key=row.key)
     output.copy(row, sample)

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -80,10 +80,6 @@ class S3Options:
             raise ConfigError("range_bytes must be at least 1, ahead at least 0")
         if self.part_bytes < 5 * _MIB:
             raise ConfigError(f"part_bytes must be at least 5 MiB, which S3 asks for, not {self.part_bytes}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types; ``S3Options(**data)`` reads it back."""
-        return asdict(self)
 
     @property
     def payer(self) -> Mapping[str, str]:

@@ -206,12 +206,16 @@ class S3Storage(Storage):
         packed = self._read_or_none(bundle) if attempt else None
         if packed is None:
             return False
-        *others, last = _unpack(packed)[1]
+        self._write(bundle, _unpack(packed)[1])
+        return True
+
+    def _write(self, bundle: str, objects: Sequence[tuple[str, bytes]]) -> None:
+        """Write the objects of a bundle, the seal last, and remove it."""
+        *others, seal = objects
         for name, data in others:
             self.put(name, data)
-        self.put_if_absent(*last)
+        self.put_if_absent(*seal)
         self.delete(bundle)
-        return True
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -225,21 +229,18 @@ class S3Storage(Storage):
         """
         removed = 0
         folder, slash, start = prefix.rpartition("/")
-        for bundle in tuple(self._all(f"{folder}{slash}{_PENDING}/{start}")):
-            key = bundle.name
-            seal, _, attempt = key.replace(f"{_PENDING}/", "").rpartition(".")
-            first = self._first_of(key)
-            found = None if first is None else self._head(first)
+        for entry in tuple(self._all(f"{folder}{slash}{_PENDING}/{start}")):
+            bundle = entry.name
+            seal, _, attempt = bundle.replace(f"{_PENDING}/", "").rpartition(".")
+            packed = self._read_or_none(bundle)
+            first, objects = ("", []) if packed is None else _unpack(packed)
+            found = self._head(first) if first else None
             if found is not None and found.attempt == attempt:
-                self._finish(seal, attempt)
+                self._write(bundle, objects)
             elif self.exists(seal):
-                self.delete(key)
+                self.delete(bundle)
                 removed += 1
         return removed + self._abort_uploads(prefix)
-
-    def _first_of(self, bundle: str) -> str | None:
-        packed = self._read_or_none(bundle)
-        return None if packed is None else _unpack(packed)[0]
 
     def _abort_uploads(self, prefix: str) -> int:
         """Abort uploads of tars whose receipt is there."""

@@ -33,7 +33,7 @@ from .s3_client import S3Options
 from .samples import Sample
 from .shards import TarGroups, count_tar_samples
 from .source_files import ARCHIVES, FoundFile, find_files, list_entries
-from .storage import Storage, is_remote, local_path, open_storage, split_location
+from .storage import Storage, is_remote, local_path, open_storage, split_location, storage_errors
 from .tarfiles import iter_members
 
 __all__ = [
@@ -157,7 +157,7 @@ def open_source(
     text = os.fspath(location)
     patterns = (include,) if isinstance(include, str) else tuple(include or ("*",))
     opening = _Opening(shard_size, limit, patterns, image_column, s3)
-    with _reading(text):
+    with storage_errors(f"cannot read {text}"):
         files = find_files(text, s3)
         return opening.folder(text) if files is None else opening.files(text, files)
 
@@ -193,7 +193,7 @@ class SampleStream:
     def _read(self) -> Iterator[Sample]:
         """All samples of a tar or a Parquet file."""
         shard = self._shard
-        with _reading(shard.location, shard.name), _opened(shard.location, self._s3) as stream:
+        with _opened(shard.location, self._s3, shard=shard.name) as stream:
             if shard.kind == "tar":
                 yield from islice(self._groups.group(iter_members(stream, shard=shard.name)), shard.limit)
                 return
@@ -219,7 +219,7 @@ def iter_keys(shard: SourceShard, s3: S3Options | None = None) -> Iterator[str]:
             raise StorageError(f"there is no folder {shard.location}", shard=shard.name)
         yield from (file.key for file in shard.files)
         return
-    with _reading(shard.location, shard.name), _opened(shard.location, s3) as stream:
+    with _opened(shard.location, s3, shard=shard.name) as stream:
         if shard.kind == "tar":
             members = iter_members(stream, shard=shard.name, data=False)
             yield from (sample.key for sample in islice(TarGroups(shard.name).group(members), shard.limit))
@@ -232,17 +232,9 @@ def iter_keys(shard: SourceShard, s3: S3Options | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def _reading(location: str, shard: str | None = None) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise StorageError(f"cannot read {location}: {exc.strerror or exc}", shard=shard) from exc
-
-
-@contextmanager
-def _opened(location: str, s3: S3Options | None) -> Iterator[BinaryIO]:
+def _opened(location: str, s3: S3Options | None, *, shard: str | None = None) -> Iterator[BinaryIO]:
     parent, name = split_location(location)
-    with open_storage(parent, s3).open(name) as stream:
+    with storage_errors(f"cannot read {location}", shard=shard), open_storage(parent, s3).open(name) as stream:
         yield stream
 
 

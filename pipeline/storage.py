@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -20,7 +21,7 @@ from ..errors import StorageError
 if TYPE_CHECKING:
     from .s3_client import S3Options
 
-__all__ = ["Entry", "Staged", "Storage", "is_remote", "local_path", "open_storage", "split_location"]
+__all__ = ["Entry", "Staged", "Storage", "is_remote", "local_path", "open_storage", "split_location", "storage_errors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,15 @@ class Storage(ABC):
     @abstractmethod
     def read(self, name: str) -> bytes:
         """The whole object. Raises StorageError when it is missing or unreadable."""
+
+
+@contextmanager
+def storage_errors(doing: str, *, shard: str | None = None) -> Iterator[None]:
+    """Turn what the operating system raises into StorageError with ``doing`` (what failed) and the reason."""
+    try:
+        yield
+    except OSError as exc:
+        raise StorageError(f"{doing}: {exc.strerror or exc}", shard=shard) from exc
 
 
 def is_remote(location: str | os.PathLike[str]) -> bool:

@@ -20,7 +20,7 @@ from .s3_client import S3Options
 from .samples import STREAM_EXTENSION
 from .shards import TarGroups
 from .sources import SourceShard, iter_keys
-from .statistics import STATUSES, SampleRow, read_rows
+from .statistics import KEPT, STATUSES, SampleRow, read_rows
 from .storage import Storage, open_storage
 from .tarfiles import TarMember, iter_members
 
@@ -228,7 +228,7 @@ class _Checker:
         poorer = next((row.key for row in committed if (row.quality or 0) < receipt.quality), None)
         if poorer is not None:
             self.problem(name, "counts", f"the receipt says quality {receipt.quality}, the statistics less", poorer)
-        kept = [row.key for row in rows if row.status in ("committed", "passthrough")]
+        kept = [row.key for row in rows if row.status in KEPT]
         if kept != [entry.key for entry in receipt.index]:
             self.problem(name, "index", "the receipt's index and the statistics list different samples")
         return rows

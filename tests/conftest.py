@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import secrets
@@ -16,7 +15,6 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from types import ModuleType
     from typing import Any
 
     from numpy.typing import NDArray
@@ -123,15 +121,9 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def proxy(s3_server: str) -> Callable[..., Any]:
     """Makes faulty proxies before the S3 server."""
-    name = "discernible_tests_s3_proxy"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "tests" / "s3_proxy.py")
-        assert spec
-        assert spec.loader
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    module: ModuleType = sys.modules[name]
-    return lambda **options: module.FaultyProxy(s3_server, **options)
+    from .s3_proxy import FaultyProxy
+
+    return lambda **options: FaultyProxy(s3_server, **options)
 
 
 @pytest.fixture

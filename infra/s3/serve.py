@@ -108,9 +108,9 @@ def _free_ports(count: int) -> list[int]:
     """Free ports whose twins are free as well."""
     found: list[int] = []
     while len(found) < count:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            number = first.getsockname()[1] % 20_000 + 20_000
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            number = probe.getsockname()[1] % 20_000 + 20_000
         with socket.socket() as first, socket.socket() as second, contextlib.suppress(OSError):
             first.bind(("127.0.0.1", number))
             second.bind(("127.0.0.1", number + _GRPC_OFFSET))
