@@ -17,13 +17,29 @@ from .cluster import Layout
 
 if TYPE_CHECKING:
     from ..pipeline.convert import ShardConverter, ShardProgress
+    from ..pipeline.receipts import ReceiptHead
     from ..pipeline.s3_client import S3Options
-    from ..pipeline.sources import SourceShard
+    from ..pipeline.source_shard import SourceShard
     from ..pipeline.storage import Storage
 
-__all__ = ["ConversionWorker", "ShardResult", "WorkerInfo", "actor_factory"]
+__all__ = ["ConversionWorker", "ShardResult", "Work", "WorkerInfo", "actor_factory"]
 
 _STARTED = (0, 0, 0, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What all shards of a job have in common.
+
+    ``config`` is the JSON form of a ``ConvertConfig``, ``fingerprint`` that of the plan's weights; ``source_s3`` says
+    how S3 is reached for the source.
+    """
+
+    config: Mapping[str, Any]
+    fingerprint: str
+    plan_id: str
+    destination: Storage
+    source_s3: S3Options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +54,9 @@ class WorkerInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """The counts of a committed shard (the receipt has them too), its source's bytes, and busy seconds by stage."""
+    """What became of a shard, its source's bytes, and busy seconds by stage."""
 
-    samples: int
-    quarantined: int
-    bytes_in: int
-    bytes_out: int
+    receipt: ReceiptHead
     bytes_source: int
     seconds: Mapping[str, float]
 
@@ -53,11 +66,10 @@ class _Stopped(Exception):
 
 
 class ConversionWorker:
-    """Runs inside the actor. ``config`` is the JSON form of a ``ConvertConfig``, ``fingerprint`` that of the plan."""
+    """Runs inside the actor."""
 
-    def __init__(self, config: Mapping[str, Any], fingerprint: str) -> None:
-        self._config = dict(config)
-        self._fingerprint = fingerprint
+    def __init__(self, work: Work) -> None:
+        self._work = work
         self._converter: ShardConverter | None = None
         self._progress: tuple[int, ...] = _STARTED
         self._shard: str | None = None
@@ -65,33 +77,33 @@ class ConversionWorker:
 
     def setup(self) -> WorkerInfo:
         """Load the weights. Raises what the codec raises when they cannot be loaded, or are not those of the plan."""
-        threads = int(self._config["threads"])
+        threads = int(self._work.config["threads"])
         # Libraries read these once, when they are first imported, which is inside this method.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
             os.environ[name] = str(threads)
         from ..pipeline.convert import ConvertConfig, ShardConverter
 
-        self._converter = ShardConverter(ConvertConfig.from_dict(self._config))
-        if self._converter.fingerprint != self._fingerprint:
+        self._converter = ShardConverter(ConvertConfig.from_dict(dict(self._work.config)))
+        if self._converter.fingerprint != self._work.fingerprint:
             raise WeightsMismatchError(
-                f"the plan was made with the weights {self._fingerprint}, but a worker found "
-                f"{self._converter.fingerprint} as {self._config['weights']}; install the same weights on every node"
+                f"the plan was made with the weights {self._work.fingerprint}, but a worker found "
+                f"{self._converter.fingerprint} as {self._work.config['weights']}; install the same weights on every "
+                "node"
             )
         node = ray.util.get_node_ip_address()
         return WorkerInfo(device=_device_name(self._converter), threads=threads, node=node, pid=os.getpid())
 
-    def convert(self, shard: SourceShard, source_s3: S3Options, destination: Storage, plan_id: str) -> ShardResult:
+    def convert(self, shard: SourceShard) -> ShardResult:
         """Convert one shard and commit it; raises the pipeline's errors when it cannot be."""
         if self._converter is None:
             raise JobError("convert was called before setup", shard=shard.name)
         self._progress = _STARTED
         self._shard = shard.name
-        receipt = self._converter.convert(shard, destination, plan_id, self._on_progress, source_s3=source_s3)
+        receipt = self._converter.convert(
+            shard, self._work.destination, self._work.plan_id, self._on_progress, source_s3=self._work.source_s3
+        )
         return ShardResult(
-            samples=receipt.samples,
-            quarantined=receipt.quarantined,
-            bytes_in=receipt.bytes_in,
-            bytes_out=receipt.bytes_out,
+            receipt=receipt.head(),
             bytes_source=shard.bytes,
             seconds={name: float(value) for name, value in asdict(self._converter.timings).items()},
         )
@@ -116,7 +128,7 @@ class ConversionWorker:
         )
 
 
-def actor_factory(config: Mapping[str, Any], fingerprint: str, layout: Layout) -> Callable[[], Any]:
+def actor_factory(work: Work, layout: Layout) -> Callable[[], Any]:
     """A function that starts one more actor with what ``layout`` reserves for each.
 
     No restarts by Ray: the dispatcher replaces dead actors itself, because it has to know which shard died with them.
@@ -129,7 +141,7 @@ def actor_factory(config: Mapping[str, Any], fingerprint: str, layout: Layout) -
         # One for convert; the others answer progress and stop meanwhile.
         max_concurrency=3,
     )
-    return lambda: actor_class.remote(dict(config), fingerprint)
+    return lambda: actor_class.remote(work)
 
 
 def _device_name(converter: ShardConverter) -> str:

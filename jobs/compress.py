@@ -133,24 +133,26 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
         JobError: Ray cannot be started or reached.
         StorageError: the destination cannot be read or written.
     """
-    from ..pipeline.receipts import totals, write_index
+    from ..pipeline.receipts import write_index
 
     started = time.monotonic()
     plan = make_plan(spec)
     storage = spec.open_destination()
     freeze_plan(plan, storage)
     storage.sweep()
-    before = read_ledger(plan, storage)
+    ledger = read_ledger(plan, storage)
+    resumed = len(ledger.receipts)
     run = _Run(stages={})
-    if before.missing:
-        run = _dispatch(spec, storage, plan, before, progress, console or Console(stderr=True))
-    after = read_ledger(plan, storage)
-    if not after.missing:
-        write_index(storage, after.receipts, dataset=plan.source)
+    if ledger.left:
+        run = _dispatch(spec, storage, plan, ledger, progress, console or Console(stderr=True))
+        # Another run may be at work on the same shards.
+        ledger.refresh()
+    if not ledger.left:
+        write_index(storage, ledger.receipts, dataset=plan.source)
     storage.sweep()
-    samples, by_type = quarantine_of(storage, after.receipts)
+    samples, by_type = quarantine_of(storage, ledger.receipts)
     return CompressResult(
-        status=_status(run, missing=len(after.missing), quarantined=sum(by_type.values())),
+        status=_status(run, missing=ledger.left, quarantined=sum(by_type.values())),
         plan_id=plan.plan_id,
         source=plan.source,
         destination=storage.location,
@@ -158,9 +160,9 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
         weights=plan.weights,
         fingerprint=plan.fingerprint,
         shards=len(plan.shards),
-        resumed=len(before.receipts),
+        resumed=resumed,
         converted=run.converted,
-        totals=totals(after.receipts),
+        totals=ledger.receipts.totals(),
         failures=run.failures,
         quarantined=samples,
         quarantined_by_type=by_type,
@@ -180,7 +182,7 @@ def _dispatch(
     progress: ProgressMode,
     console: Console,
 ) -> _Run:
-    from .actors import actor_factory
+    from .actors import Work, actor_factory
     from .cluster import choose_layout, ray_session
 
     wished = (spec.workers or 1) * (spec.cpus_per_worker or 1)
@@ -191,21 +193,24 @@ def _dispatch(
             cpus=session.cpus,
             gpus=session.gpus,
             shards=len(plan.shards),
-            left=len(ledger.missing),
+            left=ledger.left,
             workers=spec.workers,
             cpus_per_worker=spec.cpus_per_worker,
             gpus_per_worker=spec.gpus_per_worker,
             use_gpus=spec.device != "cpu",
         )
         device = "cpu" if spec.device == "auto" and not layout.gpus else spec.device
-        config = spec.convert_config(threads=layout.cpus, device=device).to_dict()
-        display = _Recorder(make_display(_meter(plan, ledger), console, progress))
+        work = Work(
+            config=spec.convert_config(threads=layout.cpus, device=device).to_dict(),
+            fingerprint=plan.fingerprint,
+            plan_id=plan.plan_id,
+            destination=storage,
+            source_s3=spec.source_s3,
+        )
+        display = _Recorder(make_display(_meter(plan, ledger), console, progress), ledger)
         dispatcher = Dispatcher(
-            actor_factory(config, plan.fingerprint, layout),
-            (
-                Task(name=shard.name, arguments=(shard, spec.source_s3, storage, plan.plan_id))
-                for shard in ledger.missing
-            ),
+            actor_factory(work, layout),
+            (Task(name=shard.name, arguments=(shard,)) for shard in ledger.missing()),
             DispatchPolicy(workers=layout.workers, tries=spec.tries),
             display,
         )
@@ -223,10 +228,11 @@ def _dispatch(
 
 
 class _Recorder:
-    """Passes everything on to a display, and keeps what the result needs."""
+    """Passes everything on to a display, and keeps what the ledger and the result need."""
 
-    def __init__(self, shown: NullDisplay) -> None:
+    def __init__(self, shown: NullDisplay, ledger: Ledger) -> None:
         self.shown = shown
+        self._ledger = ledger
         self.stages: dict[str, float] = {}
         self.device: str | None = None
         self._ready_at: float | None = None
@@ -245,6 +251,7 @@ class _Recorder:
 
     def shard_done(self, shard: str, result: ShardResult) -> None:
         self._done_at = time.monotonic()
+        self._ledger.add(result.receipt)
         for stage, seconds in result.seconds.items():
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
         self.shown.shard_done(shard, result)
@@ -266,17 +273,18 @@ class _Recorder:
 
 
 def _meter(plan: Plan, ledger: Ledger) -> Meter:
-    committed = {receipt.name for receipt in ledger.receipts}
+    before = ledger.receipts.totals()
+    bytes_left = sum(shard.bytes for shard in ledger.missing())
     return Meter(
-        shards_left=len(ledger.missing),
-        bytes_left=sum(shard.bytes for shard in ledger.missing),
-        shards_before=len(ledger.receipts),
+        shards_left=ledger.left,
+        bytes_left=bytes_left,
+        shards_before=before.shards,
         before=Counts(
-            samples=sum(receipt.samples for receipt in ledger.receipts),
-            quarantined=sum(receipt.quarantined for receipt in ledger.receipts),
-            bytes_in=sum(receipt.bytes_in for receipt in ledger.receipts),
-            bytes_out=sum(receipt.bytes_out for receipt in ledger.receipts),
-            bytes_read=sum(shard.bytes for shard in plan.shards if shard.name in committed),
+            samples=before.samples,
+            quarantined=before.quarantined,
+            bytes_in=before.bytes_in,
+            bytes_out=before.bytes_out,
+            bytes_read=plan.bytes - bytes_left,
         ),
         samples_total=plan.samples,
         read_progress=_read_progress,
@@ -285,7 +293,7 @@ def _meter(plan: Plan, ledger: Ledger) -> Meter:
 
 
 def _left_words(plan: Plan, ledger: Ledger) -> str:
-    left, total = len(ledger.missing), len(plan.shards)
+    left, total = ledger.left, len(plan.shards)
     return f"{total} shard{'s' if total != 1 else ''}" if left == total else f"{left} of {total} shards"
 
 
@@ -298,10 +306,10 @@ def _read_progress(value: tuple[int, int, int, int, int]) -> Counts:
 
 def _read_result(value: ShardResult) -> Counts:
     return Counts(
-        samples=value.samples,
-        quarantined=value.quarantined,
-        bytes_in=value.bytes_in,
-        bytes_out=value.bytes_out,
+        samples=value.receipt.samples,
+        quarantined=value.receipt.quarantined,
+        bytes_in=value.receipt.bytes_in,
+        bytes_out=value.receipt.bytes_out,
         bytes_read=value.bytes_source,
     )
 

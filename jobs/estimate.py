@@ -10,17 +10,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .cluster import Layout, choose_layout, usable_cores
-from .ledger import read_ledger
+from .ledger import Ledger
 from .plan import Plan, check_destination, make_plan
 from .spec import JobSpec
 
 if TYPE_CHECKING:
     from ..pipeline.convert import ShardConverter, ShardProgress
     from ..pipeline.receipts import Receipt
-    from ..pipeline.sources import SourceShard
+    from ..pipeline.source_shard import SourceShard
+
 
 __all__ = ["Estimate", "Pilot", "estimate"]
 
@@ -136,23 +138,23 @@ def estimate(
     tell(f"listing {spec.source}")
     plan = make_plan(spec)
     storage = spec.open_destination()
-    missing: tuple[SourceShard, ...] = plan.shards
+    ledger = Ledger(plan, storage)
     if check_destination(plan, storage):
-        missing = read_ledger(plan, storage).missing
+        ledger.refresh()
     layout = choose_layout(
         cpus=usable_cores(),
         gpus=_gpus_here() if spec.device != "cpu" else 0,
         shards=len(plan.shards),
-        left=len(missing),
+        left=ledger.left,
         workers=spec.workers,
         cpus_per_worker=spec.cpus_per_worker,
         gpus_per_worker=spec.gpus_per_worker,
         use_gpus=spec.device != "cpu",
     )
     pilot = None
-    if pilot_samples and missing:
+    if pilot_samples and ledger.left:
         tell(f"measuring up to {pilot_samples} images")
-        pilot = run_pilot(spec, plan, missing, layout, pilot_samples)
+        pilot = run_pilot(spec, plan, ledger, layout, pilot_samples)
     return Estimate(
         plan_id=plan.plan_id,
         source=plan.source,
@@ -162,9 +164,9 @@ def estimate(
         fingerprint=plan.fingerprint,
         quality=spec.quality,
         shards=len(plan.shards),
-        shards_done=len(plan.shards) - len(missing),
+        shards_done=len(ledger.receipts),
         bytes=plan.bytes,
-        bytes_left=sum(shard.bytes for shard in missing),
+        bytes_left=sum(shard.bytes for shard in ledger.missing()),
         ignored=plan.ignored,
         samples=plan.samples,
         layout=layout,
@@ -172,8 +174,8 @@ def estimate(
     )
 
 
-def run_pilot(spec: JobSpec, plan: Plan, shards: tuple[SourceShard, ...], layout: Layout, samples: int) -> Pilot | None:
-    """Convert up to ``samples`` samples, taken from all over a folder or from the start of the middle tar.
+def run_pilot(spec: JobSpec, plan: Plan, ledger: Ledger, layout: Layout, samples: int) -> Pilot | None:
+    """Convert some samples that are still to do, taken from all over a folder or from the start of the middle tar.
 
     One sample is converted before the clock starts: compiling and loading happen once in a job and measure nothing.
     """
@@ -181,9 +183,9 @@ def run_pilot(spec: JobSpec, plan: Plan, shards: tuple[SourceShard, ...], layout
 
     converter = ShardConverter(spec.convert_config(threads=layout.cpus))
     with tempfile.TemporaryDirectory(prefix="discernible-pilot-") as folder:
-        _convert(converter, spec, _excerpt(shards, _WARM_UP_SAMPLES), f"{folder}/warm-up", plan.plan_id)
+        _convert(converter, spec, _excerpt(ledger, _WARM_UP_SAMPLES), f"{folder}/warm-up", plan.plan_id)
         started = time.monotonic()
-        receipt, read = _convert(converter, spec, _excerpt(shards, samples), f"{folder}/pilot", plan.plan_id)
+        receipt, read = _convert(converter, spec, _excerpt(ledger, samples), f"{folder}/pilot", plan.plan_id)
         seconds = time.monotonic() - started
     if not receipt.samples:
         return None
@@ -212,13 +214,13 @@ def _convert(
     return receipt, read
 
 
-def _excerpt(shards: tuple[SourceShard, ...], samples: int) -> SourceShard:
-    if shards[0].kind == "folder":
-        files = [file for shard in shards for file in shard.files]
-        step = max(1, len(files) // samples)
-        chosen = tuple(files[step // 2 :: step][:samples])
-        return replace(shards[0], name="pilot", files=chosen, samples=len(chosen))
-    middle = shards[len(shards) // 2]
+def _excerpt(ledger: Ledger, samples: int) -> SourceShard:
+    middle = next(islice(ledger.missing(), ledger.left // 2, None))
+    if middle.kind == "folder":
+        step = max(1, sum(len(shard.files) for shard in ledger.missing()) // samples)
+        files = (file for shard in ledger.missing() for file in shard.files)
+        chosen = tuple(islice(files, step // 2, step // 2 + samples * step, step))
+        return replace(middle, name="pilot", files=chosen, samples=len(chosen))
     limit = samples if middle.limit is None else min(samples, middle.limit)
     return replace(middle, name="pilot", limit=limit, samples=None)
 

@@ -19,7 +19,7 @@ from .text import format_bytes, format_count
 
 if TYPE_CHECKING:
     from ..codec import StreamInfo
-    from ..pipeline.receipts import Receipt, Totals
+    from ..pipeline.receipts import Receipt, ReceiptHead, Totals
     from ..pipeline.s3_client import S3Options
     from ..pipeline.storage import Storage
 
@@ -149,7 +149,7 @@ class FolderFacts:
     quality: int | None
     weights: str | None
     fingerprint: str | None
-    receipts: tuple[Receipt, ...]
+    receipts: tuple[ReceiptHead, ...]
     totals: Totals
     missing: int
     indexed: bool
@@ -281,17 +281,19 @@ def _inspect_sample(key: str, members: dict[str, bytes], fault: str | None) -> S
 
 
 def _inspect_folder(path: str, storage: Storage) -> FolderFacts:
-    from ..pipeline.receipts import list_receipts, totals
+    from ..pipeline.receipts import read_heads, receipt_names
+    from ..pipeline.tables import ReceiptTable
 
     plan = read_plan(storage)
     if plan is None:
-        receipts = tuple(list_receipts(storage).values())
-        if not receipts:
+        table = ReceiptTable(read_heads(storage, receipt_names(storage)))
+        if not table:
             raise DestinationError(f"{path} is no folder that compress wrote to: it has neither plan.json nor receipts")
         missing = 0
     else:
         ledger = read_ledger(plan, storage)
-        receipts, missing = ledger.receipts, len(ledger.missing)
+        table, missing = ledger.receipts, ledger.left
+    receipts = tuple(table)
     first = receipts[0] if receipts else None
     options = plan.options if plan else {}
     return FolderFacts(
@@ -302,13 +304,13 @@ def _inspect_folder(path: str, storage: Storage) -> FolderFacts:
         weights=plan.weights if plan else first.weights if first else None,
         fingerprint=plan.fingerprint if plan else first.fingerprint if first else None,
         receipts=receipts,
-        totals=totals(receipts),
+        totals=table.totals(),
         missing=missing,
         indexed=storage.exists(INDEX_NAME),
     )
 
 
-def _receipt_json(receipt: Receipt) -> dict[str, Any]:
+def _receipt_json(receipt: ReceiptHead) -> dict[str, Any]:
     return {
         "name": receipt.name,
         "plan_id": receipt.plan_id,

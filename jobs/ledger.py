@@ -5,53 +5,71 @@ A tar without a receipt is the leftover of an interrupted run and counts for not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import DestinationError
 from .plan import Plan
 
 if TYPE_CHECKING:
-    from ..pipeline.receipts import Receipt
-    from ..pipeline.sources import SourceShard
+    from ..pipeline.receipts import ReceiptHead
+    from ..pipeline.source_shard import SourceShard
     from ..pipeline.storage import Storage
 
 __all__ = ["Ledger", "read_ledger"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """The state of a destination: receipts in the order of the plan, and the shards that still have none."""
+    """The state of a destination: the receipts that are known, and the shards of the plan that have none."""
 
-    receipts: tuple[Receipt, ...]
-    missing: tuple[SourceShard, ...]
+    def __init__(self, plan: Plan, storage: Storage) -> None:
+        from ..pipeline.tables import ReceiptTable
+
+        self._plan = plan
+        self._storage = storage
+        self.receipts = ReceiptTable()
+
+    def refresh(self) -> None:
+        """Read the receipts that are there and not known yet.
+
+        Raises:
+            DestinationError: a receipt belongs to another plan, or to a shard that the plan does not have.
+            ShardError: a receipt is damaged.
+            StorageError: a receipt cannot be read.
+        """
+        from ..pipeline.receipts import read_heads, receipt_names
+
+        unknown = (name for name in receipt_names(self._storage) if name not in self.receipts)
+        for receipt in read_heads(self._storage, unknown):
+            self.add(receipt)
+
+    def add(self, receipt: ReceiptHead) -> None:
+        """Count a shard as done. Raises DestinationError when it is none of the plan's."""
+        name, plan_id, location = receipt.name, self._plan.plan_id, self._storage.location
+        if receipt.plan_id != plan_id:
+            raise DestinationError(
+                f"the receipt {name}.json in {location} belongs to the plan {receipt.plan_id}, not to {plan_id}; "
+                f"move {name}.* elsewhere, or choose another destination",
+                shard=name,
+            )
+        if not self._plan.shards.has(name):
+            raise DestinationError(
+                f"{location} holds the shard {name}, which the plan does not have; move {name}.* elsewhere", shard=name
+            )
+        self.receipts.put(receipt)
+
+    @property
+    def left(self) -> int:
+        """How many shards have no receipt."""
+        return len(self._plan.shards) - len(self.receipts)
+
+    def missing(self) -> Iterator[SourceShard]:
+        """The shards without a receipt, in the order of the plan; some may get theirs meanwhile."""
+        return (shard for shard in self._plan.shards if shard.name not in self.receipts)
 
 
 def read_ledger(plan: Plan, storage: Storage) -> Ledger:
-    """Compare the receipts in ``storage`` with ``plan``.
-
-    Raises:
-        DestinationError: a receipt belongs to another plan, or to a shard that the plan does not have.
-        ShardError: a receipt is damaged.
-        StorageError: a receipt cannot be read.
-    """
-    from ..pipeline.receipts import list_receipts
-
-    found = list_receipts(storage)
-    for name, receipt in found.items():
-        if receipt.plan_id != plan.plan_id:
-            raise DestinationError(
-                f"the receipt {name}.json in {storage.location} belongs to the plan {receipt.plan_id}, not to "
-                f"{plan.plan_id}; move {name}.* elsewhere, or choose another destination",
-                shard=name,
-            )
-    strangers = sorted(found.keys() - {shard.name for shard in plan.shards})
-    if strangers:
-        raise DestinationError(
-            f"{storage.location} holds shards that the plan does not have: {', '.join(strangers[:3])}"
-            f"{', …' if len(strangers) > 3 else ''}; move them elsewhere"
-        )
-    return Ledger(
-        receipts=tuple(found[shard.name] for shard in plan.shards if shard.name in found),
-        missing=tuple(shard for shard in plan.shards if shard.name not in found),
-    )
+    """The state of the destination of ``plan``. Raises as :meth:`Ledger.refresh` does."""
+    ledger = Ledger(plan, storage)
+    ledger.refresh()
+    return ledger

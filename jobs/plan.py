@@ -1,26 +1,30 @@
-"""The plan: which source shards become which output shards under which options, frozen as ``plan.json``.
+"""The plan: which source shards become which output shards under which options, frozen in the destination.
 
-``plan.json`` is the first file a job writes into its destination. A later run with the same plan id goes on where
-the first one stopped; a run that would produce other bytes is refused before it touches anything.
+``plan.shards.jsonl.gz`` (a line of JSON a shard) and ``plan.json`` (all else, and the SHA-256 of those lines) are the
+first files a job writes into its destination, the latter last and exclusively. A later run with the same plan id goes
+on where the first one stopped; a run that would produce other bytes is refused before it touches anything.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from ..errors import DestinationError, SourceError
+from ..errors import DestinationError, PipelineError, SourceError, StorageError
 from .spec import JobSpec, plan_identity, resolve_weights
 
 if TYPE_CHECKING:
-    from ..pipeline.sources import SourceShard
-    from ..pipeline.storage import Storage
+    from ..pipeline.storage import Staged, Storage
+    from ..pipeline.tables import ShardTable
 
 __all__ = [
     "INDEX_NAME",
     "PLAN_NAME",
+    "SHARDS_NAME",
     "Plan",
     "check_destination",
     "freeze_plan",
@@ -30,10 +34,12 @@ __all__ = [
 ]
 
 PLAN_NAME = "plan.json"
+SHARDS_NAME = "plan.shards.jsonl.gz"
 INDEX_NAME = "index.json"
 _FORMAT = "discernible-plan"
 _VERSION = 1
 _SHOWN = 3
+_LONGEST_LINE = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +56,18 @@ class Plan:
     weights: str
     fingerprint: str
     options: Mapping[str, Any]
-    shards: tuple[SourceShard, ...]
+    shards: ShardTable
     ignored: int = 0
 
     @property
     def bytes(self) -> int:
         """Bytes of the source files."""
-        return sum(shard.bytes for shard in self.shards)
+        return self.shards.bytes
 
     @property
     def samples(self) -> int | None:
         """How many samples the source has; None when that is known only after reading."""
-        counts = [shard.samples for shard in self.shards]
-        return None if any(count is None for count in counts) else sum(count or 0 for count in counts)
+        return self.shards.samples
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``plan.json``."""
@@ -73,7 +78,13 @@ class Plan:
             "source": {"kind": self.kind, "location": self.source},
             "weights": {"name": self.weights, "fingerprint": self.fingerprint},
             "options": dict(self.options),
-            "shards": [shard.to_dict() for shard in self.shards],
+            "shards": {
+                "file": SHARDS_NAME,
+                "count": len(self.shards),
+                "samples": self.samples,
+                "bytes": self.bytes,
+                "sha256": self.shards.digest,
+            },
         }
 
 
@@ -94,7 +105,7 @@ def make_plan(spec: JobSpec) -> Plan:
         source=source.location,
         options=options,
         weights=fingerprint,
-        shards=[shard.to_dict() for shard in source.shards],
+        shards=source.shards.digest,
     )
     return Plan(
         plan_id=identity,
@@ -123,11 +134,9 @@ def read_plan(storage: Storage) -> Plan | None:
     """The plan frozen in a destination, or None when there is none.
 
     Raises:
-        DestinationError: ``plan.json`` is there but damaged or not ours.
+        DestinationError: a plan is there but damaged or not ours.
         StorageError: it cannot be read.
     """
-    from ..pipeline.sources import SourceShard
-
     if not storage.exists(PLAN_NAME):
         return None
     try:
@@ -143,7 +152,7 @@ def read_plan(storage: Storage) -> Plan | None:
             weights=str(document["weights"]["name"]),
             fingerprint=str(document["weights"]["fingerprint"]),
             options=dict(document["options"]),
-            shards=tuple(SourceShard.from_dict(shard) for shard in document["shards"]),
+            shards=_read_shards(storage, str(document["shards"]["sha256"])),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{error!s} is missing" if isinstance(error, KeyError) else str(error)
@@ -176,8 +185,13 @@ def freeze_plan(plan: Plan, storage: Storage) -> bool:
     """
     if check_destination(plan, storage):
         return True
-    if storage.put_if_absent(PLAN_NAME, _to_bytes(plan)):
-        return False
+    staged = storage.stage(SHARDS_NAME)
+    try:
+        _write_shards(plan.shards, staged)
+        if storage.commit(staged, [], (PLAN_NAME, _to_bytes(plan))):
+            return False
+    finally:
+        staged.discard()
     # Another run froze its plan between our look and our write: then that one counts.
     if not check_destination(plan, storage):
         raise DestinationError(f"{PLAN_NAME} in {storage.location} came and went: is another job at work there?")
@@ -188,15 +202,56 @@ def _to_bytes(plan: Plan) -> bytes:
     return (json.dumps(plan.to_json(), indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
+class _Appending:
+    """What a compressor needs of a file."""
+
+    def __init__(self, staged: Staged) -> None:
+        self.write = staged.write
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+
+def _write_shards(shards: ShardTable, staged: Staged) -> None:
+    # No name and no time: the same plan gives the same bytes.
+    with gzip.GzipFile(filename="", mode="wb", mtime=0, fileobj=cast("BinaryIO", _Appending(staged))) as file:
+        for line in shards.lines():
+            file.write(line)
+
+
+def _read_shards(storage: Storage, digest: str) -> ShardTable:
+    """The shards of a plan. Raises ValueError when they are not those that ``digest`` is of."""
+    from ..pipeline.source_shard import SourceShard
+    from ..pipeline.tables import ShardTable
+
+    def lines() -> Iterator[bytes]:
+        with storage.open(SHARDS_NAME) as stream, gzip.open(stream, "rb") as file:
+            while line := file.readline(_LONGEST_LINE):
+                yield line
+
+    try:
+        shards = ShardTable(SourceShard.from_dict(json.loads(line)) for line in lines())
+    except (gzip.BadGzipFile, EOFError, zlib.error, PipelineError) as error:
+        if isinstance(error, StorageError):
+            raise
+        raise ValueError(f"{SHARDS_NAME} is damaged: {error}") from error
+    if shards.digest != digest:
+        raise ValueError(f"{SHARDS_NAME} holds other shards than it was made with")
+    return shards
+
+
 def _refuse_foreign_files(storage: Storage) -> None:
     found = []
     for entry in storage.list():
+        # A run that was killed at its very start has left no more than the shards of its plan.
+        if entry.name == SHARDS_NAME:
+            continue
         found.append(entry.name)
         if len(found) > _SHOWN:
             break
     if not found:
         return
-    names = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
+    names = ", ".join(sorted(found)[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
     raise DestinationError(
         f"{storage.location} holds files but no {PLAN_NAME}, so it was not made by discernible ({names}); "
         "choose an empty or new folder"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..pipeline.receipts import Receipt
+    from ..pipeline.receipts import ReceiptHead
     from ..pipeline.storage import Storage
 
 __all__ = ["QuarantinedSample", "quarantine_of"]
@@ -37,12 +37,12 @@ class QuarantinedSample:
 
 
 def quarantine_of(
-    storage: Storage, receipts: Iterable[Receipt]
+    storage: Storage, receipts: Iterable[ReceiptHead]
 ) -> tuple[tuple[QuarantinedSample, ...], dict[str, int]]:
     """The first few quarantined samples, and how many there are of each error type."""
     from ..pipeline.statistics import iter_rows
 
-    affected = [receipt for receipt in receipts if receipt.quarantined]
+    affected = (receipt for receipt in receipts if receipt.quarantined)
     shown: list[QuarantinedSample] = []
     by_type: dict[str, int] = {}
     for shard, row in iter_rows(storage, affected):

@@ -64,7 +64,7 @@ def retry(
         ShardError, StorageError, WeightsError: a shard is damaged, something cannot be read or written.
     """
     from ..pipeline.convert import ConvertConfig, ShardConverter
-    from ..pipeline.receipts import totals, write_index
+    from ..pipeline.receipts import write_index
     from ..pipeline.retry import retry_shard
     from ..pipeline.storage import open_storage
 
@@ -73,12 +73,11 @@ def retry(
     if plan is None:
         raise DestinationError(f"{destination} holds no conversion: give the folder that compress wrote to")
     ledger = read_ledger(plan, storage)
-    if ledger.missing:
-        raise DestinationError(f"{len(ledger.missing)} shards are not converted yet; run compress to its end first")
-    receipts = {receipt.name: receipt for receipt in ledger.receipts}
-    affected = [shard for shard in plan.shards if receipts[shard.name].quarantined]
-    tried = sum(receipts[shard.name].quarantined for shard in affected)
-    if affected:
+    if ledger.left:
+        raise DestinationError(f"{ledger.left} shards are not converted yet; run compress to its end first")
+    tried = ledger.receipts.totals().quarantined
+    affected = 0
+    if tried:
         options = {**plan.options, "device": device, "threads": threads}
         if weights is not None:
             options["weights"] = resolve_weights(weights)
@@ -88,18 +87,19 @@ def retry(
                 f"the plan was made with the weights {plan.weights} ({plan.fingerprint}), these are "
                 f"{converter.fingerprint}; name the file with --weights"
             )
-        for shard in affected:
-            before = receipts[shard.name]
-            after = retry_shard(converter, shard, storage, before, source_s3=source_s3)
-            receipts[shard.name] = after
-            report(f"{shard.name}: {before.quarantined - after.quarantined} of {before.quarantined} recovered")
-        write_index(storage, receipts.values(), dataset=plan.source)
-    _, left = quarantine_of(storage, receipts.values())
+        for before in ledger.receipts:
+            if before.quarantined and (shard := plan.shards.find(before.name)):
+                after = retry_shard(converter, shard, storage, before, source_s3=source_s3)
+                ledger.receipts.put(after)
+                affected += 1
+                report(f"{shard.name}: {before.quarantined - after.quarantined} of {before.quarantined} recovered")
+        write_index(storage, ledger.receipts, dataset=plan.source)
+    _, left = quarantine_of(storage, ledger.receipts)
     return RetryResult(
         destination=storage.location,
-        shards=len(affected),
+        shards=affected,
         tried=tried,
         recovered=tried - sum(left.values()),
         quarantined_by_type=left,
-        totals=totals(receipts.values()),
+        totals=ledger.receipts.totals(),
     )

@@ -158,11 +158,11 @@ class JobSpec:
         )
 
 
-def plan_identity(*, source: str, options: Mapping[str, Any], weights: str, shards: object) -> str:
+def plan_identity(*, source: str, options: Mapping[str, Any], weights: str, shards: str) -> str:
     """16 hex digits over everything that decides the output.
 
     ``source`` is the resolved location, ``options`` what shapes the output of a worker, ``weights`` the fingerprint and
-    ``shards`` the JSON form of the source shards.
+    ``shards`` the digest of the table of source shards.
     """
     document = {
         "format": OUTPUT_FORMAT,

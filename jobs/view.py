@@ -225,7 +225,8 @@ def _originals(group: _Group, given: str | None) -> dict[str, bytes]:
 
 def _search(location: str, group: _Group) -> Iterator[tuple[str, bytes]]:
     from ..pipeline.samples import is_image_extension
-    from ..pipeline.sources import SourceShard, iter_samples, open_source
+    from ..pipeline.source_shard import SourceShard
+    from ..pipeline.sources import iter_samples, open_source
 
     path = Path(location)
     if path.is_file() and is_image_extension(path.suffix.removeprefix(".")):

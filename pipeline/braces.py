@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
 
 from ..errors import SourceError
 
@@ -19,7 +20,7 @@ def has_braces(pattern: str) -> bool:
     return any("," in group or _RANGE.fullmatch(group) for group in _GROUP.findall(pattern))
 
 
-def expand_braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> Iterator[str]:
     """All names that a pattern stands for, in order, the last group varying fastest.
 
     ``{a..b}`` counts from a to b, up or down, keeping leading zeros; ``{x,y,z}`` lists. Groups do not nest; a group
@@ -32,7 +33,7 @@ def expand_braces(pattern: str) -> list[str]:
         total *= len(names)
         _bounded(total, pattern)
         choices.append(names)
-    return ["".join(parts) for parts in itertools.product(*choices)]
+    return map("".join, itertools.product(*choices))
 
 
 def _choices(group: str, pattern: str) -> list[str]:

@@ -27,7 +27,8 @@ from .output import SampleFacts, ShardOutput, ShardProgress
 from .pixels import DecodedImage, PixelPolicy, decode_pixels
 from .receipts import Receipt, SourceRef, read_receipt
 from .samples import Sample, choose_image
-from .sources import SampleStream, SourceShard
+from .source_shard import SourceShard
+from .sources import SampleStream
 from .stages import Channel, Stages, Stopwatch
 from .storage import Storage, open_storage
 
@@ -170,8 +171,7 @@ class ShardConverter:
         """
         storage = open_storage(destination)
         try:
-            # First, because it may complete what a writer that died had all but committed.
-            storage.sweep(f"{shard.name}.")
+            storage.complete(f"{shard.name}.json")
             done = _committed(storage, shard.name, plan_id)
             if done is not None:
                 return done

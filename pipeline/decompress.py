@@ -6,7 +6,7 @@ decoded is reported and does not stop the rest; its carried members are restored
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,12 +17,13 @@ import numpy.typing as npt
 
 from ..errors import CodecError, ConfigError, DiscernibleError, PipelineError, SourceError, WeightsMismatchError
 from .grouping import BatchComposer
-from .receipts import Receipt, list_receipts, read_receipt
+from .receipts import ReceiptHead, read_heads, read_receipt, receipt_names
 from .restore import FilesOutput, ImageFormat, TarOutput, encode_image, restored_extensions
 from .samples import STREAM_EXTENSION, Sample
 from .shards import iter_tar_samples
 from .stages import Channel, Stages
 from .storage import Storage, is_remote, local_path, open_storage, split_location
+from .tables import ReceiptTable
 
 if TYPE_CHECKING:
     from ..codec import Codec, Latents
@@ -99,7 +100,7 @@ class DecompressReport:
 class _Shard:
     name: str
     tar: str
-    receipt: Receipt | None
+    receipt: ReceiptHead | None
 
 
 def decompress(
@@ -117,29 +118,30 @@ def decompress(
     In a folder that has receipts only tars with one are taken. Raises SourceError when there is nothing to restore,
     WeightsError when the weights are not there or not those of the shards, StorageError and ShardError.
     """
-    storage, shards = _find(source, s3)
-    restorer = _Restorer(storage, open_storage(destination, s3), config or DecompressConfig(), len(shards), progress)
+    storage, count, shards = _find(source, s3)
+    restorer = _Restorer(storage, open_storage(destination, s3), config or DecompressConfig(), count, progress)
     for shard in shards:
         restorer.restore(shard)
     return restorer.report()
 
 
-def _find(source: str, s3: S3Options | None) -> tuple[Storage, list[_Shard]]:
+def _find(source: str, s3: S3Options | None) -> tuple[Storage, int, Iterable[_Shard]]:
+    """The storage, how many shards there are, and those."""
     if source.lower().endswith(".tar") and (is_remote(source) or local_path(source).is_file()):
         parent, tar = split_location(source)
         storage = open_storage(parent, s3)
         name = tar[: -len(".tar")]
-        return storage, [_Shard(name, tar, read_receipt(storage, name))]
+        return storage, 1, [_Shard(name, tar, read_receipt(storage, name))]
     if not is_remote(source) and not local_path(source).is_dir():
         raise SourceError(f"{source} is neither a folder of shards nor a .tar")
     storage = open_storage(source, s3)
-    receipts = list_receipts(storage)
+    receipts = ReceiptTable(read_heads(storage, receipt_names(storage)))
     if receipts:
-        return storage, [_Shard(name, receipt.tar.name, receipt) for name, receipt in receipts.items()]
-    tars = [entry.name for entry in storage.list() if entry.name.endswith(".tar") and "/" not in entry.name]
+        return storage, len(receipts), (_Shard(receipt.name, receipt.tar.name, receipt) for receipt in receipts)
+    tars = sorted(entry.name for entry in storage.list() if entry.name.endswith(".tar") and "/" not in entry.name)
     if not tars:
         raise SourceError(f"there are no shards in {source}")
-    return storage, [_Shard(name.removesuffix(".tar"), name, None) for name in tars]
+    return storage, len(tars), [_Shard(name.removesuffix(".tar"), name, None) for name in tars]
 
 
 @dataclass(slots=True)

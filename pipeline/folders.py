@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from ..errors import SampleFormatError, StorageError
 from .samples import Sample, escape_key, is_image_extension
+from .scratch import Scratch, pack_name, unpack_name
 from .storage import Entry, Storage
 
-__all__ = ["FolderListing", "ListedFile", "SourceFile", "list_folder"]
+__all__ = ["FolderListing", "ListedFile", "SourceFile"]
 
 _CARRIED = re.compile(r"[A-Za-z0-9_+-]+")
 
@@ -47,56 +50,80 @@ class ListedFile:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
 class FolderListing:
-    """The samples of a folder, sorted by path, and how many other files there are."""
+    """The samples among the files of a folder, sorted by the path of their image. ``ignored`` counts other files.
 
-    files: list[ListedFile]
-    ignored: int
+    ``image`` is asked whether the image at a relative path is wanted, ``archive`` whether a file is an archive that is;
+    those are listed apart, and belong to a sample all the same where they share its stem.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        image: Callable[[str], bool],
+        archive: Callable[[str], bool] = lambda path: False,
+    ) -> None:
+        self._scratch = Scratch(
+            "CREATE TABLE file (stem BLOB, path BLOB, size INTEGER, role TEXT, archive BOOLEAN)",
+            "CREATE TABLE sample (path BLOB, key TEXT, paths TEXT, size INTEGER)",
+        )
+        insert = "INSERT INTO file VALUES (?, ?, ?, ?, ?)"
+        self._scratch.run_for_all(insert, (_file_row(entry, image, archive) for entry in entries))
+        self._scratch.run("CREATE INDEX by_stem ON file (stem, role, path)")
+        self._scratch.run_for_all("INSERT INTO sample VALUES (?, ?, ?, ?)", self._samples())
+        self._scratch.run("CREATE INDEX by_path ON sample (path)")
+        self._count = self._number("SELECT COUNT(*) FROM sample")
+        self.ignored = self._number(
+            "SELECT COUNT(*) FROM file WHERE role = '' OR (role = 'carried' AND NOT EXISTS "
+            "(SELECT 1 FROM file AS other WHERE other.stem = file.stem AND other.role = 'image'))"
+        )
+
+    def archives(self) -> Iterator[Entry]:
+        """Archives that are wanted, sorted by path."""
+        for path, size in self._scratch.rows("SELECT path, size FROM file WHERE archive ORDER BY path"):
+            yield Entry(unpack_name(path), size)
+
+    def __iter__(self) -> Iterator[ListedFile]:
+        for key, paths, size in self._scratch.rows("SELECT key, paths, size FROM sample ORDER BY path"):
+            yield ListedFile(SourceFile(key, tuple(json.loads(paths))), size)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _number(self, query: str) -> int:
+        row = self._scratch.one(query)
+        return int(row[0]) if row else 0
+
+    def _samples(self) -> Iterator[tuple[bytes, str, str, int]]:
+        """Rows of the table of samples."""
+        query = "SELECT stem, path, size, role FROM file WHERE role != '' ORDER BY stem, path"
+        for stem, group in groupby(self._scratch.rows(query), key=itemgetter(0)):
+            files = list(group)
+            images = [file for file in files if file[3] == "image"]
+            others = [file for file in files if file[3] == "carried"]
+            size = sum(file[2] for file in others)
+            for _, path, own, _ in images:
+                name = unpack_name(stem if len(images) == 1 else self._free(path))
+                paths = [unpack_name(each) for each in (path, *(file[1] for file in others))]
+                yield path, escape_key(name), json.dumps(paths), own + size
+
+    def _free(self, name: bytes) -> bytes:
+        """The name itself, or with the first number that makes it unlike the stem of an image that has it alone."""
+        candidate, number = name, 2
+        query = "SELECT COUNT(*) FROM file WHERE stem = ? AND role = 'image'"
+        while (row := self._scratch.one(query, candidate)) and row[0] == 1:
+            candidate, number = b"%s.%d" % (name, number), number + 1
+        return candidate
 
 
-def list_folder(entries: Iterable[Entry], wanted: Callable[[str], bool]) -> FolderListing:
-    """The samples among the files of a folder; ``wanted`` is asked about the relative path of each image."""
-    folders: dict[str, list[str]] = defaultdict(list)
-    sizes: dict[str, int] = {}
-    for entry in entries:
-        folders[entry.name.rpartition("/")[0]].append(entry.name)
-        sizes[entry.name] = entry.size
-    listed: dict[str, ListedFile] = {}
-    used: set[str] = set()
-    for paths in folders.values():
-        for source in _samples(sorted(paths), wanted):
-            listed[source.paths[0]] = ListedFile(source, sum(sizes[path] for path in source.paths))
-            used.update(source.paths)
-    return FolderListing([listed[path] for path in sorted(listed)], len(sizes) - len(used))
-
-
-def _samples(paths: list[str], wanted: Callable[[str], bool]) -> Iterator[SourceFile]:
-    """The samples among the files of one folder, given sorted."""
-    images: dict[str, list[str]] = defaultdict(list)
-    others: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        stem, dot, extension = path.rpartition(".")
-        if not dot or "/" in extension:
-            continue
-        if not is_image_extension(extension):
-            if _CARRIED.fullmatch(extension):
-                others[stem].append(path)
-        elif wanted(path):
-            images[stem].append(path)
-    taken = {stem for stem, group in images.items() if len(group) == 1}
-    for stem, group in images.items():
-        for path in group:
-            name = stem
-            if len(group) > 1:
-                name = _free(path, taken)
-                taken.add(name)
-            yield SourceFile(escape_key(name), (path, *others.get(stem, ())))
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """The name itself, or with the first number that makes it unlike every one taken."""
-    candidate, number = name, 2
-    while candidate in taken:
-        candidate, number = f"{name}.{number}", number + 1
-    return candidate
+def _file_row(
+    entry: Entry, image: Callable[[str], bool], archive: Callable[[str], bool]
+) -> tuple[bytes, bytes, int, str, bool]:
+    stem, dot, extension = entry.name.rpartition(".")
+    role = ""
+    if dot and "/" not in extension:
+        if is_image_extension(extension):
+            role = "image" if image(entry.name) else ""
+        elif _CARRIED.fullmatch(extension):
+            role = "carried"
+    return pack_name(stem), pack_name(entry.name), entry.size, role, archive(entry.name)

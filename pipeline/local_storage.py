@@ -101,16 +101,20 @@ class LocalStorage(Storage):
         with storage_errors(f"cannot list {self.location}"):
             if not self.root.is_dir():
                 return
-            found = []
-            for folder, folders, files in os.walk(self.root):
-                folders[:] = [each for each in folders if not each.startswith(".")]
-                base = Path(folder).relative_to(self.root).as_posix()
-                for file in files:
-                    name = file if base == "." else f"{base}/{file}"
-                    if not file.startswith(".") and name.startswith(prefix):
-                        found.append(name)
-        for name in sorted(found):
-            yield Entry(name, self.size(name))
+            pending = [""]
+            while pending:
+                folder = pending.pop()
+                with os.scandir(self.root / folder) as entries:
+                    for entry in entries:
+                        name = f"{folder}{entry.name}"
+                        if entry.name.startswith("."):
+                            continue
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(f"{name}/")
+                        elif name.startswith(prefix) and entry.is_file():
+                            # A file that is replaced at this moment is there all the same.
+                            with suppress(FileNotFoundError):
+                                yield Entry(name, entry.stat().st_size)
 
     def size(self, name: str) -> int:
         """Size of a file in bytes."""
@@ -203,13 +207,16 @@ class LocalStorage(Storage):
         with storage_errors(f"cannot delete {name} in {self.location}"):
             self.path(name).unlink(missing_ok=True)
 
-    def sweep(self, prefix: str = "") -> int:
+    def complete(self, seal: str) -> None:
+        """Nothing to do: without its seal a commit is done anew."""
+
+    def sweep(self) -> int:
         """Unlink temporaries that no living process has locked."""
         removed = 0
-        folder, _, start = prefix.rpartition("/")
-        for path in sorted((self.root / folder).glob(f".*{_PART}")):
-            if path.name[1:].startswith(start) and _is_abandoned(path):
-                removed += 1
+        with suppress(FileNotFoundError), os.scandir(self.root) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") and entry.name.endswith(_PART):
+                    removed += _is_abandoned(Path(entry.path))
         return removed
 
 

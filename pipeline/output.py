@@ -140,7 +140,8 @@ class ShardOutput:
         """Publish tar and statistics, and seal them with the receipt; None when the shard has a receipt already."""
         self._tar.finish()
         rows = encode_rows(self._rows)
-        receipt = Receipt(
+        receipt = Receipt.of(
+            self._index,
             name=self._name,
             plan_id=plan_id,
             source=source,
@@ -156,7 +157,6 @@ class ShardOutput:
             psnr=mean_psnr(row.psnr for row in self._rows if row.psnr is not None),
             tar=FileRef(f"{self._name}.tar", self._tar.size, self._tar.sha256),
             statistics=FileRef.of(f"{self._name}.parquet", rows),
-            index=tuple(self._index),
         )
         sealed = self._storage.commit(
             self._staged, [(receipt.statistics.name, rows)], (f"{self._name}.json", receipt.to_json())

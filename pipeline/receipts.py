@@ -3,17 +3,21 @@
 A shard counts as done when its receipt is there. The receipt is created last and exclusively, and holds the checksums
 of the other two files, so what it says can be proved. It names no time, host or process: the same work gives the same
 bytes.
+
+A receipt starts with its *head*, which has a checksum of its own; the index, a line a sample, comes behind it. So who
+wants to know what became of a million shards reads the first few kilobytes of each.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from ..errors import ShardError
+from .prefetch import map_ahead
 from .storage import Storage, open_storage
 
 __all__ = [
@@ -21,12 +25,14 @@ __all__ = [
     "PLAN_NAME",
     "FileRef",
     "Receipt",
+    "ReceiptHead",
     "SampleIndex",
     "SourceRef",
     "Totals",
-    "index_json",
     "list_receipts",
+    "read_heads",
     "read_receipt",
+    "receipt_names",
     "totals",
     "write_index",
 ]
@@ -34,6 +40,12 @@ __all__ = [
 INDEX_NAME = "index.json"
 PLAN_NAME = "plan.json"
 _FORMAT = 1
+_INDEX_LINE = b'\n  "index": ['
+# Enough for the head of nearly every receipt; what takes more is read whole.
+_HEAD_BYTES = 4096
+# Requests on their way at once, and asked for ahead: a store answers each after a delay.
+_READERS = 32
+_READ_AHEAD = 128
 _IDENTICAL_DB = 100.0
 
 
@@ -48,7 +60,7 @@ class FileRef:
     @classmethod
     def of(cls, name: str, data: bytes) -> FileRef:
         """The reference to a file of these bytes."""
-        return cls(name, len(data), hashlib.sha256(data).hexdigest())
+        return cls(name, len(data), _sha256(data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +81,14 @@ class SampleIndex:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """What became of one source shard.
+class ReceiptHead:
+    """What became of one source shard, without the list of its samples.
 
     ``samples`` is the sum of ``committed``, ``quarantined``, ``passthrough`` and ``filtered``; ``ignored`` counts
     members of a source tar that belong to no sample. ``quality`` is what was asked for; a sample's own is in the
     statistics. ``pixels``, ``bytes_in`` (image files) and ``bytes_out`` (streams) are of committed samples;
     ``bytes_carried`` is everything else in the tar's members. ``psnr`` is the mean in dB over committed samples,
-    identical images counted as 100, None when it was not measured. ``index`` lists the samples of the tar in order.
+    identical images counted as 100, None when it was not measured. ``index_sha256`` is that of the index's JSON.
     """
 
     name: str
@@ -97,98 +109,104 @@ class Receipt:
     psnr: float | None
     tar: FileRef
     statistics: FileRef
-    index: tuple[SampleIndex, ...]
+    index_sha256: str
 
     @property
     def samples(self) -> int:
         """Samples of the source, whatever became of them."""
         return self.committed + self.quarantined + self.passthrough + self.filtered
 
-    def to_json(self) -> bytes:
-        """The receipt as JSON with a checksum over itself, one line a field and one a sample."""
-        body = self._body()
-        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items() if name != "index"]
-        entries = ",\n".join(f"    {json.dumps(entry)}" for entry in body["index"])
-        lines.append('  "index": [\n' + entries + "\n  ]" if entries else '  "index": []')
-        lines.append(f'  "checksum": "{_checksum(body)}"')
-        return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
+    @property
+    def kept(self) -> int:
+        """Samples in the tar."""
+        return self.committed + self.passthrough
 
-    def _body(self) -> dict[str, Any]:
-        return {
-            "receipt": _FORMAT,
-            "name": self.name,
-            "plan_id": self.plan_id,
-            "source": {"kind": self.source.kind, "location": self.source.location},
-            "weights": self.weights,
-            "fingerprint": self.fingerprint,
-            "quality": self.quality,
-            "samples": self.samples,
-            "committed": self.committed,
-            "quarantined": self.quarantined,
-            "passthrough": self.passthrough,
-            "filtered": self.filtered,
-            "ignored": self.ignored,
-            "pixels": self.pixels,
-            "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out,
-            "bytes_carried": self.bytes_carried,
-            "psnr": self.psnr,
-            "tar": _file_body(self.tar),
-            "statistics": _file_body(self.statistics),
-            "index": [[entry.key, entry.offset, entry.size] for entry in self.index],
-        }
+    def head_json(self) -> bytes:
+        """The head as JSON, one line a field, with a checksum over itself; it has no end yet."""
+        body: dict[str, Any] = {"receipt": _FORMAT, "samples": self.samples}
+        for name in ReceiptHead.__dataclass_fields__:
+            value = getattr(self, name)
+            body[name] = asdict(value) if isinstance(value, FileRef | SourceRef) else value
+        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items()]
+        lines.append(f'  "checksum": "{_checksum(body)}"')
+        return ("{\n" + ",\n".join(lines)).encode("ascii")
+
+    @classmethod
+    def from_head(cls, data: bytes, *, shard: str | None = None) -> ReceiptHead:
+        """The head that :meth:`head_json` wrote, whatever follows it, if that is complete in ``data``.
+
+        Raises ShardError when it is damaged, edited or something else.
+        """
+        fields, _ = _read_fields(data.partition(_INDEX_LINE)[0].rstrip(b",") + b"}", shard)
+        return ReceiptHead(**fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt(ReceiptHead):
+    """A receipt with its ``index``, which lists the samples of the tar in order."""
+
+    index: tuple[SampleIndex, ...]
+
+    @classmethod
+    def of(cls, index: Sequence[SampleIndex], **fields: Any) -> Receipt:
+        """The receipt with this index; ``fields`` are all others but the index's checksum."""
+        return cls(**fields, index=tuple(index), index_sha256=_sha256(_index_lines(map(astuple, index))))
+
+    def head(self) -> ReceiptHead:
+        """What became of the shard, without the index."""
+        return ReceiptHead(**{name: getattr(self, name) for name in ReceiptHead.__dataclass_fields__})
+
+    def to_json(self) -> bytes:
+        """The receipt as JSON: the head, then the index, one line a sample."""
+        return self.head_json() + b"," + _INDEX_LINE[:-1] + _index_lines(map(astuple, self.index)) + b"\n}\n"
 
     @classmethod
     def from_json(cls, data: bytes, *, shard: str | None = None) -> Receipt:
         """The receipt that :meth:`to_json` wrote. Raises ShardError when it is damaged, edited or something else."""
+        fields, body = _read_fields(data, shard)
         try:
-            body = json.loads(data)
-            checksum = body.pop("checksum")
-            if body["receipt"] != _FORMAT:
-                raise ShardError(f"receipt format {body['receipt']!r}; this release reads {_FORMAT}", shard=shard)
-            if checksum != _checksum(body):
-                raise ShardError("the receipt was altered: its checksum does not match", shard=shard)
-            counts = {
-                name: body[name]
-                for name in (
-                    "name",
-                    "plan_id",
-                    "weights",
-                    "fingerprint",
-                    "quality",
-                    "committed",
-                    "quarantined",
-                    "passthrough",
-                    "filtered",
-                    "ignored",
-                    "pixels",
-                    "bytes_in",
-                    "bytes_out",
-                    "bytes_carried",
-                    "psnr",
-                )
-            }
-            receipt = cls(
-                **counts,
-                source=SourceRef(**body["source"]),
-                tar=FileRef(**body["tar"]),
-                statistics=FileRef(**body["statistics"]),
-                index=tuple(SampleIndex(*entry) for entry in body["index"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            if _sha256(_index_lines(body["index"])) != fields["index_sha256"]:
+                raise ShardError("the receipt was altered: its index does not match its checksum", shard=shard)
+            return cls(**fields, index=tuple(SampleIndex(*entry) for entry in body["index"]))
+        except (KeyError, TypeError) as exc:
             raise ShardError(f"not a receipt: {exc!r}", shard=shard) from exc
-        if shard is not None and receipt.name != shard:
-            raise ShardError(f"the receipt is that of shard {receipt.name}", shard=shard)
-        return receipt
 
 
-def _file_body(file: FileRef) -> dict[str, Any]:
-    return {"name": file.name, "size": file.size, "sha256": file.sha256}
+def _index_lines(entries: Iterable[Any]) -> bytes:
+    """The JSON of an index: a line for each key, offset and size."""
+    entries = ",\n".join(f"    {json.dumps(entry)}" for entry in entries)
+    return f"[\n{entries}\n  ]".encode("ascii") if entries else b"[]"
+
+
+def _read_fields(data: bytes, shard: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of a head, and all that the JSON holds. Raises ShardError."""
+    try:
+        body = json.loads(data)
+        head = {name: value for name, value in body.items() if name not in ("checksum", "index")}
+        if body["receipt"] != _FORMAT:
+            raise ShardError(f"receipt format {body['receipt']!r}; this release reads {_FORMAT}", shard=shard)
+        if body["checksum"] != _checksum(head):
+            raise ShardError("the receipt was altered: its checksum does not match", shard=shard)
+        fields = {name: head[name] for name in ReceiptHead.__dataclass_fields__}
+        fields |= {
+            "source": SourceRef(**head["source"]),
+            "tar": FileRef(**head["tar"]),
+            "statistics": FileRef(**head["statistics"]),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise ShardError(f"not a receipt: {exc!r}", shard=shard) from exc
+    if shard is not None and fields["name"] != shard:
+        raise ShardError(f"the receipt is that of shard {fields['name']}", shard=shard)
+    return fields, body
 
 
 def _checksum(body: dict[str, Any]) -> str:
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+    return _sha256(canonical.encode("ascii"))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,25 +253,33 @@ class Totals:
         }
 
 
-def totals(receipts: Iterable[Receipt]) -> Totals:
+_SUMMED = (
+    "samples",
+    "committed",
+    "quarantined",
+    "passthrough",
+    "filtered",
+    "ignored",
+    "pixels",
+    "bytes_in",
+    "bytes_out",
+    "bytes_carried",
+)
+
+
+def totals(receipts: Iterable[ReceiptHead]) -> Totals:
     """Sum up receipts."""
-    every = list(receipts)
-    measured = [(each.psnr, each.committed) for each in every if each.psnr is not None and each.committed]
-    weight = sum(committed for _, committed in measured)
-    return Totals(
-        shards=len(every),
-        samples=sum(receipt.samples for receipt in every),
-        committed=sum(receipt.committed for receipt in every),
-        quarantined=sum(receipt.quarantined for receipt in every),
-        passthrough=sum(receipt.passthrough for receipt in every),
-        filtered=sum(receipt.filtered for receipt in every),
-        ignored=sum(receipt.ignored for receipt in every),
-        pixels=sum(receipt.pixels for receipt in every),
-        bytes_in=sum(receipt.bytes_in for receipt in every),
-        bytes_out=sum(receipt.bytes_out for receipt in every),
-        bytes_carried=sum(receipt.bytes_carried for receipt in every),
-        psnr=sum(psnr * committed for psnr, committed in measured) / weight if weight else None,
-    )
+    sums = dict.fromkeys(_SUMMED, 0)
+    shards = measured = 0
+    decibels = 0.0
+    for receipt in receipts:
+        shards += 1
+        for name in _SUMMED:
+            sums[name] += getattr(receipt, name)
+        if receipt.psnr is not None:
+            measured += receipt.committed
+            decibels += receipt.psnr * receipt.committed
+    return Totals(shards=shards, **sums, psnr=decibels / measured if measured else None)
 
 
 def mean_psnr(values: Iterable[float]) -> float | None:
@@ -270,34 +296,51 @@ def read_receipt(destination: str | Storage, name: str) -> Receipt | None:
 
 
 def list_receipts(destination: str | Storage) -> dict[str, Receipt]:
-    """All receipts at a destination by shard name, sorted. Raises ShardError for a damaged one."""
+    """All receipts at a destination by shard name, sorted, with their indices. Raises ShardError for a damaged one."""
     storage = open_storage(destination)
-    return {name: Receipt.from_json(storage.read(f"{name}.json"), shard=name) for name in receipt_names(storage)}
+    names = sorted(receipt_names(storage))
+    return {name: Receipt.from_json(storage.read(f"{name}.json"), shard=name) for name in names}
 
 
-def receipt_names(storage: Storage) -> list[str]:
-    """Names of the shards that have a file where a receipt would be, sorted."""
-    files = (entry.name for entry in storage.list())
-    return [
-        file.removesuffix(".json")
-        for file in files
-        if file.endswith(".json") and "/" not in file and file not in (INDEX_NAME, PLAN_NAME)
-    ]
+def receipt_names(storage: Storage) -> Iterator[str]:
+    """Names of the shards that have a file where a receipt would be, in no certain order."""
+    for entry in storage.list():
+        if entry.name.endswith(".json") and "/" not in entry.name and entry.name not in (INDEX_NAME, PLAN_NAME):
+            yield entry.name.removesuffix(".json")
 
 
-def index_json(receipts: Iterable[Receipt], dataset: str = "") -> bytes:
-    """The index of these shards, in the schema that wids and other WebDataset readers use."""
-    shards = [
-        {"url": receipt.tar.name, "nsamples": len(receipt.index), "filesize": receipt.tar.size}
-        for receipt in sorted(receipts, key=lambda receipt: receipt.name)
-    ]
-    body: dict[str, Any] = {"__kind__": "wids-shard-index-v1", "wids_version": 1}
-    if dataset:
-        body["name"] = dataset
-    body["shardlist"] = shards
-    return (json.dumps(body, indent=2) + "\n").encode("ascii")
+def read_heads(storage: Storage, names: Iterable[str]) -> Iterator[ReceiptHead]:
+    """The heads of the receipts of these shards, in order, many requests at a time.
+
+    Raises ShardError for a damaged one, StorageError.
+    """
+
+    def read(name: str) -> ReceiptHead:
+        data = storage.read_start(f"{name}.json", _HEAD_BYTES)
+        if _INDEX_LINE not in data:
+            data = storage.read(f"{name}.json")
+        return ReceiptHead.from_head(data, shard=name)
+
+    return map_ahead(read, names, threads=_READERS, ahead=_READ_AHEAD)
 
 
-def write_index(destination: str | Storage, receipts: Iterable[Receipt], *, dataset: str = "") -> None:
-    """Write ``index.json``, the last file of a conversion. Raises StorageError."""
-    open_storage(destination).put(INDEX_NAME, index_json(receipts, dataset))
+def index_entry(receipt: ReceiptHead) -> dict[str, Any]:
+    """A shard's entry in ``index.json``, in the schema that wids and other WebDataset readers use."""
+    return {"url": receipt.tar.name, "nsamples": receipt.kept, "filesize": receipt.tar.size}
+
+
+def write_index(destination: str | Storage, receipts: Iterable[ReceiptHead], *, dataset: str = "") -> None:
+    """Write ``index.json``, the last file of a conversion, for receipts sorted by name. Raises StorageError."""
+    storage = open_storage(destination)
+    staged = storage.stage(INDEX_NAME)
+    try:
+        named = f' "name": {json.dumps(dataset)},\n' if dataset else ""
+        staged.write(f'{{\n "__kind__": "wids-shard-index-v1",\n "wids_version": 1,\n{named} "shardlist": ['.encode())
+        separator = "\n  "
+        for receipt in receipts:
+            staged.write(f"{separator}{json.dumps(index_entry(receipt))}".encode("ascii"))
+            separator = ",\n  "
+        staged.write(b"\n ]\n}\n")
+        storage.publish(staged)
+    finally:
+        staged.discard()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ..errors import ShardError
 from .local_storage import LocalStorage
 from .output import ShardOutput
-from .receipts import Receipt
+from .receipts import ReceiptHead
 from .samples import Sample
 from .shards import iter_tar_samples
 from .statistics import KEPT, SampleRow, read_rows
@@ -25,7 +25,7 @@ from .statistics import KEPT, SampleRow, read_rows
 if TYPE_CHECKING:
     from .convert import ShardConverter
     from .s3_client import S3Options
-    from .sources import SourceShard
+    from .source_shard import SourceShard
     from .storage import Storage
 
 __all__ = ["retry_shard"]
@@ -35,10 +35,10 @@ def retry_shard(
     converter: ShardConverter,
     shard: SourceShard,
     storage: Storage,
-    receipt: Receipt,
+    receipt: ReceiptHead,
     *,
     source_s3: S3Options | None = None,
-) -> Receipt:
+) -> ReceiptHead:
     """The receipt of the shard after its quarantined samples were tried again; the same one when nothing came of it.
 
     Raises ShardError when the shard does not fit its receipt or the source has changed its samples, StorageError.

@@ -19,7 +19,7 @@ from .s3_client import S3Options, error_code, s3_errors
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["ObjectReader", "read_object"]
+__all__ = ["ObjectReader", "read_object", "read_start"]
 
 _TRIES = 6
 _BACKOFF_SECONDS = 0.2
@@ -35,11 +35,14 @@ class _Part:
     etag: str | None
 
 
-def _fetch(client: Any, options: S3Options, where: Mapping[str, str], start: int, etag: str | None) -> _Part:
-    """One range from ``start``. A body that breaks off is asked for again, which boto3 leaves to its callers."""
+def _fetch(
+    client: Any, options: S3Options, where: Mapping[str, str], start: int, etag: str | None, length: int | None = None
+) -> _Part:
+    """``length`` bytes from ``start``. A body that breaks off is asked for again, which boto3 leaves to its callers."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    wanted: dict[str, Any] = {**where, **options.payer, "Range": f"bytes={start}-{start + options.range_bytes - 1}"}
+    length = length or options.range_bytes
+    wanted: dict[str, Any] = {**where, **options.payer, "Range": f"bytes={start}-{start + length - 1}"}
     if etag is not None:
         wanted["IfMatch"] = etag
     for attempt in range(_TRIES):
@@ -47,8 +50,8 @@ def _fetch(client: Any, options: S3Options, where: Mapping[str, str], start: int
             answer = client.get_object(**wanted)
             data = answer["Body"].read()
             size = _total(answer, len(data))
-            if len(data) != min(options.range_bytes, size - start):
-                raise StorageError(f"{len(data)} bytes came, not {min(options.range_bytes, size - start)}")
+            if len(data) != min(length, size - start):
+                raise StorageError(f"{len(data)} bytes came, not {min(length, size - start)}")
             return _Part(data, size, answer.get("ETag"))
         except ClientError as error:
             if error_code(error) in ("InvalidRange", "416") and start == 0:
@@ -79,6 +82,12 @@ def read_object(client: Any, options: S3Options, bucket: str, key: str) -> bytes
             pieces.append(_fetch(client, options, where, read, part.etag).data)
             read += len(pieces[-1])
     return b"".join(pieces)
+
+
+def read_start(client: Any, options: S3Options, bucket: str, key: str, size: int) -> bytes:
+    """The first ``size`` bytes of an object. Raises StorageError."""
+    with s3_errors(f"cannot read s3://{bucket}/{key}"):
+        return _fetch(client, options, {"Bucket": bucket, "Key": key}, 0, None, size).data
 
 
 class ObjectReader(io.RawIOBase):

@@ -1,22 +1,11 @@
 """Objects of S3 and of stores that speak its protocol, under a bucket and a prefix.
 
-**Commit.** S3 has no rename and no lock; what it has is creation that fails when the object exists. Several objects are
-published as follows, and any writer can finish what another one began, so that nobody waits for a dead one:
-
-1. a *bundle* goes to ``.pending/SEAL.ATTEMPT``: all objects but the first, and the seal;
-2. the first object (the tar) is created under its name unless one is there, with the attempt in its metadata: this
-   decides;
-3. whoever finds a first object reads the bundle of *its* attempt, writes what that holds, the seal last and only if
-   absent, and removes the bundle.
-
-A bundle is older than its first object and goes after its seal, so a first object with neither belongs to nobody, and
-is replaced on the condition that it is still the same.
+How several are published together is told in :mod:`.s3_claim`.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -26,20 +15,21 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from ..errors import StorageError
+from .s3_claim import PENDING, Claim, claim_name, seal_name
 from .s3_client import S3Options, error_code, s3_client, s3_errors
-from .s3_reader import ObjectReader, read_object
+from .s3_reader import ObjectReader, read_object, read_start
 from .s3_writer import ATTEMPT, S3Staged
 from .storage import Entry, Staged, Storage
 
 __all__ = ["S3Storage", "split_s3_url"]
 
-_PENDING = ".pending"
 _MISSING = ("NoSuchKey", "404")
+_NO_UPLOAD = ("NoSuchUpload", "404")
 _THREADS = 16
 _BUFFER = 1 << 20
 
 _ABSENT = {"IfNoneMatch": "*"}
-# How often a first object may change hands under a commit before it gives up; the shard is then tried again.
+# How often a claim may change hands under a commit before it gives up; the shard is then tried again.
 _RACES = 3
 
 
@@ -109,10 +99,14 @@ class S3Storage(Storage):
         where = self._where(name)
         return read_object(self._client, self.options, where["Bucket"], where["Key"])
 
+    def read_start(self, name: str, size: int) -> bytes:
+        """The first bytes of an object, in one request."""
+        where = self._where(name)
+        return read_start(self._client, self.options, where["Bucket"], where["Key"], size)
+
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """All objects whose name starts with ``prefix``, in the order of their names."""
-        # Only AWS promises an order, so nothing is passed on before all is there.
-        yield from sorted(filter(_is_shown, self._all(prefix)), key=lambda entry: entry.name)
+        """All objects whose name starts with ``prefix``; only AWS promises an order."""
+        return filter(_is_shown, self._all(prefix))
 
     def _all(self, prefix: str) -> Iterator[Entry]:
         with s3_errors(f"cannot list {self._url(prefix)}"):
@@ -173,81 +167,107 @@ class S3Storage(Storage):
         _ours(staged).publish({})
 
     def commit(self, staged: Staged, others: Sequence[tuple[str, bytes]], seal: tuple[str, bytes]) -> bool:
-        """Publish the staged objects and the seal, as told in the head of this module."""
+        """Publish the staged objects and the seal, as told in :mod:`.s3_claim`."""
         first = _ours(staged)
         name = seal[0]
         if self.exists(name):
             return False
-        bundle = _pending(name, first.attempt)
-        self.put(bundle, _pack(first.name, [*others, seal]))
-        mine = False
-        try:
-            for _ in range(_RACES):
-                condition = _ABSENT
-                found = self._head(first.name)
-                if found is not None:
-                    if self._finish(name, found.attempt) or self.exists(name):
-                        return False
-                    # It belongs to nobody. Whoever replaces just this version wins.
-                    condition = {"IfMatch": found.etag}
-                mine = first.publish(condition)
-                if mine:
-                    self._finish(name, first.attempt)
-                    return True
-        finally:
-            # Without its first object the attempt is nothing; a bundle whose first object is there is needed.
-            if not mine:
-                self.delete(bundle)
-        raise StorageError(f"{self._url(first.name)} changed again and again while it was to be committed")
+        mine = first.as_claim([*others, seal])
+        condition = _ABSENT
+        for _ in range(_RACES):
+            # Even where an error ends this early the claim may stand, and then others complete the upload.
+            first.leave()
+            if self._put_claim(name, mine, condition):
+                if self.exists(name):
+                    self.delete(claim_name(name))
+                    first.take_back()
+                    return False
+                if not self._finish(mine):
+                    raise StorageError(f"{self._url(first.name)} vanished before it was complete")
+                return True
+            first.take_back()
+            found = self._head(claim_name(name))
+            if found is not None:
+                other = self._read_claim(name)
+                if self.exists(name) or (other is not None and self._finish(other)):
+                    return False
+                # It is dead, or gone. Whoever replaces just this version wins.
+            elif self.exists(name):
+                return False
+            condition = _ABSENT if found is None else {"IfMatch": found.etag}
+        raise StorageError(f"{self._url(name)} was claimed again and again while it was to be committed")
 
-    def _finish(self, seal: str, attempt: str) -> bool:
-        """Write what the bundle of an attempt that has published its first object holds; False when there is none."""
-        bundle = _pending(seal, attempt)
-        packed = self._read_or_none(bundle) if attempt else None
-        if packed is None:
+    def _put_claim(self, seal: str, claim: Claim, condition: dict[str, str]) -> bool:
+        staged = self.stage(claim_name(seal))
+        staged.write(claim.to_bytes())
+        return staged.publish(condition)
+
+    def _read_claim(self, seal: str) -> Claim | None:
+        packed = self._read_or_none(claim_name(seal))
+        return None if packed is None else Claim.from_bytes(packed)
+
+    def _finish(self, claim: Claim) -> bool:
+        """Do what is left of a claim that stands; False when its upload is gone, so that nobody can."""
+        if not self._complete_upload(claim):
             return False
-        self._write(bundle, _unpack(packed)[1])
-        return True
-
-    def _write(self, bundle: str, objects: Sequence[tuple[str, bytes]]) -> None:
-        """Write the objects of a bundle, the seal last, and remove it."""
-        *others, seal = objects
+        *others, seal = claim.objects
         for name, data in others:
             self.put(name, data)
         self.put_if_absent(*seal)
-        self.delete(bundle)
+        self.delete(claim_name(seal[0]))
+        return True
+
+    def _complete_upload(self, claim: Claim) -> bool:
+        from botocore.exceptions import ClientError
+
+        with s3_errors(f"cannot write {self._url(claim.first)}"):
+            try:
+                self._client.complete_multipart_upload(
+                    **self._where(claim.first),
+                    **self.options.payer,
+                    UploadId=claim.upload,
+                    MultipartUpload={"Parts": list(claim.parts)},
+                )
+                return True
+            except ClientError as error:
+                if error_code(error) not in _NO_UPLOAD:
+                    raise
+        # It was completed already, by another writer or by a request whose answer got lost; or it was given up.
+        found = self._head(claim.first)
+        return found is not None and found.attempt == claim.attempt
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""
         with s3_errors(f"cannot delete {self._url(name)}"):
             self._client.delete_object(**self._where(name), **self.options.payer)
 
-    def sweep(self, prefix: str = "") -> int:
-        """Finish commits that were begun; remove the bundles and uploads of attempts that came too late.
+    def complete(self, seal: str) -> None:
+        """Finish the claim on a seal, if there is one."""
+        claim = self._read_claim(seal)
+        if claim is not None and not self.exists(seal):
+            self._finish(claim)
 
-        What may belong to a living writer stays: an attempt without first object, whose seal is not there either.
+    def sweep(self) -> int:
+        """Finish the claims that stand; remove void ones, and the uploads of attempts that came too late.
+
+        What may belong to a living writer stays.
         """
         removed = 0
-        folder, slash, start = prefix.rpartition("/")
-        for entry in tuple(self._all(f"{folder}{slash}{_PENDING}/{start}")):
-            bundle = entry.name
-            seal, _, attempt = bundle.replace(f"{_PENDING}/", "").rpartition(".")
-            packed = self._read_or_none(bundle)
-            first, objects = ("", []) if packed is None else _unpack(packed)
-            found = self._head(first) if first else None
-            if found is not None and found.attempt == attempt:
-                self._write(bundle, objects)
-            elif self.exists(seal):
-                self.delete(bundle)
+        for entry in tuple(self._all(f"{PENDING}/")):
+            seal = seal_name(entry.name)
+            if not self.exists(seal):
+                self.complete(seal)
+            elif self.exists(entry.name):
+                self.delete(entry.name)
                 removed += 1
-        return removed + self._abort_uploads(prefix)
+        return removed + self._abort_uploads()
 
-    def _abort_uploads(self, prefix: str) -> int:
+    def _abort_uploads(self) -> int:
         """Abort uploads of tars whose receipt is there."""
         aborted = 0
         with suppress(StorageError), s3_errors(f"cannot list uploads below {self.location}"):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self.bucket, Prefix=self._prefix + prefix
+                Bucket=self.bucket, Prefix=self._prefix
             )
             for upload in [each for page in pages for each in page.get("Uploads", ())]:
                 name = upload["Key"].removeprefix(self._prefix)
@@ -270,30 +290,3 @@ def _ours(staged: Staged) -> S3Staged:
     if not isinstance(staged, S3Staged):
         raise TypeError(f"{type(staged).__name__} was not staged by this storage")
     return staged
-
-
-def _pending(seal: str, attempt: str) -> str:
-    folder, slash, base = seal.rpartition("/")
-    return f"{folder}{slash}{_PENDING}/{base}.{attempt}"
-
-
-def _pack(first: str, objects: Sequence[tuple[str, bytes]]) -> bytes:
-    """A line of JSON with names and sizes, then the bytes of all."""
-    head = {"first": first, "objects": [[name, len(data)] for name, data in objects]}
-    return json.dumps(head).encode() + b"\n" + b"".join(data for _, data in objects)
-
-
-def _unpack(packed: bytes) -> tuple[str, list[tuple[str, bytes]]]:
-    head, _, body = packed.partition(b"\n")
-    try:
-        told = json.loads(head)
-        objects = []
-        at = 0
-        for name, size in told["objects"]:
-            objects.append((str(name), body[at : at + size]))
-            at += size
-        if at != len(body) or not objects:
-            raise ValueError(f"{len(body)} bytes instead of {at}")
-        return str(told["first"]), objects
-    except (ValueError, KeyError, TypeError) as exc:
-        raise StorageError(f"a bundle of a commit is damaged: {exc}") from exc

@@ -7,12 +7,13 @@ go out in the background, two at a time. Nothing is visible before :meth:`S3Stag
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from typing import Any
 
 from ..errors import StorageError
+from .s3_claim import Claim
 from .s3_client import S3Options, error_code, s3_errors
 from .storage import Staged
 
@@ -71,8 +72,26 @@ class S3Staged(Staged):
         self._done = True
         return True
 
+    def as_claim(self, objects: Sequence[tuple[str, bytes]]) -> Claim:
+        """Send all that was written, and return what completes it and publishes ``objects`` with it."""
+        with s3_errors(self._doing):
+            if self._buffer or self._upload is None:
+                self._send_rest()
+            self._collect_parts()
+        assert self._upload is not None
+        parts = [_named(part) for part in self._parts]
+        return Claim(first=self.name, attempt=self.attempt, upload=self._upload, parts=parts, objects=objects)
+
+    def leave(self) -> None:
+        """From now on the upload may be needed by others; :meth:`discard` leaves it alone."""
+        self._done = True
+
+    def take_back(self) -> None:
+        """Nobody needs the upload after all."""
+        self._done = False
+
     def discard(self) -> None:
-        """Give the upload up, unless it was published."""
+        """Give the upload up, unless it was published or left to others."""
         if self._done:
             return
         self._done = True
@@ -120,11 +139,8 @@ class S3Staged(Staged):
             )
             return
         if self._buffer:
-            part = bytes(self._buffer)
-            self._buffer.clear()
-            self._send(part)
-        self._parts += [future.result() for future in self._in_flight]
-        self._in_flight.clear()
+            self._send_rest()
+        self._collect_parts()
         self._client.complete_multipart_upload(
             **self._where,
             **self._options.payer,
@@ -132,6 +148,15 @@ class S3Staged(Staged):
             UploadId=self._upload,
             MultipartUpload={"Parts": [_named(part) for part in self._parts]},
         )
+
+    def _send_rest(self) -> None:
+        part = bytes(self._buffer)
+        self._buffer.clear()
+        self._send(part)
+
+    def _collect_parts(self) -> None:
+        self._parts += [future.result() for future in self._in_flight]
+        self._in_flight.clear()
 
     def _is_there(self) -> bool:
         from botocore.exceptions import BotoCoreError, ClientError

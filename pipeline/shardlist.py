@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import ShardError, SourceError
@@ -65,7 +65,7 @@ def recorded_weights(shards: Sequence[Path]) -> str | None:
     return receipt.weights if receipt is not None else None
 
 
-def _expand(text: str) -> list[str]:
+def _expand(text: str) -> Iterable[str]:
     # An existing path wins, so that names with braces in them stay usable.
     return expand_braces(text) if has_braces(text) and not Path(text).exists() else [text]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from ..errors import SourceError
 from .braces import expand_braces, has_braces
 from .s3_client import S3Options
+from .scratch import Scratch
 from .storage import Entry, is_remote, local_path, open_storage, split_location
 
 __all__ = ["ARCHIVES", "FoundFile", "find_files", "list_entries"]
@@ -41,13 +41,14 @@ class FoundFile:
         return self.location.rpartition("/")[2] if is_remote(self.location) else Path(self.location).name
 
 
-def find_files(location: str, s3: S3Options | None = None) -> list[FoundFile] | None:
+def find_files(location: str, s3: S3Options | None = None) -> Iterator[FoundFile] | None:
     """The files that a file's location or a pattern names, in its order; None when it is a folder or a prefix.
 
-    Raises SourceError when there is nothing, or something that holds no samples; StorageError, OSError when it cannot
-    be read.
+    Raises SourceError, at once or on the way, when there is nothing, or something that holds no samples; StorageError,
+    OSError when it cannot be read.
     """
-    return _find_remote(location, s3) if is_remote(location) else _find_local(location)
+    files = _find_remote(location, s3) if is_remote(location) else _find_local(location)
+    return None if files is None else _checked(location, files)
 
 
 def list_entries(location: str, s3: S3Options | None = None) -> Iterator[Entry]:
@@ -57,83 +58,86 @@ def list_entries(location: str, s3: S3Options | None = None) -> Iterator[Entry]:
     return _walk(local_path(location))
 
 
-def _find_local(location: str) -> list[FoundFile] | None:
+def _find_local(location: str) -> Iterable[FoundFile] | None:
     path = local_path(location)
     if path.is_dir():
         return None
     text = str(path)
     if path.is_file():
-        _check_suffix(text)
         return [FoundFile(text, path.stat().st_size)]
+    files: Iterable[Path] = []
     if has_braces(text):
-        files = [Path(name) for name in expand_braces(text)]
+        files = map(Path, expand_braces(text))
     elif _GLOB.search(text):
         folder = next(parent for parent in path.parents if not _GLOB.search(str(parent)))
         files = sorted(folder.glob(path.relative_to(folder).as_posix()))
-    else:
-        files = []
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing is not None:
-        raise SourceError(f"{missing} does not exist, though the pattern {text} names it")
-    return _checked(text, [FoundFile(str(file), file.stat().st_size) for file in files])
+    return (_found(file, text) for file in files)
 
 
-def _find_remote(location: str, s3: S3Options | None) -> list[FoundFile] | None:
+def _found(file: Path, pattern: str) -> FoundFile:
+    if not file.is_file():
+        raise SourceError(f"{file} does not exist, though the pattern {pattern} names it")
+    return FoundFile(str(file), file.stat().st_size)
+
+
+def _find_remote(location: str, s3: S3Options | None) -> Iterable[FoundFile] | None:
     if has_braces(location):
-        return _checked(location, _look_up(location, expand_braces(location), s3))
+        return _look_up(location, s3)
     bucket, slash, key = location.removeprefix("s3://").partition("/")
     if _GLOB.search(key):
         fixed = key[: _GLOB.search(key).start()].rpartition("/")  # type: ignore[union-attr]
         root = f"s3://{bucket}{slash}{fixed[0]}".rstrip("/")
         pattern = key[len(fixed[0]) + len(fixed[1]) :].split("/")
-        found = [
+        return _sorted(
             FoundFile(f"{root}/{entry.name}", entry.size)
             for entry in open_storage(root, s3).list()
             if len(names := entry.name.split("/")) == len(pattern) and all(map(fnmatch.fnmatchcase, names, pattern))
-        ]
-        return _checked(location, found)
+        )
     if location.lower().endswith(ARCHIVES):
         parent, name = split_location(location)
         storage = open_storage(parent, s3)
         if storage.exists(name):
             return [FoundFile(location, storage.size(name))]
         if next(iter(open_storage(location, s3).list()), None) is None:
-            return _checked(location, [])
+            return []
     return None
 
 
-def _look_up(pattern: str, locations: Iterable[str], s3: S3Options | None) -> list[FoundFile]:
+def _sorted(files: Iterable[FoundFile]) -> Iterator[FoundFile]:
+    scratch = Scratch("CREATE TABLE file (location TEXT, size INTEGER)")
+    scratch.run_for_all("INSERT INTO file VALUES (?, ?)", ((file.location, file.size) for file in files))
+    for location, size in scratch.rows("SELECT location, size FROM file ORDER BY location"):
+        yield FoundFile(location, size)
+
+
+def _look_up(pattern: str, s3: S3Options | None) -> Iterator[FoundFile]:
     # One listing of each prefix instead of a request a file.
-    wanted = list(locations)
-    by_parent: dict[str, list[str]] = defaultdict(list)
-    for location in wanted:
-        parent, name = split_location(location)
-        by_parent[parent].append(name)
-    sizes: dict[str, int] = {}
-    for parent, names in by_parent.items():
-        first, last = min(names), max(names)
+    scratch = Scratch("CREATE TABLE file (parent TEXT, name TEXT, size INTEGER)")
+    scratch.run_for_all("INSERT INTO file (parent, name) VALUES (?, ?)", map(split_location, expand_braces(pattern)))
+    scratch.run("CREATE INDEX by_name ON file (parent, name)")
+    parents = "SELECT parent, MIN(name), MAX(name) FROM file GROUP BY parent"
+    for parent, first, last in list(scratch.rows(parents)):
         shared = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
         for entry in open_storage(parent, s3).list(first[:shared]):
-            sizes[f"{parent}/{entry.name}"] = entry.size
-    missing = next((location for location in wanted if location not in sizes), None)
-    if missing is not None:
-        raise SourceError(f"{missing} does not exist, though the pattern {pattern} names it")
-    return [FoundFile(location, sizes[location]) for location in wanted]
+            scratch.run("UPDATE file SET size = ? WHERE parent = ? AND name = ?", entry.size, parent, entry.name)
+    for parent, name, size in scratch.rows("SELECT parent, name, size FROM file ORDER BY rowid"):
+        if size is None:
+            raise SourceError(f"{parent}/{name} does not exist, though the pattern {pattern} names it")
+        yield FoundFile(f"{parent}/{name}", size)
 
 
-def _checked(location: str, files: list[FoundFile]) -> list[FoundFile]:
-    if not files:
-        raise SourceError(f"nothing is at {location}; {_WANTED}")
+def _checked(location: str, files: Iterable[FoundFile]) -> Iterator[FoundFile]:
+    kind = ""
     for file in files:
-        _check_suffix(file.location)
-    if len({file.name.lower().rpartition(".")[2] for file in files}) > 1:
-        raise SourceError(f"{location} names both tars and Parquet files; convert them into different destinations")
-    return files
-
-
-def _check_suffix(location: str) -> None:
-    if not location.lower().endswith(ARCHIVES):
-        raise SourceError(f"{location} is a file but no .tar and no .parquet; {_WANTED}")
+        if not file.name.lower().endswith(ARCHIVES):
+            raise SourceError(f"{file.location} is a file but no .tar and no .parquet; {_WANTED}")
+        suffix = file.name.lower().rpartition(".")[2]
+        if kind not in ("", suffix):
+            raise SourceError(f"{location} names both tars and Parquet files; convert them into different destinations")
+        kind = suffix
+        yield file
+    if not kind:
+        raise SourceError(f"nothing is at {location}; {_WANTED}")
 
 
 def _walk(root: Path) -> Iterator[Entry]:

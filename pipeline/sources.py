@@ -1,8 +1,9 @@
 """What is converted: folders of images, WebDataset tars, Parquet files; on local disk or on S3.
 
-:func:`open_source` looks at a location once and freezes what it found into :class:`SourceShard` records, which are
-small, go through JSON, and name the output shard that each becomes. :class:`SampleStream` reads the samples of one of
-them, on any machine. What a location may look like is in :mod:`.source_files`.
+:func:`open_source` looks at a location once and freezes what it found into a table of :class:`SourceShard` records,
+which go through JSON and name the output shard that each becomes; the files may be too many for memory.
+:class:`SampleStream` reads the samples of one of them, on any machine. What a location may look like is in
+:mod:`.source_files`.
 
 - A **folder of images** is searched recursively, in sorted order, through links to folders as well. Every file with an
   image extension is a sample. Other files that share the stem of an image (``cat.jpg``, ``cat.txt``, ``cat.json``) are
@@ -17,37 +18,34 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections import deque
-from collections.abc import Container, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import PurePath
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from ..errors import ConfigError, SourceError, StorageError
-from .folders import SourceFile, list_folder
+from .folders import FolderListing
 from .parquet_source import image_column, iter_parquet_samples, open_parquet, row_key
+from .prefetch import map_ahead
 from .s3_client import S3Options
 from .samples import Sample
 from .shards import TarGroups, count_tar_samples
 from .source_files import ARCHIVES, FoundFile, find_files, list_entries
-from .storage import Storage, is_remote, local_path, open_storage, split_location, storage_errors
+from .source_shard import Kind, SourceShard
+from .storage import is_remote, local_path, open_storage, split_location, storage_errors
+from .tables import ShardTable
 from .tarfiles import iter_members
 
 __all__ = [
     "RESERVED_NAMES",
     "SampleStream",
     "Source",
-    "SourceFile",
-    "SourceShard",
     "iter_keys",
     "iter_samples",
     "open_source",
 ]
-
-Kind = Literal["folder", "tar", "parquet"]
 
 # Single objects of S3 come with a delay each, so that many must be on their way at once.
 _FETCHING = 16
@@ -58,78 +56,13 @@ RESERVED_NAMES = frozenset({"plan", "index"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceShard:
-    """What one output shard is made from.
-
-    ``name`` is the base name of the output (``00000`` gives ``00000.tar``). ``location`` is the folder's root or the
-    file's path or URL; ``bytes`` its size in the source. A folder's shard lists its ``files``; a Parquet file's has the
-    name of the image ``column`` and the first and the last but one of its row ``groups``. There may be a ``limit`` on
-    how many samples are read. The number of ``samples`` of a tar is None until someone has read it.
-    """
-
-    name: str
-    kind: Kind
-    location: str
-    bytes: int = 0
-    files: tuple[SourceFile, ...] = ()
-    column: str | None = None
-    groups: tuple[int, int] | None = None
-    limit: int | None = None
-    samples: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types; :meth:`from_dict` reads it back."""
-        result: dict[str, Any] = {
-            "name": self.name,
-            "kind": self.kind,
-            "location": self.location,
-            "bytes": self.bytes,
-            "samples": self.samples,
-        }
-        if self.kind == "folder":
-            result["files"] = [[file.key, *file.paths] for file in self.files]
-        if self.groups is not None:
-            result |= {"column": self.column, "groups": list(self.groups)}
-        if self.limit is not None:
-            result["limit"] = self.limit
-        return result
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> SourceShard:
-        """The shard that :meth:`to_dict` wrote. Raises SourceError when the fields do not add up."""
-        try:
-            files = tuple(SourceFile(key=key, paths=tuple(paths)) for key, *paths in data.get("files", ()))
-            shard = cls(
-                name=str(data["name"]),
-                kind=data["kind"],
-                location=str(data["location"]),
-                bytes=int(data["bytes"]),
-                files=files,
-                column=data.get("column"),
-                groups=tuple(data["groups"]) if "groups" in data else None,
-                limit=data.get("limit"),
-                samples=data.get("samples"),
-            )
-        except (KeyError, TypeError, ValueError) as exc:
-            raise SourceError(f"a source shard's record is damaged: {exc!r}") from exc
-        if shard.kind not in ("folder", "tar", "parquet"):
-            raise SourceError(f"unknown kind of source {shard.kind!r}", shard=shard.name)
-        return shard
-
-
-@dataclass(frozen=True, kw_only=True)
 class Source:
-    """A source as it was found: its kind, its shards, how many files are no samples, and its size in bytes."""
+    """A source as it was found: its kind, its shards, and how many files are no samples."""
 
     kind: Kind
     location: str
-    shards: tuple[SourceShard, ...]
+    shards: ShardTable
     ignored: int = 0
-
-    @property
-    def bytes(self) -> int:
-        """Bytes to read, all shards together."""
-        return sum(shard.bytes for shard in self.shards)
 
 
 def open_source(
@@ -184,7 +117,10 @@ class SampleStream:
         if shard.kind == "folder":
             root = open_storage(shard.location, self._s3)
             files = [file for number, file in enumerate(shard.files) if self._only is None or number in self._only]
-            yield from _fetched(files, root) if is_remote(shard.location) else (file.load(root) for file in files)
+            if is_remote(shard.location):
+                yield from map_ahead(lambda file: file.load(root), files, threads=_FETCHING, ahead=_FETCHED_AHEAD)
+            else:
+                yield from (file.load(root) for file in files)
             return
         for number, sample in enumerate(self._read()):
             if self._only is None or number in self._only:
@@ -238,21 +174,6 @@ def _opened(location: str, s3: S3Options | None, *, shard: str | None = None) ->
         yield stream
 
 
-def _fetched(files: Sequence[SourceFile], root: Storage) -> Iterator[Sample]:
-    """The samples of a folder in order, many on their way at once."""
-    waiting: deque[Future[Sample]] = deque()
-    with ThreadPoolExecutor(_FETCHING, thread_name_prefix="fetch") as pool:
-        try:
-            for file in files:
-                if len(waiting) == _FETCHED_AHEAD:
-                    yield waiting.popleft().result()
-                waiting.append(pool.submit(file.load, root))
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
 def _stem(location: str) -> str:
     return PurePath(location).name.rpartition(".")[0]
 
@@ -269,76 +190,74 @@ class _Opening:
 
     def folder(self, root: str) -> Source:
         """A folder, or a prefix on S3: of images, or of tars, or of Parquet files."""
-        entries = list(list_entries(root, self.s3))
         base = root.rstrip("/") if is_remote(root) else str(local_path(root))
-        archives = sorted(
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(ARCHIVES) and self._wanted(entry.name.rpartition("/")[2])
+        listing = FolderListing(
+            list_entries(root, self.s3),
+            image=self._wanted,
+            archive=lambda path: path.lower().endswith(ARCHIVES) and self._wanted(path.rpartition("/")[2]),
         )
-        sizes = {entry.name: entry.size for entry in entries}
-        listing = list_folder(entries, self._wanted)
-        if archives and listing.files:
+        archive = next(listing.archives(), None)
+        image = next(iter(listing), None)
+        if archive and image:
             raise SourceError(
-                f"{root} holds both {_what(archives[0])} ({archives[0]}) and images "
-                f"({listing.files[0].source.paths[0]}); say which with --include '*{ARCHIVES[0]}' or the like"
+                f"{root} holds both {_what(archive.name)} ({archive.name}) and images ({image.source.paths[0]}); "
+                f"say which with --include '*{ARCHIVES[0]}' or the like"
             )
-        if len(kinds := {_what(name) for name in archives}) > 1:
-            raise SourceError(
-                f"{root} holds both {' and '.join(sorted(kinds))}; say which with --include '*.tar' or the like"
-            )
-        if archives:
-            return self.files(root, [FoundFile(f"{base}/{name}", sizes[name]) for name in archives])
-        found = listing.files[: self.limit]
-        if not found:
+        if archive:
+            if any(_what(other.name) != _what(archive.name) for other in listing.archives()):
+                raise SourceError(
+                    f"{root} holds both Parquet files and tars; say which with --include '*.tar' or the like"
+                )
+            return self.files(root, (FoundFile(f"{base}/{each.name}", each.size) for each in listing.archives()))
+        if not image:
             raise SourceError(
                 f"no images, no tars and no Parquet files are under {root}"
                 + ("" if self.patterns == ("*",) else f" that match {', '.join(self.patterns)}")
                 + f" ({listing.ignored} other files)"
             )
-        width = max(5, len(str(len(found) // self.shard_size)))
-        shards = []
-        for number, start in enumerate(range(0, len(found), self.shard_size)):
-            part = found[start : start + self.shard_size]
-            shards.append(
-                SourceShard(
-                    name=f"{number:0{width}d}",
-                    kind="folder",
-                    location=base,
-                    bytes=sum(file.size for file in part),
-                    files=tuple(file.source for file in part),
-                    samples=len(part),
-                )
-            )
-        return Source(kind="folder", location=base, shards=tuple(shards), ignored=listing.ignored)
+        return Source(
+            kind="folder", location=base, shards=ShardTable(self._folder(base, listing)), ignored=listing.ignored
+        )
 
-    def files(self, location: str, files: Sequence[FoundFile]) -> Source:
+    def _folder(self, base: str, listing: FolderListing) -> Iterator[SourceShard]:
+        width = max(5, len(str(min(len(listing), self.limit or len(listing)) // self.shard_size)))
+        files = islice(listing, self.limit)
+        for number in count():
+            part = tuple(islice(files, self.shard_size))
+            if not part:
+                return
+            yield SourceShard(
+                name=f"{number:0{width}d}",
+                kind="folder",
+                location=base,
+                bytes=sum(file.size for file in part),
+                files=tuple(file.source for file in part),
+                samples=len(part),
+            )
+
+    def files(self, location: str, files: Iterable[FoundFile]) -> Source:
         """Tars or Parquet files, all of one kind."""
-        chosen = [file for file in files if self._wanted(file.name)]
-        if not chosen:
+        chosen = (file for file in files if self._wanted(file.name))
+        first = next(chosen, None)
+        if first is None:
             raise SourceError(f"no file at {location} matches {', '.join(self.patterns)}")
-        kind: Kind = "tar" if chosen[0].name.lower().endswith(".tar") else "parquet"
-        shards: list[SourceShard] = []
-        taken: dict[str, str] = {}
+        kind: Kind = "tar" if first.name.lower().endswith(".tar") else "parquet"
+        shards = ShardTable(self._files(kind, chain((first,), chosen)))
+        return Source(kind=kind, location=location.rstrip("/") or location, shards=shards)
+
+    def _files(self, kind: Kind, files: Iterable[FoundFile]) -> Iterator[SourceShard]:
         left = self.limit
-        for file in chosen:
+        for file in files:
             if left == 0:
-                break
+                return
             for shard in self._tar(file, left) if kind == "tar" else self._parquet(file, left):
                 if shard.name in RESERVED_NAMES:
                     raise SourceError(
                         f"{file.location} would become {shard.name}.json, which the destination needs itself; rename it"
                     )
-                if shard.name in taken:
-                    raise SourceError(
-                        f"{taken[shard.name]} and {file.location} have one base name; convert them into different "
-                        "destinations"
-                    )
-                taken[shard.name] = file.location
-                shards.append(shard)
+                yield shard
                 if left is not None:
                     left -= shard.samples or 0
-        return Source(kind=kind, location=location.rstrip("/") or location, shards=tuple(shards))
 
     def _wanted(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)

@@ -11,12 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ShardError
+from .prefetch import map_ahead
 from .storage import Storage, open_storage
 
 if TYPE_CHECKING:
-    from .receipts import Receipt
+    from .receipts import ReceiptHead
 
 __all__ = ["KEPT", "SCHEMA", "STATUSES", "SampleRow", "encode_rows", "iter_rows", "read_rows"]
+
+_READERS = 8
 
 Status = Literal["committed", "quarantined", "passthrough", "filtered"]
 
@@ -105,9 +108,13 @@ def read_rows(data: bytes, *, shard: str | None = None) -> list[SampleRow]:
     return rows
 
 
-def iter_rows(destination: str | Storage, receipts: Iterable[Receipt]) -> Iterator[tuple[str, SampleRow]]:
+def iter_rows(destination: str | Storage, receipts: Iterable[ReceiptHead]) -> Iterator[tuple[str, SampleRow]]:
     """Shard name and row of every sample of these receipts. Raises StorageError and ShardError."""
     storage = open_storage(destination)
-    for receipt in receipts:
-        for row in read_rows(storage.read(receipt.statistics.name), shard=receipt.name):
-            yield receipt.name, row
+
+    def read(receipt: ReceiptHead) -> tuple[str, list[SampleRow]]:
+        return receipt.name, read_rows(storage.read(receipt.statistics.name), shard=receipt.name)
+
+    for name, rows in map_ahead(read, receipts, threads=_READERS, ahead=_READERS):
+        for row in rows:
+            yield name, row

@@ -57,7 +57,7 @@ class Storage(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """All objects whose name starts with ``prefix``, sorted by name, without hidden ones and temporaries."""
+        """All objects whose name starts with ``prefix``, in no certain order, without hidden ones and temporaries."""
 
     @abstractmethod
     def size(self, name: str) -> int:
@@ -96,12 +96,21 @@ class Storage(ABC):
         """Remove an object; one that is not there is no error."""
 
     @abstractmethod
-    def sweep(self, prefix: str = "") -> int:
-        """Clear up after writers that died, for names starting with ``prefix``; returns how many objects went."""
+    def complete(self, seal: str) -> None:
+        """Finish the commit of ``seal`` where a writer that died had all but done it."""
+
+    @abstractmethod
+    def sweep(self) -> int:
+        """Finish or clear up what writers that died have left; returns how many objects went."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
         """The whole object. Raises StorageError when it is missing or unreadable."""
+
+    def read_start(self, name: str, size: int) -> bytes:
+        """The first ``size`` bytes of an object, all when it has fewer. Raises as :meth:`read` does."""
+        with storage_errors(f"cannot read {name} in {self.location}"), self.open(name) as stream:
+            return stream.read(size)
 
 
 @contextmanager

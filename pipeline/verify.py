@@ -10,18 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from ..errors import CodecError, PipelineError, ShardError, WeightsFormatError, WeightsNotFoundError
-from .receipts import INDEX_NAME, Receipt, index_json, mean_psnr, receipt_names, totals
+from .receipts import INDEX_NAME, Receipt, index_entry, mean_psnr, receipt_names
 from .s3_client import S3Options
 from .samples import STREAM_EXTENSION
 from .shards import TarGroups
-from .sources import SourceShard, iter_keys
+from .source_shard import SourceShard
+from .sources import iter_keys
 from .statistics import KEPT, STATUSES, SampleRow, read_rows
 from .storage import Storage, open_storage
+from .tables import ReceiptTable, ShardTable
 from .tarfiles import TarMember, iter_members
 
 if TYPE_CHECKING:
@@ -76,7 +79,7 @@ def verify(
     destination: str | Storage,
     *,
     deep: bool = False,
-    shards: Sequence[SourceShard] | None = None,
+    shards: ShardTable | None = None,
     plan_id: str | None = None,
     weights: str | None = None,
     device: str = "cpu",
@@ -92,20 +95,22 @@ def verify(
     WeightsError when weights cannot be loaded.
     """
     decoder = _Decoder(weights, device, threads) if deep else None
-    checker = _Checker(open_storage(destination), plan_id, decoder, source_s3)
-    names = receipt_names(checker.storage)
-    planned = {shard.name: shard for shard in shards or ()}
-    for number, name in enumerate(names):
-        checker.check_shard(name, planned.get(name))
-        if shards is not None and name not in planned:
+    storage = open_storage(destination)
+    checker = _Checker(storage, plan_id, decoder, source_s3)
+    total = sum(1 for _ in receipt_names(storage))
+    for number, name in enumerate(receipt_names(storage)):
+        source = None if shards is None else shards.find(name)
+        checker.check_shard(name, source)
+        if shards is not None and source is None:
             checker.problem(name, "foreign", "the plan has no such shard")
         if progress is not None:
-            progress(VerifyProgress(number + 1, len(names), len(checker.problems)))
-    for name in planned.keys() - set(names):
-        checker.problem(
-            name, "missing", "the shard has no receipt: it is not converted yet, or its receipt was deleted"
-        )
-    checker.check_others(set(names))
+            progress(VerifyProgress(number + 1, total, len(checker.problems)))
+    for shard in shards or ():
+        if not checker.has_receipt(shard.name):
+            checker.problem(
+                shard.name, "missing", "the shard has no receipt: it is not converted yet, or its receipt was deleted"
+            )
+    checker.check_others()
     return checker.report()
 
 
@@ -138,7 +143,9 @@ class _Checker:
         self._plan_id = plan_id
         self._decoder = decoder
         self._source_s3 = source_s3
-        self._receipts: list[Receipt] = []
+        self._receipts = ReceiptTable()
+        self._damaged: set[str] = set()
+        self._bytes = 0
         self._sources = 0
         self._notes: list[str] = []
 
@@ -146,7 +153,7 @@ class _Checker:
         self.problems.append(Problem(shard, key, kind, message))
 
     def report(self) -> VerifyReport:
-        sums = totals(self._receipts)
+        sums = self._receipts.totals()
         return VerifyReport(
             shards=sums.shards,
             samples=sums.samples,
@@ -154,7 +161,7 @@ class _Checker:
             quarantined=sums.quarantined,
             passthrough=sums.passthrough,
             filtered=sums.filtered,
-            bytes=sum(receipt.tar.size for receipt in self._receipts),
+            bytes=self._bytes,
             sources_checked=self._sources,
             problems=tuple(sorted(self.problems, key=lambda each: (each.shard, each.kind, each.key or ""))),
             notes=tuple(self._notes),
@@ -164,9 +171,11 @@ class _Checker:
         try:
             receipt = Receipt.from_json(self.storage.read(f"{name}.json"), shard=name)
         except PipelineError as exc:
+            self._damaged.add(name)
             self.problem(name, "receipt", exc.message)
             return
-        self._receipts.append(receipt)
+        self._receipts.put(receipt.head())
+        self._bytes += receipt.tar.size
         if self._plan_id is not None and receipt.plan_id != self._plan_id:
             self.problem(name, "plan", f"the receipt belongs to plan {receipt.plan_id}, not {self._plan_id}")
         if (receipt.tar.name, receipt.statistics.name) != (f"{name}.tar", f"{name}.parquet"):
@@ -320,19 +329,23 @@ class _Checker:
         for key in sorted((actual - expected).elements()):
             self.problem(name, "unaccounted", "the statistics mention a sample that the source does not have", key)
 
-    def check_others(self, names: set[str]) -> None:
+    def has_receipt(self, name: str) -> bool:
+        """Whether there is a receipt of that shard, be it damaged."""
+        return name in self._receipts or name in self._damaged
+
+    def check_others(self) -> None:
         """Files that belong to no receipt, and the index."""
         for entry in self.storage.list():
             stem, dot, extension = entry.name.rpartition(".")
-            if "/" not in entry.name and dot and extension in ("tar", "parquet") and stem not in names:
+            if "/" not in entry.name and dot and extension in ("tar", "parquet") and not self.has_receipt(stem):
                 self._notes.append(f"{entry.name} has no receipt; it is the leftover of an interrupted run")
         if not self.storage.exists(INDEX_NAME):
             self._notes.append(f"there is no {INDEX_NAME}; the conversion has not finished")
             return
         try:
             written = json.loads(self.storage.read(INDEX_NAME))
-            expected = json.loads(index_json(self._receipts))
-            same = written["shardlist"] == expected["shardlist"]
+            expected = map(index_entry, self._receipts)
+            same = all(entry == other for entry, other in zip_longest(written["shardlist"], expected))
         except (PipelineError, ValueError, KeyError, TypeError) as exc:
             self.problem(INDEX_NAME, "index", f"unreadable: {exc}")
             return

@@ -102,6 +102,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     assert server.stdin
     assert server.stdout
+    from discernible.pipeline import s3_client
+
     line = server.stdout.readline()
     assert line, "the S3 server did not start"
     access = json.loads(line)
@@ -110,6 +112,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "AWS_ACCESS_KEY_ID": access["access_key"],
         "AWS_SECRET_ACCESS_KEY": access["secret_key"],
     }
+    # Tests before this one may have made clients without that.
+    s3_client._clients.clear()
     try:
         yield access["endpoint"]
     finally:

@@ -1,28 +1,38 @@
-"""What a shard costs the driver: shards that do nothing, through the real dispatcher on real Ray.
+"""What a shard costs the driver: a whole `compress`, with workers that write a receipt and do nothing else.
 
     python -m benchmarks.speed.dispatch
     python -m benchmarks.speed.dispatch --quick
+    python -m benchmarks.speed.dispatch --shards 1000 1000000
 
-For growing numbers of shards: milliseconds of the driver's CPU and of the clock a shard, and the driver's memory. The
-floor beside it is calls of the same actors with nothing but ``ray.wait`` around them.
+For each number of shards, in a process of its own: milliseconds of the driver's CPU and of the clock a shard, from the
+listing of the source to the index; the same for a second run, which finds all done; and the peak of the driver's
+memory. The floor beside it is calls of the same actors with nothing but ``ray.wait`` around them.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import json
 import resource
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ray
 
 from benchmarks.peers import markdown_table
+from discernible.jobs.actors import ShardResult, Work, WorkerInfo
 from discernible.jobs.cluster import ray_session
-from discernible.jobs.dispatch import Dispatcher, DispatchPolicy, Task
-from discernible.jobs.progress import Counts, Meter, NullDisplay
+from discernible.jobs.compress import compress
+from discernible.jobs.plan import INDEX_NAME
+from discernible.jobs.spec import JobSpec
+from discernible.pipeline.receipts import FileRef, Receipt, SourceRef
+from discernible.pipeline.source_shard import SourceShard
 
 WORKERS = 2
 HEADER = (
@@ -31,60 +41,100 @@ HEADER = (
     "clock, ms a shard",
     "bare calls: CPU, ms",
     "ratio",
+    "second run: CPU, ms a shard",
     "peak memory of the driver, MB",
 )
 
 
 @ray.remote(num_cpus=0.5, max_concurrency=3)
 class Idle:
-    """An actor that does nothing, quickly."""
+    """A worker that writes receipts, quickly."""
 
-    def setup(self) -> str:
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def setup(self) -> WorkerInfo:
         """Ready at once."""
-        return "ready"
+        return WorkerInfo(device="none", threads=1, node="here", pid=0)
 
-    def convert(self, name: str) -> str:
-        """Done at once."""
-        return name
+    def convert(self, shard: SourceShard) -> ShardResult:
+        """Leave a receipt without a shard."""
+        receipt = Receipt.of(
+            (),
+            name=shard.name,
+            plan_id=self._work.plan_id,
+            source=SourceRef(shard.kind, shard.location),
+            weights="none",
+            fingerprint="00000000",
+            quality=50,
+            committed=1000,
+            quarantined=0,
+            passthrough=0,
+            filtered=0,
+            ignored=0,
+            pixels=65_536_000,
+            bytes_in=10_000_000,
+            bytes_out=2_000_000,
+            bytes_carried=0,
+            psnr=30.0,
+            tar=FileRef(f"{shard.name}.tar", 3_000_000, "0" * 64),
+            statistics=FileRef(f"{shard.name}.parquet", 50_000, "0" * 64),
+        )
+        self._work.destination.put(f"{shard.name}.json", receipt.to_json(), durable=False)
+        return ShardResult(receipt=receipt.head(), bytes_source=shard.bytes, seconds={"wall": 0.0})
 
-    def progress(self) -> int:
+    def nothing(self) -> None:
+        """A call alone."""
+
+    def progress(self) -> tuple[int, ...]:
         """Nothing to tell."""
-        return 0
+        return (0, 0, 0, 0, 0)
 
     def stop(self, name: str) -> None:
-        """Nothing is ever running."""
-
-
-def dispatched(count: int) -> None:
-    """Through the dispatcher, with the display that a job without progress has."""
-    one = Counts(samples=1, bytes_read=1)
-    meter = Meter(
-        shards_left=count, bytes_left=count, read_progress=lambda value: Counts(), read_result=lambda value: one
-    )
-    tasks = (Task(name=f"{number:07}", arguments=(f"{number:07}",)) for number in range(count))
-    outcome = Dispatcher(Idle.remote, tasks, DispatchPolicy(workers=WORKERS), NullDisplay(meter)).run()
-    assert outcome.done == count
+        """Nothing is ever running for long."""
 
 
 def bare(count: int) -> None:
     """The least that calls of two actors cost."""
-    actors = [Idle.remote() for _ in range(WORKERS)]
+    actors = [Idle.remote(None) for _ in range(WORKERS)]
     ray.get([actor.setup.remote() for actor in actors])
-    running: dict[Any, Any] = {actor.convert.remote("0"): actor for actor in actors}
-    for number in range(count - WORKERS):
+    running: dict[Any, Any] = {actor.nothing.remote(): actor for actor in actors}
+    for _ in range(count - WORKERS):
         (done,), _ = ray.wait(list(running), num_returns=1)
         actor = running.pop(done)
         ray.get(done)
-        running[actor.convert.remote(str(number))] = actor
+        running[actor.nothing.remote()] = actor
     ray.get(list(running))
 
 
-def measured(work: Callable[[int], None], count: int) -> tuple[float, float]:
+def measured(work: Callable[[], object], count: int) -> tuple[float, float]:
     """Milliseconds a shard: the driver's CPU, the clock."""
-    gc.collect()
     cpu, clock = time.process_time(), time.perf_counter()
-    work(count)
+    work()
     return 1e3 * (time.process_time() - cpu) / count, 1e3 * (time.perf_counter() - clock) / count
+
+
+def measure(count: int) -> dict[str, float]:
+    """Convert that many empty tars."""
+    with tempfile.TemporaryDirectory(prefix="discernible-dispatch-") as folder, ray_session(min_cpus=WORKERS):
+        source, destination = Path(folder, "in"), Path(folder, "out")
+        source.mkdir()
+        for number in range(count):
+            (source / f"{number:07}.tar").touch()
+        spec = JobSpec(source=str(source), destination=str(destination), workers=WORKERS, cpus_per_worker=1)
+
+        def convert() -> None:
+            assert compress(spec).status == "done"
+
+        with mock.patch("discernible.jobs.actors.actor_factory", lambda work, layout: lambda: Idle.remote(work)):
+            cpu, clock = measured(convert, count)
+            assert len(json.loads((destination / INDEX_NAME).read_bytes())["shardlist"]) == count
+            (destination / INDEX_NAME).unlink()
+            again, _ = measured(convert, count)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        calls = min(count, 10_000)
+        floor, _ = measured(lambda: bare(calls), calls)
+    return {"cpu": cpu, "clock": clock, "floor": floor, "again": again, "peak": peak}
 
 
 def main() -> None:
@@ -93,18 +143,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="up to 1,000 shards")
     parser.add_argument("--shards", type=int, nargs="+", help="default: 1000 10000 100000")
     parser.add_argument("--out", type=Path, help="folder for dispatch.md")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one)))
+        return
     counts = options.shards or ([100, 1000] if options.quick else [1000, 10_000, 100_000])
     rows: list[tuple[str, ...]] = []
-    with ray_session(min_cpus=WORKERS):
-        dispatched(50)
-        for count in counts:
-            cpu, clock = measured(dispatched, count)
-            floor, _ = measured(bare, min(count, 10_000))
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-            figures = (f"{cpu:.2f}", f"{clock:.2f}", f"{floor:.2f}", f"{cpu / floor:.2f}", f"{peak:.0f}")
-            rows.append((f"{count:,}", *figures))
-            print(f"{count:,} shards: {cpu:.2f} ms of the driver's CPU each")
+    for count in counts:
+        # A process each: a peak of memory never goes back.
+        command = [sys.executable, "-m", "benchmarks.speed.dispatch", "--one", str(count)]
+        told = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+        ratio = told["cpu"] / told["floor"]
+        figures = [told["cpu"], told["clock"], told["floor"], ratio, told["again"]]
+        rows.append((f"{count:,}", *(f"{figure:.2f}" for figure in figures), f"{told['peak']:.0f}"))
+        print(f"{count:,} shards: {told['cpu']:.2f} ms of the driver's CPU each", flush=True)
     text = markdown_table(HEADER, rows)
     print(text)
     if options.out:

@@ -30,6 +30,7 @@ from types import FrameType
 _GRPC_OFFSET = 10_000
 _PORTS = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port")
 _START_SECONDS = 60.0
+_STOP_SECONDS = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +60,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _end_with_input(process: subprocess.Popen[bytes]) -> None:
     while sys.stdin.read(1):
         pass
+    _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        # Asked to end soon after its start it sometimes never does.
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager
@@ -90,12 +101,7 @@ def _server(data: Path, port: int | None) -> Iterator[tuple[subprocess.Popen[byt
             _wait_until_writable(process, access, log)
             yield process, access
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _stop(process)
 
 
 def _identities(access: dict[str, str]) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import tarfile
@@ -35,7 +36,7 @@ def converted(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory, loca
 def test_the_result_adds_up(converted: Path, photo_folder: Path) -> None:
     names = {path.name for path in converted.iterdir()}
     shards = {f"0000{n}.{kind}" for n in range(4) for kind in ("tar", "json", "parquet")}
-    assert names == shards | {"plan.json", "index.json"}
+    assert names == shards | {"plan.json", "plan.shards.jsonl.gz", "index.json"}
     members = []
     for shard in sorted(converted.glob("*.tar")):
         with tarfile.open(shard) as tar:
@@ -221,4 +222,6 @@ def test_the_plan_is_a_readable_document(converted: Path, photo_folder: Path) ->
     assert document["format"] == "discernible-plan"
     assert document["source"] == {"kind": "folder", "location": str(photo_folder)}
     assert document["options"]["quality"] == 50
-    assert [shard["name"] for shard in document["shards"]] == ["00000", "00001", "00002", "00003"]
+    assert document["shards"]["count"] == 4
+    with gzip.open(converted / document["shards"]["file"]) as lines:
+        assert [json.loads(line)["name"] for line in lines] == ["00000", "00001", "00002", "00003"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -51,9 +52,10 @@ def comparable(files: dict[str, bytes]) -> dict[str, Any]:
         document = json.loads(files[name])
         for field in ("source", "plan_id", "checksum", "name"):
             document.pop(field, None)
-        for shard in document.get("shards", ()):
-            shard.pop("location")
+        document.get("shards", {}).pop("sha256", None)
         result[name] = document
+    lines = [json.loads(line) for line in gzip.decompress(files["plan.shards.jsonl.gz"]).splitlines()]
+    result["plan.shards.jsonl.gz"] = [{**line, "location": "elsewhere"} for line in lines]
     return result
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from discernible.errors import ConfigError, DestinationError, SourceError
-from discernible.jobs.plan import Plan, check_destination, freeze_plan, make_plan, read_plan
+from discernible.errors import ConfigError, DestinationError, SourceError, StorageError
+from discernible.jobs.plan import SHARDS_NAME, Plan, check_destination, freeze_plan, make_plan, read_plan
 from discernible.jobs.spec import JobSpec, plan_identity, resolve_location
 from discernible.pipeline.storage import open_storage
 
@@ -75,13 +77,13 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.li
 
 @given(options=st.dictionaries(st.text(), JSON), source=st.text(), weights=st.text())
 def test_plan_ids_do_not_depend_on_the_order_of_options(options: dict[str, Any], source: str, weights: str) -> None:
-    first = plan_identity(source=source, options=options, weights=weights, shards=[])
+    first = plan_identity(source=source, options=options, weights=weights, shards="")
     turned = dict(reversed(list(options.items())))
-    assert first == plan_identity(source=source, options=turned, weights=weights, shards=[])
+    assert first == plan_identity(source=source, options=turned, weights=weights, shards="")
     assert len(first) == 16
-    assert first != plan_identity(source=source + "x", options=options, weights=weights, shards=[])
-    assert first != plan_identity(source=source, options=options, weights=weights + "x", shards=[])
-    assert first != plan_identity(source=source, options=options, weights=weights, shards=[{}])
+    assert first != plan_identity(source=source + "x", options=options, weights=weights, shards="")
+    assert first != plan_identity(source=source, options=options, weights=weights + "x", shards="")
+    assert first != plan_identity(source=source, options=options, weights=weights, shards="0")
 
 
 def test_only_what_changes_bytes_changes_the_plan_id(photos: Path, tmp_path: Path) -> None:
@@ -145,11 +147,62 @@ def test_a_damaged_plan_is_a_clear_error(photos: Path, tmp_path: Path, content: 
         freeze_plan(plan_of(photos, tmp_path), storage)
 
 
+def test_the_shards_of_a_plan_are_lines_that_compress(photos: Path, tmp_path: Path) -> None:
+    plan = plan_of(photos, tmp_path, shard_size=2)
+    freeze_plan(plan, open_storage(tmp_path / "out"))
+    packed = (tmp_path / "out" / SHARDS_NAME).read_bytes()
+    lines = gzip.decompress(packed).splitlines(keepends=True)
+    assert [json.loads(line)["name"] for line in lines] == ["00000", "00001", "00002"]
+    told = json.loads((tmp_path / "out" / "plan.json").read_bytes())["shards"]
+    assert told == {
+        "file": SHARDS_NAME,
+        "count": 3,
+        "samples": 5,
+        "bytes": plan.bytes,
+        "sha256": hashlib.sha256(b"".join(lines)).hexdigest(),
+    }
+    freeze_plan(plan, open_storage(tmp_path / "again"))
+    assert (tmp_path / "again" / SHARDS_NAME).read_bytes() == packed
+
+
+def test_damaged_shards_of_a_plan_are_a_clear_error(photos: Path, tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "out")
+    freeze_plan(plan_of(photos, tmp_path, shard_size=2), storage)
+    packed = storage.read(SHARDS_NAME)
+    lines = gzip.decompress(packed).splitlines(keepends=True)
+    damaged = [
+        b"",
+        packed[:-9],
+        packed[:20] + bytes(20) + packed[40:],
+        b"no gzip",
+        gzip.compress(b"".join(lines[1:])),
+        gzip.compress(lines[0] + lines[0]),
+        gzip.compress(b"no JSON\n"),
+        gzip.compress(b"{}\n"),
+        gzip.compress(b"[]\n"),
+    ]
+    for content in damaged:
+        storage.put(SHARDS_NAME, content)
+        with pytest.raises(DestinationError, match=r"is not a plan of discernible"):
+            read_plan(storage)
+    storage.delete(SHARDS_NAME)
+    with pytest.raises(StorageError, match=r"plan\.shards"):
+        read_plan(storage)
+
+
+def test_a_run_killed_while_it_froze_its_plan_is_started_again(photos: Path, tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "out")
+    storage.put(SHARDS_NAME, b"half of it")
+    plan = plan_of(photos, tmp_path)
+    assert freeze_plan(plan, storage) is False
+    assert read_plan(storage) == plan
+
+
 def test_foreign_files_are_refused_and_kept(photos: Path, tmp_path: Path) -> None:
     storage = open_storage(tmp_path / "out")
     for number in range(5):
         storage.put(f"file{number}", b"precious")
-    with pytest.raises(DestinationError, match=r"file0, file1, file2, …"):
+    with pytest.raises(DestinationError, match=r"\(file\d, file\d, file\d, …\)"):
         freeze_plan(plan_of(photos, tmp_path), storage)
     assert len(list(storage.list())) == 5
 

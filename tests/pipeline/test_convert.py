@@ -20,6 +20,7 @@ from discernible.pipeline.pixels import PixelPolicy, decode_pixels
 from discernible.pipeline.receipts import Receipt, list_receipts, read_receipt, totals
 from discernible.pipeline.sources import iter_samples, open_source
 from discernible.pipeline.statistics import SampleRow, iter_rows
+from discernible.pipeline.storage import open_storage
 
 PLAN = "plan-1"
 
@@ -262,6 +263,7 @@ def test_a_killed_run_leaves_nothing_that_counts(converted: Path, image_folder: 
     config = ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, device="cpu")
     for shard in open_source(str(image_folder), shard_size=8).shards:
         ShardConverter(config).convert(shard, str(destination), PLAN)
+    assert open_storage(str(destination)).sweep() == 1
     expected = contents(converted)
     del expected["index.json"]
     assert contents(destination) == expected

@@ -15,7 +15,8 @@ from PIL import Image
 
 from discernible.errors import SampleFormatError, ShardError, SourceError
 from discernible.pipeline.samples import choose_image
-from discernible.pipeline.sources import SourceShard, iter_keys, iter_samples, open_source
+from discernible.pipeline.source_shard import SourceShard
+from discernible.pipeline.sources import iter_keys, iter_samples, open_source
 
 
 def picture(number: int, form: str = "JPEG") -> bytes:

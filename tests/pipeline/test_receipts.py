@@ -14,10 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discernible.errors import ShardError
-from discernible.pipeline.receipts import FileRef, Receipt, SampleIndex, SourceRef, list_receipts, read_receipt, totals
+from discernible.pipeline.receipts import (
+    FileRef,
+    Receipt,
+    ReceiptHead,
+    SampleIndex,
+    SourceRef,
+    list_receipts,
+    read_heads,
+    read_receipt,
+    receipt_names,
+    totals,
+)
 from discernible.pipeline.statistics import SampleRow, encode_rows, read_rows
+from discernible.pipeline.storage import open_storage
 
-RECEIPT = Receipt(
+RECEIPT = Receipt.of(
+    (SampleIndex("a", 0, 1024), SampleIndex("b\udcff", 1024, 2048)),
     name="00000",
     plan_id="p",
     source=SourceRef("folder", "/data/é"),
@@ -36,14 +49,18 @@ RECEIPT = Receipt(
     psnr=31.25,
     tar=FileRef("00000.tar", 10240, "0" * 64),
     statistics=FileRef("00000.parquet", 99, "1" * 64),
-    index=(SampleIndex("a", 0, 1024), SampleIndex("b\udcff", 1024, 2048)),
+)
+
+EMPTY = Receipt.of(
+    (), **{name: getattr(RECEIPT, name) for name in ReceiptHead.__dataclass_fields__ if name != "index_sha256"}
 )
 
 
 def test_receipts_go_through_json() -> None:
     data = RECEIPT.to_json()
     assert Receipt.from_json(data, shard="00000") == RECEIPT
-    assert Receipt.from_json(dataclasses.replace(RECEIPT, index=(), psnr=None).to_json()).index == ()
+    assert b'"index": []' in EMPTY.to_json()
+    assert Receipt.from_json(EMPTY.to_json()) == EMPTY
     body = json.loads(data)
     assert body["samples"] == 3
     assert body["tar"] == {"name": "00000.tar", "size": 10240, "sha256": "0" * 64}
@@ -57,12 +74,34 @@ def test_edited_receipts_are_refused(field: str) -> None:
         Receipt.from_json(json.dumps(body).encode(), shard="00000")
 
 
+@pytest.mark.parametrize("receipt", [RECEIPT, EMPTY])
+def test_the_head_of_a_receipt_is_enough(receipt: Receipt, tmp_path: Path) -> None:
+    data = receipt.to_json()
+    head = receipt.head()
+    assert ReceiptHead.from_head(data[: data.index(b'"index":') + 15]) == head
+    assert ReceiptHead.from_head(head.head_json()) == head
+    (tmp_path / "00000.json").write_bytes(data)
+    storage = open_storage(tmp_path)
+    assert list(read_heads(storage, receipt_names(storage))) == [head]
+    for altered in (data.replace(b'"quality": 50', b'"quality": 51'), data[:100], data[: data.index(b'"checksum"')]):
+        with pytest.raises(ShardError, match="altered|not a receipt"):
+            ReceiptHead.from_head(altered, shard="00000")
+
+
+def test_a_head_that_is_longer_than_usual(tmp_path: Path) -> None:
+    long = dataclasses.replace(RECEIPT, source=SourceRef("folder", "/data/" + "é" * 2000))
+    (tmp_path / "00000.json").write_bytes(long.to_json())
+    assert list(read_heads(open_storage(tmp_path), ["00000"])) == [long.head()]
+
+
 @given(
     st.binary(max_size=200) | st.recursive(st.integers() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())
 )
 def test_anything_else_is_no_receipt(data: bytes) -> None:
     with pytest.raises(ShardError):
         Receipt.from_json(data)
+    with pytest.raises(ShardError):
+        ReceiptHead.from_head(data)
 
 
 def test_reading_from_a_destination(tmp_path: Path) -> None:

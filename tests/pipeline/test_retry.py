@@ -19,6 +19,7 @@ from discernible.pipeline.retry import retry_shard
 from discernible.pipeline.shards import iter_tar_samples
 from discernible.pipeline.sources import iter_keys, open_source
 from discernible.pipeline.storage import open_storage
+from discernible.pipeline.tables import ShardTable
 from discernible.pipeline.verify import verify
 
 PLAN = "plan-1"
@@ -72,7 +73,7 @@ def test_what_is_mended_joins_its_shard(
     for key, members in before.items():
         assert after[key] == members
     assert all(set(members) == {"dci", "txt"} for members in after.values())
-    assert verify(storage, shards=[shard], plan_id=PLAN, deep=True).problems == ()
+    assert verify(storage, shards=ShardTable([shard]), plan_id=PLAN, deep=True).problems == ()
     assert retry_shard(converter, shard, storage, mended) == mended
 
 

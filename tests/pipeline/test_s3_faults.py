@@ -8,6 +8,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from discernible.errors import ConfigError, StorageError
 from discernible.pipeline.s3_client import S3Options
@@ -116,10 +117,10 @@ def test_a_writer_that_dies_anywhere_in_a_commit(
     assert died == (step < 5)
     swept = step % 2
     if swept:
-        storage.sweep("0.")
+        storage.complete("0.json")
     sealed_first = storage.exists("0.json")
     won = commit(storage, 2, size)
-    owner = 1 if step >= 2 else 2
+    owner = 1 if step >= 1 else 2
     assert won == (owner == 2)
     assert not (sealed_first and won)
     assert storage.read("0.tar") == bytes([owner]) * size
@@ -127,6 +128,102 @@ def test_a_writer_that_dies_anywhere_in_a_commit(
     storage.sweep()
     assert everything(bucket) == ["0.json", "0.parquet", "0.tar"]
     assert uploads(bucket) == 0
+
+
+def test_a_commit_that_never_learns_that_it_won(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = storage_at(bucket)
+    client = boto3.client("s3")
+    lost = 0
+
+    class Deaf:
+        """The answer to the claim gets lost, and that to the question what became of it."""
+
+        def __getattr__(self, name: str) -> Any:
+            def call(**arguments: Any) -> Any:
+                nonlocal lost
+                answer = getattr(client, name)(**arguments)
+                if lost == 1 or (name == "put_object" and arguments["Key"] == "out/.pending/0.json"):
+                    lost += 1
+                    raise EndpointConnectionError(endpoint_url="http://gone")
+                return answer
+
+            return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr("discernible.pipeline.s3_storage.s3_client", lambda options: Deaf())
+        with pytest.raises(StorageError, match="cannot be reached"):
+            commit(storage, 1, 10)
+    assert uploads(bucket) == 1, "others need it"
+    assert not commit(storage, 2, 10), "the claim is that of the first writer, and so is the rest"
+    assert storage.read("0.tar") == b"\1" * 10
+    assert (storage.read("0.parquet"), storage.read("0.json")) == (b"rows 1", b"seal 1")
+    storage.sweep()
+    assert everything(bucket) == ["0.json", "0.parquet", "0.tar"]
+
+
+def test_claims_that_came_too_late_are_void(bucket: str) -> None:
+    storage = storage_at(bucket)
+    assert commit(storage, 1)
+    late = storage.stage("0.tar")
+    late.write(b"late")
+    claim = late.as_claim([("0.parquet", b"late rows"), ("0.json", b"late seal")])
+    storage.put(".pending/0.json", claim.to_bytes())
+    storage.complete("0.json")
+    assert not commit(storage, 2)
+    assert storage.sweep() == 2
+    assert (storage.read("0.tar"), storage.read("0.json")) == (b"\1" * 10, b"seal 1")
+    assert everything(bucket) == ["0.json", "0.parquet", "0.tar"]
+    assert uploads(bucket) == 0
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_claim_whose_upload_is_gone_is_replaced(bucket: str, there: bool) -> None:
+    storage = storage_at(bucket)
+    if there:
+        storage.put("0.tar", b"somebody else's")
+    dead = storage.stage("0.tar")
+    dead.write(b"dead")
+    storage.put(".pending/0.json", dead.as_claim([("0.json", b"dead seal")]).to_bytes())
+    dead.discard()
+    storage.complete("0.json")
+    assert not storage.exists("0.json")
+    assert commit(storage, 2)
+    assert storage.read("0.tar") == b"\2" * 10
+    assert everything(bucket) == ["0.json", "0.parquet", "0.tar"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"no JSON\n", b'{"objects": [["x", 9]]}\nshort', b'{"objects": []}\n'])
+def test_a_damaged_claim_is_a_clear_error(bucket: str, content: bytes) -> None:
+    storage = storage_at(bucket)
+    storage.put(".pending/0.json", content)
+    with pytest.raises(StorageError, match="claim of a commit is damaged"):
+        commit(storage, 1)
+
+
+@pytest.mark.parametrize("size", [10, 6 * MIB])
+def test_only_one_of_writers_that_start_together_wins(bucket: str, size: int) -> None:
+    for round_ in range(8):
+        storage = storage_at(f"{bucket}/{round_}")
+        barrier = threading.Barrier(5)
+        wins: list[int] = []
+
+        def compete(
+            number: int, barrier: threading.Barrier = barrier, wins: list[int] = wins, storage: S3Storage = storage
+        ) -> None:
+            barrier.wait()
+            if commit(storage, number, size):
+                wins.append(number)
+
+        threads = [threading.Thread(target=compete, args=(number,)) for number in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        winner = storage.read("0.tar")[0]
+        assert storage.read("0.tar") == bytes([winner]) * size
+        assert (storage.read("0.parquet"), storage.read("0.json")) == (b"rows %d" % winner, b"seal %d" % winner)
+        # None knows that it won where another one finished what it had claimed before it could.
+        assert set(wins) <= {winner}
 
 
 def test_competing_writers_under_faults(bucket: str, proxy: Proxy) -> None:

@@ -31,7 +31,7 @@ def upload(bucket: str) -> Callable[[Path], str]:
 def test_a_prefix_of_images(image_folder: Path, upload: Callable[[Path], str]) -> None:
     url = upload(image_folder)
     there, here = open_source(url, shard_size=8), open_source(image_folder, shard_size=8)
-    assert (there.kind, there.ignored, there.bytes) == ("folder", here.ignored, here.bytes)
+    assert (there.kind, there.ignored, there.shards.bytes) == ("folder", here.ignored, here.shards.bytes)
     assert [shard.files for shard in there.shards] == [shard.files for shard in here.shards]
     for remote, local in zip(there.shards, here.shards, strict=True):
         assert list(iter_samples(remote)) == list(iter_samples(local))

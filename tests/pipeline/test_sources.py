@@ -11,7 +11,8 @@ from discernible.errors import ConfigError, SampleFormatError, SourceError, Stor
 from discernible.pipeline.braces import expand_braces, has_braces
 from discernible.pipeline.samples import unescape_key
 from discernible.pipeline.shards import ShardWriter
-from discernible.pipeline.sources import SourceShard, iter_keys, iter_samples, open_source
+from discernible.pipeline.source_shard import SourceShard
+from discernible.pipeline.sources import iter_keys, iter_samples, open_source
 
 
 def touch(root: Path, *names: str) -> None:
@@ -56,7 +57,7 @@ def test_folder_is_sorted_and_cut_into_shards(tmp_path: Path) -> None:
         ("c/x", "c/x.jpg", ["jpg", "json", "txt"]),
     ]
     assert found[3].members["txt"] == b"c/x.txt"
-    assert source.bytes == sum(len(data) for sample in found for data in sample.members.values())
+    assert source.shards.bytes == sum(len(data) for sample in found for data in sample.members.values())
 
 
 def test_images_with_one_stem_all_survive(tmp_path: Path) -> None:
@@ -161,9 +162,9 @@ def test_sources_that_cannot_be_converted(tmp_path: Path) -> None:
 
 
 def test_braces() -> None:
-    assert expand_braces("t-{08..11}.tar") == ["t-08.tar", "t-09.tar", "t-10.tar", "t-11.tar"]
-    assert expand_braces("{b,a}-{2..1}") == ["b-2", "b-1", "a-2", "a-1"]
-    assert expand_braces("{plain}") == ["{plain}"]
+    assert list(expand_braces("t-{08..11}.tar")) == ["t-08.tar", "t-09.tar", "t-10.tar", "t-11.tar"]
+    assert list(expand_braces("{b,a}-{2..1}")) == ["b-2", "b-1", "a-2", "a-1"]
+    assert list(expand_braces("{plain}")) == ["{plain}"]
     assert not has_braces("{plain}")
     with pytest.raises(SourceError, match="more than"):
         expand_braces("{0..9999}-{0..9999}")

@@ -45,7 +45,7 @@ def test_put_read_list_delete(storage: Storage) -> None:
     storage.put("sub/a.tar", b"three")
     storage.put("sub/.hidden/a", b"x")
     storage.put("b.json", b"2", durable=False)
-    assert [(entry.name, entry.size) for entry in storage.list()] == [("b.json", 1), ("sub/a.tar", 5)]
+    assert sorted((entry.name, entry.size) for entry in storage.list()) == [("b.json", 1), ("sub/a.tar", 5)]
     assert [entry.name for entry in storage.list("sub/")] == ["sub/a.tar"]
     assert storage.read("b.json") == b"2"
     assert storage.size("sub/a.tar") == 5
