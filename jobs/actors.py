@@ -44,11 +44,11 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerInfo:
-    """What an actor says about itself: device as torch names it, CPU threads, node address and process id."""
+    """What an actor says about itself: device as torch names it, CPU threads, its node in Ray, and process id."""
 
     device: str
     threads: int
-    node: str
+    node_id: str
     pid: int
 
 
@@ -71,9 +71,8 @@ class ConversionWorker:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._converter: ShardConverter | None = None
-        self._progress: tuple[int, ...] = _STARTED
-        self._shard: str | None = None
-        self._unwanted: str | None = None
+        self._progress: dict[str, tuple[int, ...]] = {}
+        self._unwanted: set[str] = set()
 
     def setup(self) -> WorkerInfo:
         """Load the weights. Raises what the codec raises when they cannot be loaded, or are not those of the plan."""
@@ -90,36 +89,39 @@ class ConversionWorker:
                 f"{self._converter.fingerprint} as {self._work.config['weights']}; install the same weights on every "
                 "node"
             )
-        node = ray.util.get_node_ip_address()
-        return WorkerInfo(device=_device_name(self._converter), threads=threads, node=node, pid=os.getpid())
+        node = ray.get_runtime_context().get_node_id()
+        return WorkerInfo(device=_device_name(self._converter), threads=threads, node_id=node, pid=os.getpid())
 
     def convert(self, shard: SourceShard) -> ShardResult:
         """Convert one shard and commit it; raises the pipeline's errors when it cannot be."""
         if self._converter is None:
             raise JobError("convert was called before setup", shard=shard.name)
-        self._progress = _STARTED
-        self._shard = shard.name
-        receipt = self._converter.convert(
-            shard, self._work.destination, self._work.plan_id, self._on_progress, source_s3=self._work.source_s3
-        )
+        self._progress[shard.name] = _STARTED
+        self._unwanted.discard(shard.name)
+        try:
+            receipt = self._converter.convert(
+                shard, self._work.destination, self._work.plan_id, self._on_progress, source_s3=self._work.source_s3
+            )
+        finally:
+            del self._progress[shard.name]
         return ShardResult(
             receipt=receipt.head(),
             bytes_source=shard.bytes,
             seconds={name: float(value) for name, value in asdict(self._converter.timings).items()},
         )
 
-    def progress(self) -> tuple[int, ...]:
-        """Samples, quarantined, bytes in, bytes out and bytes read of the current shard; runs beside ``convert``."""
-        return self._progress
+    def progress(self) -> dict[str, tuple[int, ...]]:
+        """Samples, quarantined, bytes in, out and read of each shard in the making; runs beside ``convert``."""
+        return dict(self._progress)
 
     def stop(self, name: str) -> None:
         """Make ``convert`` leave that shard soon, with nothing of it committed."""
-        self._unwanted = name
+        self._unwanted.add(name)
 
     def _on_progress(self, progress: ShardProgress) -> None:
-        if self._unwanted is not None and self._unwanted == self._shard:
+        if progress.shard in self._unwanted:
             raise _Stopped
-        self._progress = (
+        self._progress[progress.shard] = (
             progress.samples,
             progress.quarantined,
             progress.bytes_in,
@@ -138,8 +140,8 @@ def actor_factory(work: Work, layout: Layout) -> Callable[[], Any]:
         num_gpus=layout.gpus,
         max_restarts=0,
         max_task_retries=0,
-        # One for convert; the others answer progress and stop meanwhile.
-        max_concurrency=3,
+        # Two convert; the others answer progress and stop meanwhile.
+        max_concurrency=4,
     )
     return lambda: actor_class.remote(work)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from .progress import Counts, Meter, NullDisplay, ProgressMode, announce, make_d
 from .quarantine import QuarantinedSample, quarantine_of
 from .signals import stop_on_signals
 from .spec import JobSpec
+from .stage_report import StageReport
 
 if TYPE_CHECKING:
     from ..pipeline.receipts import Totals
@@ -29,18 +30,14 @@ __all__ = ["CompressResult", "CompressStatus", "QuarantinedSample", "compress"]
 CompressStatus = Literal["done", "quarantined", "failed", "interrupted"]
 
 
-# Stages that run in a pool of as many threads as a worker has cores; the others are one thread each.
-_POOLED = ("pixels", "entropy")
-
-
 @dataclass(frozen=True, kw_only=True)
 class CompressResult:
     """What a destination holds after a run, and what the run itself did.
 
     ``totals`` are over all committed shards, those of earlier runs included; ``resumed`` is how many of the ``shards``
     were committed before this run, ``converted`` how many by it. ``images_per_second`` is this run's, from the moment
-    the first worker was ready. ``stages`` are busy seconds by stage over all workers. ``quarantined`` lists the first
-    few samples.
+    the first worker was ready. ``stages`` tells where the workers' time went. ``quarantined`` lists the first few
+    samples.
     """
 
     status: CompressStatus
@@ -61,20 +58,7 @@ class CompressResult:
     device: str | None
     elapsed_seconds: float
     images_per_second: float | None
-    stages: Mapping[str, float]
-
-    @property
-    def bottleneck(self) -> tuple[str, float] | None:
-        """The stage that was busiest for its number of threads, and the share of the time that it was busy."""
-        wall = self.stages.get("wall", 0.0)
-        if not wall or self.layout is None:
-            return None
-        threads = dict.fromkeys(_POOLED, self.layout.cpus)
-        shares = {
-            name: seconds / (wall * threads.get(name, 1)) for name, seconds in self.stages.items() if name != "wall"
-        }
-        name = max(shares, key=shares.__getitem__)
-        return name, min(1.0, shares[name])
+    stages: StageReport
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -97,8 +81,7 @@ class CompressResult:
             "elapsed_seconds": self.elapsed_seconds,
             "workers": self.layout.to_json() if self.layout else None,
             "device": self.device,
-            "stage_seconds": dict(self.stages),
-            "bottleneck": dict(zip(("stage", "busy"), self.bottleneck, strict=True)) if self.bottleneck else None,
+            **self.stages.to_json(),
             "failures": [failure.to_json() for failure in self.failures],
             "quarantined_by_type": dict(self.quarantined_by_type),
             "quarantined": [sample.to_json() for sample in self.quarantined],
@@ -114,7 +97,7 @@ class _Run:
     layout: Layout | None = None
     device: str | None = None
     images_per_second: float | None = None
-    stages: Mapping[str, float]
+    stages: StageReport = field(default_factory=StageReport)
     converted: int = 0
 
 
@@ -138,11 +121,11 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
     started = time.monotonic()
     plan = make_plan(spec)
     storage = spec.open_destination()
-    freeze_plan(plan, storage)
+    freeze_plan(plan, storage, overwrite=spec.overwrite)
     storage.sweep()
     ledger = read_ledger(plan, storage)
     resumed = len(ledger.receipts)
-    run = _Run(stages={})
+    run = _Run()
     if ledger.left:
         run = _dispatch(spec, storage, plan, ledger, progress, console or Console(stderr=True))
         # Another run may be at work on the same shards.
@@ -184,6 +167,7 @@ def _dispatch(
 ) -> _Run:
     from .actors import Work, actor_factory
     from .cluster import choose_layout, ray_session
+    from .fleet import current_fleet
 
     wished = (spec.workers or 1) * (spec.cpus_per_worker or 1)
     with contextlib.ExitStack() as stack:
@@ -213,6 +197,7 @@ def _dispatch(
             (Task(name=shard.name, arguments=(shard,)) for shard in ledger.missing()),
             DispatchPolicy(workers=layout.workers, tries=spec.tries),
             display,
+            fleet=lambda: current_fleet(layout, workers=spec.workers),
         )
         with stop_on_signals(dispatcher.request_stop), display.shown:
             outcome = dispatcher.run()
@@ -222,7 +207,7 @@ def _dispatch(
         layout=layout,
         device=display.device,
         images_per_second=display.rate(),
-        stages=dict(display.stages),
+        stages=StageReport(sums=display.sums, worker_seconds=display.seconds * layout.workers, threads=layout.cpus),
         converted=outcome.done,
     )
 
@@ -233,16 +218,19 @@ class _Recorder:
     def __init__(self, shown: NullDisplay, ledger: Ledger) -> None:
         self.shown = shown
         self._ledger = ledger
-        self.stages: dict[str, float] = {}
+        self.sums: dict[str, float] = {}
         self.device: str | None = None
         self._ready_at: float | None = None
         self._done_at: float | None = None
 
+    @property
+    def seconds(self) -> float:
+        """Seconds from the first ready worker to the last committed shard."""
+        return max(0.0, self._done_at - self._ready_at) if self._ready_at and self._done_at else 0.0
+
     def rate(self) -> float | None:
-        """Samples a second from the first ready worker to the last committed shard."""
-        if self._ready_at is None or self._done_at is None or self._done_at <= self._ready_at:
-            return None
-        return self.shown.meter.committed.samples / (self._done_at - self._ready_at)
+        """Samples a second in that time."""
+        return self.shown.meter.committed.samples / self.seconds if self.seconds else None
 
     def worker_ready(self, info: WorkerInfo) -> None:
         self._ready_at = self._ready_at or time.monotonic()
@@ -253,7 +241,7 @@ class _Recorder:
         self._done_at = time.monotonic()
         self._ledger.add(result.receipt)
         for stage, seconds in result.seconds.items():
-            self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+            self.sums[stage] = self.sums.get(stage, 0.0) + seconds
         self.shown.shard_done(shard, result)
 
     def shard_progress(self, shard: str, progress: Any) -> None:

@@ -1,10 +1,13 @@
-"""Give shards to Ray actors, one at a time each, until every shard is committed or has failed often enough.
+"""Give shards to Ray actors until every shard is committed or has failed often enough.
 
 The dispatcher is built on ``ray.wait`` alone. What it promises:
 
 - a shard whose actor died, or that failed for a reason that may pass, is queued again with a back-off, ``tries`` times
   at most; then it is reported as failed and the job goes on (:mod:`.shard_queue`);
+- an actor has up to ``ahead`` shards beside the one it works at, so that it can read while it writes; a shard that
+  failed is tried again alone, so that nobody pays for a neighbour;
 - an actor that died, or raised something unforeseen (a poisoned CUDA context looks like that), is replaced;
+- nodes may come and go (:class:`Fleet`): new ones get actors, and one that is about to leave gets no more shards;
 - nothing but receipts and counters travels through Ray: the object store carries no images;
 - memory and time a shard do not grow with the number of shards;
 - :meth:`Dispatcher.request_stop` ends the run within a poll interval; committed shards stay committed.
@@ -16,7 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
@@ -25,20 +28,23 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from ..errors import ConfigError, DiscernibleError, StorageError, WorkerError
 from .shard_queue import RetryPolicy, ShardFailure, ShardQueue, Task
 
-__all__ = ["DispatchObserver", "DispatchOutcome", "DispatchPolicy", "Dispatcher", "ShardFailure", "Task"]
+__all__ = ["DispatchObserver", "DispatchOutcome", "DispatchPolicy", "Dispatcher", "Fleet", "ShardFailure", "Task"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DispatchPolicy(RetryPolicy):
-    """How many actors at once, and how patient to be with failures.
+    """How many actors at once, how many shards each has ahead, and how patient to be with failures.
 
-    ``deaths_in_a_row`` is how many shards may kill an actor, one after the other, without one being committed in
-    between, before the whole job is given up (0: so many that every worker had its tries).
+    ``workers`` is the number of actors unless a :class:`Fleet` tells. ``ahead`` is how many shards an actor may begin
+    before the one it works at is done. ``deaths_in_a_row`` is how many shards may kill an actor, one after the other,
+    without one being committed in between, before the whole job is given up (0: so many that every worker had its
+    tries).
     """
 
     workers: int
+    ahead: int = 1
     deaths_in_a_row: int = 0
     poll: float = 0.25
 
@@ -46,8 +52,8 @@ class DispatchPolicy(RetryPolicy):
         super().__post_init__()
         if self.workers < 1:
             raise ConfigError(f"workers must be at least 1, not {self.workers}")
-        if self.poll < 0:
-            raise ConfigError(f"poll is in seconds and cannot be negative, not {self.poll}")
+        if min(self.poll, self.ahead) < 0:
+            raise ConfigError(f"poll (seconds) and ahead (shards) cannot be negative, not {self.poll} and {self.ahead}")
 
     @property
     def death_limit(self) -> int:
@@ -64,6 +70,14 @@ class DispatchOutcome:
     interrupted: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """What a cluster offers at the moment: room for how many ``workers``, and the ids of nodes that are ``leaving``."""
+
+    workers: int
+    leaving: frozenset[str] = frozenset()
+
+
 class DispatchObserver(Protocol):
     """Told what happens, from the dispatching thread; slow observers slow the dispatch down."""
 
@@ -71,7 +85,7 @@ class DispatchObserver(Protocol):
         """An actor is set up; ``info`` is what its ``setup`` returned."""
 
     def shard_progress(self, shard: str, progress: Any) -> None:
-        """``progress`` is what the actor's ``progress`` returned about ``shard``."""
+        """``progress`` is what the actor's ``progress`` holds about ``shard``."""
 
     def shard_done(self, shard: str, result: Any) -> None:
         """``shard`` is committed; ``result`` is what ``convert`` returned."""
@@ -93,19 +107,30 @@ class DispatchObserver(Protocol):
 class _Worker:
     handle: Any
     started: float
+    node: str | None = None
     ready: bool = False
-    task: Task | None = None
+    tasks: dict[str, Task] = field(default_factory=dict)
     progress_ref: Any = None
     progress_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a reference stands for: a call of ``setup``, ``convert`` (of a shard) or ``progress``."""
+
+    kind: str
+    worker: _Worker
+    shard: str = ""
 
 
 class Dispatcher:
     """Runs ``tasks``, whose names differ, on actors that ``make_worker`` creates.
 
-    An actor has four methods: ``setup()`` loads whatever it needs and returns something that describes it,
-    ``convert(*task.arguments)`` does one shard, and while that runs ``progress()`` returns a small object and
-    ``stop(name)`` asks it to give that shard up. ``setup`` runs once; when it raises a :class:`DiscernibleError` the
-    job cannot work and that error is raised.
+    An actor has four methods: ``setup()`` loads whatever it needs and returns something that describes it, its
+    ``node_id`` for one; ``convert(*task.arguments)`` does one shard, several of them side by side; and meanwhile
+    ``progress()`` returns small objects by the names of those shards, and ``stop(name)`` asks it to give one up.
+    ``setup`` runs once; when it raises a :class:`DiscernibleError` the job cannot work and that error is raised.
+    ``fleet`` is asked now and then how many actors there should be.
 
     Raises:
         DiscernibleError: an actor's set-up says that the configuration cannot work.
@@ -115,6 +140,7 @@ class Dispatcher:
     progress_interval = 0.5
     slow_start_seconds = 20.0
     leave_seconds = 2.0
+    fleet_seconds = 5.0
 
     def __init__(
         self,
@@ -122,13 +148,17 @@ class Dispatcher:
         tasks: Iterable[Task],
         policy: DispatchPolicy,
         observer: DispatchObserver,
+        fleet: Callable[[], Fleet] | None = None,
     ) -> None:
         self._make_worker = make_worker
         self._policy = policy
         self._observer = observer
+        self._ask_fleet = fleet
+        self._fleet = Fleet(workers=policy.workers)
+        self._fleet_at = 0.0
         self._queue = ShardQueue(tasks, policy)
         self._workers: list[_Worker] = []
-        self._refs: dict[Any, tuple[str, _Worker]] = {}
+        self._calls: dict[Any, _Call] = {}
         self._done = 0
         self._failures: list[ShardFailure] = []
         self._deaths = 0
@@ -143,6 +173,7 @@ class Dispatcher:
         """Convert everything; returns when no shard is left, or soon after :meth:`request_stop`."""
         try:
             while not self._stop.is_set() and not self._queue.finished:
+                self._look_at_fleet()
                 self._start_workers()
                 self._assign()
                 self._wait()
@@ -153,80 +184,106 @@ class Dispatcher:
             for worker in self._workers:
                 _kill(worker.handle)
             self._workers.clear()
-            self._refs.clear()
+            self._calls.clear()
         interrupted = self._stop.is_set() and not self._queue.finished
         return DispatchOutcome(done=self._done, failures=tuple(self._failures), interrupted=interrupted)
 
     def _ask_to_leave(self) -> None:
         # Workers that leave a shard by themselves clean up behind them; those that do not in time are killed.
-        running = [ref for ref, (kind, _) in self._refs.items() if kind == "convert"]
+        running = [ref for ref, call in self._calls.items() if call.kind == "convert"]
         if not running:
             return
         for worker in self._workers:
-            if worker.task is not None:
-                worker.handle.stop.remote(worker.task.name)
+            for name in worker.tasks:
+                worker.handle.stop.remote(name)
         ray.wait(running, num_returns=len(running), timeout=self.leave_seconds)
 
-    def _busy(self) -> int:
-        return sum(worker.task is not None for worker in self._workers)
+    def _look_at_fleet(self) -> None:
+        """Let go of actors without work that are too many, or whose node is about to leave."""
+        now = time.monotonic()
+        if self._ask_fleet is None or now < self._fleet_at:
+            return
+        self._fleet_at = now + self.fleet_seconds
+        before, self._fleet = self._fleet, self._ask_fleet()
+        for node in self._fleet.leaving - before.leaving:
+            count = sum(worker.node == node for worker in self._workers)
+            if count:
+                self._observer.notice(f"a node is about to leave; its workers ({count}) get no more shards")
+        for worker in [worker for worker in self._workers if not worker.tasks]:
+            if worker.node in self._fleet.leaving or len(self._workers) > max(1, self._fleet.workers):
+                self._drop(worker)
+
+    def _is_leaving(self, worker: _Worker) -> bool:
+        return worker.node is not None and worker.node in self._fleet.leaving
 
     def _start_workers(self) -> None:
-        busy = self._busy()
-        wanted = busy + self._queue.available(max(0, self._policy.workers - busy))
-        while len(self._workers) < wanted:
+        staying = [worker for worker in self._workers if not self._is_leaving(worker)]
+        busy = sum(bool(worker.tasks) for worker in staying)
+        wanted = busy + self._queue.available(max(0, max(1, self._fleet.workers) - busy))
+        for _ in range(wanted - len(staying)):
             worker = _Worker(self._make_worker(), time.monotonic())
             self._workers.append(worker)
-            self._refs[worker.handle.setup.remote()] = ("setup", worker)
+            self._calls[worker.handle.setup.remote()] = _Call("setup", worker)
 
     def _assign(self) -> None:
         now = time.monotonic()
-        for worker in self._workers:
-            if not worker.ready or worker.task is not None:
-                continue
-            task = self._queue.take(now)
-            if task is None:
-                return
-            worker.task = task
-            worker.progress_at = now + self.progress_interval
-            self._refs[worker.handle.convert.remote(*task.arguments)] = ("convert", worker)
+        able = [worker for worker in self._workers if worker.ready and not self._is_leaving(worker)]
+        for worker in able:
+            if not worker.tasks:
+                task = self._queue.take(now)
+                if task is None:
+                    return
+                self._give(worker, task, now)
+        # Only while there is more than enough: near the end every shard should go to who is idle first.
+        reserve = len(self._workers)
+        for worker in able:
+            while len(worker.tasks) <= self._policy.ahead and not any(map(self._queue.is_tried_again, worker.tasks)):
+                task = self._queue.take_ahead(now, reserve=reserve)
+                if task is None:
+                    return
+                self._give(worker, task, now)
+
+    def _give(self, worker: _Worker, task: Task, now: float) -> None:
+        worker.tasks[task.name] = task
+        worker.progress_at = now + self.progress_interval
+        self._calls[worker.handle.convert.remote(*task.arguments)] = _Call("convert", worker, task.name)
 
     def _wait(self) -> None:
-        if not self._refs:
+        if not self._calls:
             time.sleep(self._policy.poll)
             return
-        ready, _ = ray.wait(list(self._refs), num_returns=1, timeout=self._policy.poll)
+        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=self._policy.poll)
         for ref in ready:
             # A death that an earlier reference of this round revealed has already cleared the others of that worker.
-            if ref in self._refs:
-                kind, worker = self._refs.pop(ref)
-                self._collect(kind, worker, ref)
+            call = self._calls.pop(ref, None)
+            if call is not None:
+                self._collect(call, ref)
         self._warn_slow_start()
 
-    def _collect(self, kind: str, worker: _Worker, ref: Any) -> None:
+    def _collect(self, call: _Call, ref: Any) -> None:
         try:
             value = ray.get(ref)
         except RayActorError as error:
-            self._worker_died(worker, error)
+            self._worker_died(call.worker, error)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            if kind == "setup" and isinstance(cause, DiscernibleError):
+            if call.kind == "setup" and isinstance(cause, DiscernibleError):
                 raise cause from None
-            self._task_failed(kind, worker, cause)
+            self._call_failed(call, cause)
         else:
-            if kind == "setup":
-                worker.ready = True
+            if call.kind == "setup":
+                call.worker.ready = True
+                call.worker.node = getattr(value, "node_id", None)
                 self._observer.worker_ready(value)
-            elif kind == "progress":
-                worker.progress_ref = None
-                if worker.task is not None and value is not None:
-                    self._observer.shard_progress(worker.task.name, value)
+            elif call.kind == "progress":
+                call.worker.progress_ref = None
+                for name in call.worker.tasks.keys() & value.keys():
+                    self._observer.shard_progress(name, value[name])
             else:
-                self._finish(worker, value)
+                self._finish(call.worker, call.shard, value)
 
-    def _finish(self, worker: _Worker, value: Any) -> None:
-        assert worker.task is not None
-        name = worker.task.name
-        worker.task = None
+    def _finish(self, worker: _Worker, name: str, value: Any) -> None:
+        del worker.tasks[name]
         self._deaths = 0
         if not self._queue.done(name, time.monotonic()):
             return
@@ -234,39 +291,39 @@ class Dispatcher:
         self._observer.shard_done(name, value)
         for other in self._workers:
             # It works on a second copy of this shard, which nobody needs any more.
-            if other.task is not None and other.task.name == name:
+            if name in other.tasks:
                 other.handle.stop.remote(name)
 
-    def _task_failed(self, kind: str, worker: _Worker, cause: Exception) -> None:
-        if kind == "progress":
-            worker.progress_ref = None
+    def _call_failed(self, call: _Call, cause: Exception) -> None:
+        if call.kind == "progress":
+            call.worker.progress_ref = None
             _log.debug("no progress from a worker: %s", cause)
             return
-        task = worker.task
-        worker.task = None
+        task = call.worker.tasks.pop(call.shard, None)
         if task is not None and not self._queue.is_wanted(task.name):
             return
         foreseen = isinstance(cause, DiscernibleError)
-        if not foreseen:
-            self._drop(worker)
-        if kind == "setup":
+        neighbours = [] if foreseen else self._drop(call.worker)
+        if call.kind == "setup":
             self._count_death(_describe(cause))
         elif task is not None:
             self._retry_or_fail(task, cause, again=not foreseen or isinstance(cause, StorageError))
+        for other in neighbours:
+            self._retry_or_fail(other, WorkerError("its worker was replaced"), again=True, counts=False)
 
     def _worker_died(self, worker: _Worker, error: RayActorError) -> None:
         if worker not in self._workers:
             return
         preempted = isinstance(error, ActorDiedError) and bool(getattr(error, "preempted", False))
-        task = worker.task
-        self._drop(worker)
+        tasks = self._drop(worker)
         reason = "the node was taken away" if preempted else "the worker process died"
-        if task is not None:
-            first = self._retry_or_fail(task, WorkerError(reason, shard=task.name), again=True, counts=not preempted)
-        else:
-            first = True
+        # Of several shards nobody knows which one did it. Each is tried again alone, and then it counts.
+        counts = not preempted and len(tasks) == 1
+        first = [
+            self._retry_or_fail(task, WorkerError(reason, shard=task.name), again=True, counts=counts) for task in tasks
+        ]
         # A shard that kills every worker is its own failure; only many shards that do are the job's.
-        if first and not preempted:
+        if not preempted and (any(first) or not first):
             self._count_death(reason)
 
     def _retry_or_fail(self, task: Task, cause: Exception, *, again: bool, counts: bool = True) -> bool:
@@ -291,21 +348,25 @@ class Dispatcher:
                 "What is committed stays; run the same command again once the cause is removed."
             )
 
-    def _drop(self, worker: _Worker) -> None:
+    def _drop(self, worker: _Worker) -> list[Task]:
+        """End a worker; returns the shards that it leaves behind."""
         if worker in self._workers:
             self._workers.remove(worker)
-        for ref in [ref for ref, (_, owner) in self._refs.items() if owner is worker]:
-            del self._refs[ref]
+        for ref in [ref for ref, call in self._calls.items() if call.worker is worker]:
+            del self._calls[ref]
         _kill(worker.handle)
+        left = list(worker.tasks.values())
+        worker.tasks.clear()
+        return left
 
     def _poll_progress(self) -> None:
         now = time.monotonic()
         for worker in self._workers:
-            if worker.task is None or worker.progress_ref is not None or now < worker.progress_at:
+            if not worker.tasks or worker.progress_ref is not None or now < worker.progress_at:
                 continue
             worker.progress_at = now + self.progress_interval
             worker.progress_ref = worker.handle.progress.remote()
-            self._refs[worker.progress_ref] = ("progress", worker)
+            self._calls[worker.progress_ref] = _Call("progress", worker)
 
     def _warn_slow_start(self) -> None:
         if self._warned_slow or any(worker.ready for worker in self._workers) or not self._workers:

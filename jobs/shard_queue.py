@@ -119,6 +119,12 @@ class ShardQueue:
             return self._start(self._ahead.popleft(), 0, now, again=False)
         return None if self._waiting else self._straggler(now)
 
+    def take_ahead(self, now: float, *, reserve: int) -> Task | None:
+        """A shard never tried before, to be begun beside another one; None unless ``reserve`` more are left."""
+        while len(self._ahead) <= reserve and (task := next(self._new, None)) is not None:
+            self._ahead.append(task)
+        return None if len(self._ahead) <= reserve else self._start(self._ahead.popleft(), 0, now, again=False)
+
     def _start(self, task: Task, tries: int, now: float, *, again: bool) -> Task:
         self._running[task.name] = _Running(task, tries, now, again)
         return task

@@ -14,9 +14,11 @@ samples, without pixels by then, waiting for their turn in the tar.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,13 +108,32 @@ class ConvertConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageTimings:
-    """Seconds that each stage was busy, summed over its threads, and the whole took. ``codec`` is the device side."""
+    """Seconds that each stage was busy, summed over its threads, and that the whole took. ``codec`` is the device side.
+
+    Between the stages are two queues: ``decoding`` holds samples whose pixels are being decoded, ``coding`` batches
+    whose streams are. Reading waits when the former is ``full``; the codec waits when that is ``empty``, for pixels
+    that are not decoded yet (``decoding_late``), or because the latter is full; writing waits when the latter is
+    empty, or for streams (``coding_late``). ``turn`` is waiting for the codec while another shard has it. ``…_items``
+    are what the takers found in the queues, summed up over as many ``…_takes``.
+    """
 
     read: float = 0.0
     pixels: float = 0.0
     codec: float = 0.0
     entropy: float = 0.0
     write: float = 0.0
+    commit: float = 0.0
+    turn: float = 0.0
+    decoding_full: float = 0.0
+    decoding_empty: float = 0.0
+    decoding_late: float = 0.0
+    decoding_items: float = 0.0
+    decoding_takes: float = 0.0
+    coding_full: float = 0.0
+    coding_empty: float = 0.0
+    coding_late: float = 0.0
+    coding_items: float = 0.0
+    coding_takes: float = 0.0
     wall: float = 0.0
 
 
@@ -135,7 +156,11 @@ class _Item:
 
 
 class ShardConverter:
-    """Converts shards one after the other with weights that it loads once. Raises WeightsError when it cannot."""
+    """Converts shards with weights that it loads once. Raises WeightsError when it cannot.
+
+    Two threads may convert a shard each: one has the codec, the other meanwhile reads ahead or writes what is left, so
+    that the codec need not wait for a store between two shards.
+    """
 
     def __init__(self, config: ConvertConfig, *, codec: Codec | None = None) -> None:
         from ..codec import Codec
@@ -143,13 +168,19 @@ class ShardConverter:
 
         self.config = config
         self.codec = codec or Codec.load(config.weights, device=config.device, threads=config.threads)
-        self.timings = StageTimings()
+        self._turn = threading.Lock()
+        self._local = threading.local()
         self._block = BLOCK
 
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the weights, 8 hex digits."""
         return self.codec.fingerprint
+
+    @property
+    def timings(self) -> StageTimings:
+        """Those of the last conversion in this thread."""
+        return getattr(self._local, "timings", StageTimings())
 
     def convert(
         self,
@@ -175,16 +206,21 @@ class ShardConverter:
             done = _committed(storage, shard.name, plan_id)
             if done is not None:
                 return done
-            with ShardOutput(storage, shard.name) as output:
-                ignored = self._fill(SampleStream(shard, source_s3, only=only), output, progress or _ignore)
-                committed = output.commit(
-                    plan_id=plan_id,
-                    source=SourceRef(shard.kind, shard.location),
-                    weights=self.codec.name,
-                    fingerprint=self.codec.fingerprint,
-                    quality=self.config.quality,
-                    ignored=ignored,
-                )
+            watch = Stopwatch()
+            with watch.measure("wall"), ShardOutput(storage, shard.name) as output:
+                ignored = self._fill(SampleStream(shard, source_s3, only=only), output, progress or _ignore, watch)
+                with watch.measure("commit"):
+                    committed = output.commit(
+                        plan_id=plan_id,
+                        source=SourceRef(shard.kind, shard.location),
+                        weights=self.codec.name,
+                        fingerprint=self.codec.fingerprint,
+                        quality=self.config.quality,
+                        ignored=ignored,
+                    )
+            self._local.timings = StageTimings(
+                **{name.replace(" ", "_"): amount for name, amount in watch.seconds.items()}
+            )
             # None: another worker committed this shard meanwhile, and its receipt is the one that counts.
             receipt = committed or _committed(storage, shard.name, plan_id)
             if receipt is None:
@@ -194,22 +230,33 @@ class ShardConverter:
             exc.shard = exc.shard or shard.name
             raise
 
-    def _fill(self, source: SampleStream, output: ShardOutput, progress: Callable[[ShardProgress], None]) -> int:
+    def _fill(
+        self,
+        source: SampleStream,
+        output: ShardOutput,
+        progress: Callable[[ShardProgress], None],
+        watch: Stopwatch,
+    ) -> int:
         """Run the stages, writing into ``output``; returns the number of ignored members."""
-        watch = Stopwatch()
         threads = self.config.threads
-        with watch.measure("wall"), ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
+        with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
             try:
                 with Stages() as stages:
-                    decoding: Channel[_Item] = stages.channel(threads + 2)
+                    decoding: Channel[_Item] = stages.channel(threads + 2, name="decoding", watch=watch)
                     # Whole batches, so that one is entropy coded while the codec works on the next.
-                    coding: Channel[list[_Item]] = stages.channel(threads + 2)
+                    coding: Channel[list[_Item]] = stages.channel(threads + 2, name="coding", watch=watch)
+
+                    def code() -> None:
+                        with ExitStack() as stack:
+                            with watch.measure("turn"):
+                                stack.enter_context(stages.holding(self._turn))
+                            self._code(decoding, pool, coding, watch)
+
                     stages.run("read", lambda: self._read(source, pool, decoding, watch))
-                    stages.run("codec", lambda: self._code(decoding, pool, coding, watch))
+                    stages.run("codec", code)
                     self._write(coding, output, progress, watch)
             finally:
                 pool.shutdown(cancel_futures=True)
-        self.timings = StageTimings(**watch.seconds)
         return source.ignored
 
     def _read(self, source: SampleStream, pool: ThreadPoolExecutor, out: Channel[_Item], watch: Stopwatch) -> None:
@@ -251,7 +298,8 @@ class ShardConverter:
         )
         for item in source:
             if item.decoding is not None:
-                _take_pixels(item, item.decoding, keep=self._keeps_originals)
+                with watch.measure("decoding late"):
+                    _take_pixels(item, item.decoding, keep=self._keeps_originals)
             if item.pixels is None:
                 out.put([item])
                 batches = composer.skip(item.index)
@@ -322,7 +370,8 @@ class ShardConverter:
         for batch in source:
             waiting.update((item.index, item) for item in batch)
             while (ready := waiting.pop(turn, None)) is not None:
-                stream = _result(ready)
+                with watch.measure("coding late"):
+                    stream = _result(ready)
                 with watch.measure("write"):
                     _add(ready, stream, output, smaller=self.config.passthrough_smaller)
                 turn += 1

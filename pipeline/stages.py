@@ -14,6 +14,8 @@ __all__ = ["Channel", "Stages", "Stopwatch"]
 
 T = TypeVar("T")
 
+_LOOK_SECONDS = 0.1
+
 
 class _StoppedError(Exception):
     """Another stage failed; this one ends quietly."""
@@ -37,9 +39,20 @@ class Stages:
         self._stopped = False
         self._threads: list[threading.Thread] = []
 
-    def channel(self, capacity: int) -> Channel[T]:
-        """A queue that holds at most ``capacity`` items."""
-        return Channel(self._changed, lambda: self._stopped, capacity)
+    def channel(self, capacity: int, *, name: str = "", watch: Stopwatch | None = None) -> Channel[T]:
+        """A queue that holds at most ``capacity`` items; ``watch`` learns under ``name`` how it fills and empties."""
+        return Channel(self._changed, lambda: self._stopped, capacity, name, watch or Stopwatch())
+
+    @contextmanager
+    def holding(self, lock: threading.Lock) -> Iterator[None]:
+        """Hold a lock that another group of stages may have; a failure ends the waiting for it."""
+        while not lock.acquire(timeout=_LOOK_SECONDS):
+            if self._stopped:
+                raise _StoppedError
+        try:
+            yield
+        finally:
+            lock.release()
 
     def run(self, name: str, work: Callable[[], None]) -> None:
         """Run ``work`` in a thread."""
@@ -76,20 +89,36 @@ class Stages:
 
 
 class Channel(Generic[T]):
-    """A bounded queue between two stages. Iterating takes items until it is closed and empty."""
+    """A bounded queue between two stages. Iterating takes items until it is closed and empty.
 
-    def __init__(self, changed: threading.Condition, stopped: Callable[[], bool], capacity: int) -> None:
+    Its stopwatch counts the seconds that its producer waits because it is full (``NAME full``), those that its
+    consumer waits because it is empty (``NAME empty``), and the items that each taker finds (``NAME items`` over
+    ``NAME takes``).
+    """
+
+    def __init__(
+        self,
+        changed: threading.Condition,
+        stopped: Callable[[], bool],
+        capacity: int,
+        name: str,
+        watch: Stopwatch,
+    ) -> None:
         self._changed = changed
         self._stopped = stopped
         self._capacity = capacity
+        self._name = name
+        self._watch = watch
         self._items: deque[T] = deque()
         self._closed = False
 
     def put(self, item: T) -> None:
         """Append an item, waiting while the queue is full."""
         with self._changed:
-            while len(self._items) >= self._capacity and not self._stopped():
-                self._changed.wait()
+            if len(self._items) >= self._capacity:
+                with self._watch.measure(f"{self._name} full"):
+                    while len(self._items) >= self._capacity and not self._stopped():
+                        self._changed.wait()
             self._check()
             self._items.append(item)
             self._changed.notify_all()
@@ -103,11 +132,15 @@ class Channel(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         while True:
             with self._changed:
-                while not self._items and not self._closed and not self._stopped():
-                    self._changed.wait()
+                if not self._items and not self._closed:
+                    with self._watch.measure(f"{self._name} empty"):
+                        while not self._items and not self._closed and not self._stopped():
+                            self._changed.wait()
                 self._check()
                 if not self._items:
                     return
+                self._watch.add(f"{self._name} items", len(self._items))
+                self._watch.add(f"{self._name} takes", 1)
                 item = self._items.popleft()
                 self._changed.notify_all()
             yield item
@@ -131,6 +164,9 @@ class Stopwatch:
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
-            with self._lock:
-                self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, amount: float) -> None:
+        """Count an amount under ``name``."""
+        with self._lock:
+            self.seconds[name] = self.seconds.get(name, 0.0) + amount
