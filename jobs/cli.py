@@ -51,6 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
 Tries = Annotated[int, typer.Option(help="How often a shard is tried before it is given up.")]
 Address = Annotated[
     str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", metavar="URL", help="Dashboard of the Ray cluster.")
@@ -107,6 +108,10 @@ def plan(
     json: Json = False,
 ) -> None:
     """What compress would do, with time and bytes from a small measured pilot. Changes nothing."""
+    _show_estimate(spec, pilot=pilot, json=json)
+
+
+def _show_estimate(spec: JobSpec, *, pilot: int, json: bool) -> ExitCode:
     from .estimate import estimate
     from .report import estimate_table
 
@@ -115,15 +120,20 @@ def plan(
         print_json(result.to_json())
     else:
         print_result(estimate_table(result))
+    return ExitCode.DONE
 
 
 @app.command()
 @expanded(spec=job_spec)
-def compress(spec: JobSpec, tries: Tries = 3, progress: Progress = "auto", json: Json = False) -> ExitCode:
+def compress(
+    spec: JobSpec, tries: Tries = 3, progress: Progress = "auto", dry_run: DryRun = False, json: Json = False
+) -> ExitCode:
     """Convert images into shards of .dci streams. Run it again to go on after an interruption."""
     from .compress import compress as run
     from .report import compress_lines, compress_table
 
+    if dry_run:
+        return _show_estimate(spec, pilot=0, json=json)
     console = progress_console()
     result = run(replace(spec, tries=tries), progress=progress, console=console)
     if json:
@@ -151,11 +161,14 @@ def submit(
     ] = True,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its log until it ends.")] = False,
     tries: Tries = 3,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> ExitCode:
     """Start compress as a job of a running Ray cluster. Submitting again goes on where it ended."""
     from .remote import job_status, submit_job
 
+    if dry_run:
+        return _show_estimate(spec, pilot=0, json=json)
     job = submit_job(replace(spec, tries=tries), address, ship=ship)
     if not job.submitted:
         progress_console().print("this job is at work already")
@@ -265,6 +278,7 @@ def retry(
     threads: Threads = 0,
     *,
     s3: S3Pair,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> ExitCode:
     """Convert quarantined samples once more, after what was wrong with them is mended."""
@@ -278,6 +292,7 @@ def retry(
         threads=_threads(threads),
         s3=s3.destination,
         source_s3=s3.source,
+        dry_run=dry_run,
         report=progress_console().print,
     )
     if json:

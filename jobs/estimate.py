@@ -139,7 +139,7 @@ def estimate(
     plan = make_plan(spec)
     storage = spec.open_destination()
     ledger = Ledger(plan, storage)
-    if check_destination(plan, storage):
+    if check_destination(plan, storage, overwrite=spec.overwrite):
         ledger.refresh()
     layout = choose_layout(
         cpus=usable_cores(),

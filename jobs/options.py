@@ -67,6 +67,9 @@ Resize = Annotated[int | None, typer.Option(help="Reduce images until their shor
 PassthroughSmaller = Annotated[
     bool, typer.Option("--passthrough-smaller", help="Keep image files that are no larger than their streams.")
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Remove a conversion of other options or sources from the destination.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int | None, typer.Option(help="How many workers. Default: one a GPU, else one a core.")]
 CpusPerWorker = Annotated[int | None, typer.Option(help="CPU cores (and threads) of each worker.")]
@@ -181,6 +184,7 @@ def job_spec(
     min_size: MinSize = None,
     resize: Resize = None,
     passthrough_smaller: PassthroughSmaller = False,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     workers: Workers = None,
     cpus_per_worker: CpusPerWorker = None,
@@ -208,6 +212,7 @@ def job_spec(
         min_size=min_size,
         resize=resize,
         passthrough_smaller=passthrough_smaller,
+        overwrite=overwrite,
         device=device,
         workers=workers,
         cpus_per_worker=cpus_per_worker,
@@ -246,7 +251,11 @@ def job_arguments(spec: JobSpec) -> list[str]:
         arguments += ["--background", bytes(spec.background).hex()]
     for pattern in spec.include:
         arguments += ["--include", pattern]
-    flags = {"--no-psnr": not spec.measure_psnr, "--passthrough-smaller": spec.passthrough_smaller}
+    flags = {
+        "--no-psnr": not spec.measure_psnr,
+        "--passthrough-smaller": spec.passthrough_smaller,
+        "--overwrite": spec.overwrite,
+    }
     arguments += [flag for flag, given in flags.items() if given]
     source, destination = spec.source_s3, spec.destination_s3
     for name in ("endpoint", "profile", "region"):

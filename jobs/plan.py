@@ -160,11 +160,11 @@ def read_plan(storage: Storage) -> Plan | None:
     return plan
 
 
-def check_destination(plan: Plan, storage: Storage) -> bool:
+def check_destination(plan: Plan, storage: Storage, *, overwrite: bool = False) -> bool:
     """Whether ``plan`` is already frozen there (True), or could be (False). Writes nothing.
 
     Raises:
-        DestinationError: the destination holds another plan, or files but no plan.
+        DestinationError: the destination holds another plan and that is not to be overwritten, or files but no plan.
         StorageError: it cannot be read.
     """
     existing = read_plan(storage)
@@ -172,19 +172,27 @@ def check_destination(plan: Plan, storage: Storage) -> bool:
         _refuse_foreign_files(storage)
         return False
     if existing.plan_id != plan.plan_id:
+        if overwrite:
+            return False
         raise DestinationError(_explain_difference(existing, plan, storage.location))
     return True
 
 
-def freeze_plan(plan: Plan, storage: Storage) -> bool:
+def freeze_plan(plan: Plan, storage: Storage, *, overwrite: bool = False) -> bool:
     """Make ``plan`` the plan of this destination; True when the very same plan was already there.
+
+    ``overwrite`` removes the conversion of another plan first.
 
     Raises:
         DestinationError: the destination holds another plan, or files but no plan.
         StorageError: it cannot be read or written.
     """
-    if check_destination(plan, storage):
+    if check_destination(plan, storage, overwrite=overwrite):
         return True
+    if overwrite and (existing := read_plan(storage)) is not None:
+        from .overwrite import remove_conversion
+
+        remove_conversion(existing, storage)
     staged = storage.stage(SHARDS_NAME)
     try:
         _write_shards(plan.shards, staged)
@@ -263,7 +271,7 @@ def _explain_difference(existing: Plan, plan: Plan, location: str) -> str:
     shown = "; ".join(differences) or "the plan ids differ"
     return (
         f"{location} holds a job with other options or another source: {shown}. "
-        "Run with the options it was made with to go on, or choose another destination."
+        "Run with the options it was made with to go on, choose another destination, or remove it with --overwrite."
     )
 
 

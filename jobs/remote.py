@@ -90,7 +90,7 @@ def submit_job(spec: JobSpec, address: str, *, ship: bool = True) -> RemoteJob:
         if not is_remote(location) and not Path(location).is_absolute():
             raise ConfigError(f"{location!r} means nothing elsewhere; give an s3:// location or an absolute path")
     plan = make_plan(spec)
-    check_destination(plan, spec.open_destination())
+    check_destination(plan, spec.open_destination(), overwrite=spec.overwrite)
     with _cluster_errors(address), tempfile.TemporaryDirectory(prefix="discernible-wheel-") as folder:
         client = _client(address)
         identifier = f"discernible-{plan.plan_id}"

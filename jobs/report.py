@@ -49,7 +49,7 @@ def facts(rows: Iterable[tuple[str, str | None]]) -> Table:
 
 def compress_table(result: CompressResult) -> Table:
     """The figures at the end of ``compress``."""
-    totals, limit = result.totals, result.bottleneck
+    totals, limit = result.totals, result.stages.bottleneck
     shards = f"{totals.shards} of {result.shards} committed"
     if result.resumed:
         shards += f", {result.resumed} of them by an earlier run"
@@ -70,7 +70,8 @@ def compress_table(result: CompressResult) -> Table:
             ("PSNR", f"{totals.psnr:.2f} dB" if totals.psnr is not None else None),
             ("shards", shards),
             ("speed", speed),
-            ("busy", _stages(result)),
+            ("busy", _busy(result)),
+            ("waiting", _waiting(result)),
             ("limited by", f"{limit[0]}, busy {limit[1]:.0%} of the time" if limit else None),
             ("time", format_duration(result.elapsed_seconds)),
             ("weights", f"{result.weights} ({result.fingerprint}), quality {result.quality}"),
@@ -153,8 +154,11 @@ def retry_table(result: RetryResult) -> Table:
     left = ", ".join(f"{count} {name}" for name, count in sorted(result.quarantined_by_type.items()))
     return facts(
         [
-            ("tried", f"{format_count(result.tried)} quarantined samples of {format_count(result.shards)} shards"),
-            ("recovered", format_count(result.recovered)),
+            (
+                "would try" if result.dry_run else "tried",
+                f"{format_count(result.tried)} quarantined samples of {format_count(result.shards)} shards",
+            ),
+            ("recovered", None if result.dry_run else format_count(result.recovered)),
             ("still out", left or None),
             ("images", sample_words(result.totals)),
             ("in", result.destination),
@@ -223,9 +227,14 @@ def sample_words(counts: Totals | VerifyReport) -> str:
     return f"{format_count(counts.samples)}: {', '.join(parts)}" if len(parts) > 1 else parts[0]
 
 
-def _stages(result: CompressResult) -> str | None:
-    stages = [(name, seconds) for name, seconds in result.stages.items() if name != "wall" and seconds >= 0.005]
-    return ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in stages) or None
+def _busy(result: CompressResult) -> str | None:
+    busy = [(name, times.busy) for name, times in result.stages.stages.items() if times.busy >= 0.005]
+    return ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in busy) or None
+
+
+def _waiting(result: CompressResult) -> str | None:
+    waits = [(name, times.waiting) for name, times in result.stages.stages.items() if times.waiting >= 0.005]
+    return ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in waits) or None
 
 
 def verify_lines(report: VerifyReport) -> list[str]:

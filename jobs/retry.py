@@ -23,10 +23,12 @@ __all__ = ["RetryResult", "retry"]
 class RetryResult:
     """``tried`` samples were in quarantine in ``shards`` shards; ``recovered`` of them are not any more.
 
-    ``quarantined_by_type`` counts those that still are, ``totals`` are over all committed shards.
+    ``quarantined_by_type`` counts those that still are, ``totals`` are over all committed shards. With ``dry_run`` they
+    were counted, and nothing else was done.
     """
 
     destination: str
+    dry_run: bool
     shards: int
     tried: int
     recovered: int
@@ -37,6 +39,7 @@ class RetryResult:
         """As JSON values."""
         return {
             "destination": self.destination,
+            "dry_run": self.dry_run,
             "shards": self.shards,
             "tried": self.tried,
             "recovered": self.recovered,
@@ -53,11 +56,13 @@ def retry(
     threads: int = 1,
     s3: S3Options | None = None,
     source_s3: S3Options | None = None,
+    dry_run: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> RetryResult:
     """Try the quarantined samples again, here, with the options of the plan; what is converted now joins its shard.
 
-    ``weights`` names the plan's weights where they lie elsewhere now. ``s3`` and ``source_s3`` say how S3 is reached.
+    ``weights`` names the plan's weights where they lie elsewhere now. ``dry_run`` changes nothing. ``s3`` and
+    ``source_s3`` say how S3 is reached.
 
     Raises:
         DestinationError: there is no plan, shards are missing, or the weights are not those of the plan.
@@ -76,8 +81,8 @@ def retry(
     if ledger.left:
         raise DestinationError(f"{ledger.left} shards are not converted yet; run compress to its end first")
     tried = ledger.receipts.totals().quarantined
-    affected = 0
-    if tried:
+    affected = sum(1 for receipt in ledger.receipts if receipt.quarantined)
+    if tried and not dry_run:
         options = {**plan.options, "device": device, "threads": threads}
         if weights is not None:
             options["weights"] = resolve_weights(weights)
@@ -91,12 +96,12 @@ def retry(
             if before.quarantined and (shard := plan.shards.find(before.name)):
                 after = retry_shard(converter, shard, storage, before, source_s3=source_s3)
                 ledger.receipts.put(after)
-                affected += 1
                 report(f"{shard.name}: {before.quarantined - after.quarantined} of {before.quarantined} recovered")
         write_index(storage, ledger.receipts, dataset=plan.source)
     _, left = quarantine_of(storage, ledger.receipts)
     return RetryResult(
         destination=storage.location,
+        dry_run=dry_run,
         shards=affected,
         tried=tried,
         recovered=tried - sum(left.values()),

@@ -32,8 +32,8 @@ class JobSpec:
     """A conversion job, validated.
 
     Fields that change the output are part of the plan id; those that say how the work is done (``device``, ``workers``,
-    ``cpus_per_worker``, ``gpus_per_worker``, ``tries``) or how S3 is reached (``source_s3``, ``destination_s3``) are
-    not, so that a job can be resumed on another machine.
+    ``cpus_per_worker``, ``gpus_per_worker``, ``tries``, ``overwrite``) or how S3 is reached (``source_s3``,
+    ``destination_s3``) are not, so that a job can be resumed on another machine.
 
     ``source`` and ``destination`` are locations as the user wrote them. ``quality`` is 1..100. ``weights`` is a name or
     the path of a weights file. ``shard_size`` is samples a shard for sources that are not sharded. ``limit`` converts
@@ -43,6 +43,7 @@ class JobSpec:
     (RGB, 0..255, behind transparency) and ``animated`` are the pixel policy. ``batch_pixels`` is how many pixels the
     codec takes at once; None leaves it to the pipeline. ``measure_psnr`` decodes every image again; ``min_psnr`` and
     ``passthrough_smaller`` are those of ``ConvertConfig``, ``min_size`` and ``resize`` those of ``PixelPolicy``.
+    ``overwrite`` removes a conversion with another plan from the destination.
 
     Raises:
         ConfigError: a field is out of range, or two contradict each other.
@@ -72,6 +73,7 @@ class JobSpec:
     cpus_per_worker: int | None = None
     gpus_per_worker: float | None = None
     tries: int = 3
+    overwrite: bool = False
     source_s3: S3Options = field(default_factory=S3Options)
     destination_s3: S3Options = field(default_factory=S3Options)
 

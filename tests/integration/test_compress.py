@@ -28,8 +28,12 @@ def converted(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory, loca
     result = compress(JobSpec(source=str(photo_folder), destination=str(folder), shard_size=6, workers=2))
     assert result.status == "done"
     assert result.converted == result.shards == 4
-    assert result.bottleneck
-    assert 0 < result.bottleneck[1] <= 1
+    assert result.stages.bottleneck
+    assert 0 < result.stages.bottleneck[1] <= 1
+    told = result.to_json()
+    assert list(told["stages"]) == ["read", "pixels", "codec", "entropy", "write", "commit"]
+    assert all(stage["busy"] > 0 for stage in told["stages"].values())
+    assert all(depth >= 1 for depth in told["queues"].values())
     return folder
 
 
@@ -215,6 +219,14 @@ def test_a_pilot_estimates_and_changes_nothing(run: Run, photo_folder: Path, tmp
     text = run("plan", photo_folder, out, "--pilot", 0)
     assert text.code == 0
     assert "plan id" in text.out
+
+
+def test_a_dry_run_changes_nothing(run: Run, photo_folder: Path, tmp_path: Path) -> None:
+    for command in ("compress", "submit"):
+        answer = run(command, photo_folder, tmp_path / "out", "--dry-run", "--json")
+        assert answer.code == 0, answer.err
+        assert (answer.json["samples"], answer.json["pilot"]) == (24, None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_plan_is_a_readable_document(converted: Path, photo_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -145,6 +146,51 @@ def test_a_damaged_plan_is_a_clear_error(photos: Path, tmp_path: Path, content: 
     storage.put("plan.json", content)
     with pytest.raises(DestinationError, match=r"plan\.json in .* is not a plan of discernible"):
         freeze_plan(plan_of(photos, tmp_path), storage)
+
+
+def test_another_plan_is_removed_when_told(photos: Path, tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "out")
+    first, second = plan_of(photos, tmp_path, shard_size=1), plan_of(photos, tmp_path, shard_size=3)
+    freeze_plan(first, storage)
+    for shard in first.shards:
+        for extension in ("json", "tar", "parquet"):
+            storage.put(f"{shard.name}.{extension}", b"old")
+    storage.put("index.json", b"old")
+    storage.put("notes.txt", b"not ours")
+    assert check_destination(second, storage, overwrite=True) is False
+    assert len(list(storage.list())) == 19, "looking writes nothing"
+    assert freeze_plan(second, storage, overwrite=True) is False
+    assert read_plan(storage) == second
+    assert sorted(entry.name for entry in storage.list()) == ["notes.txt", "plan.json", SHARDS_NAME]
+    storage.put("00000.json", b"new")
+    assert freeze_plan(second, storage, overwrite=True) is True
+    assert storage.exists("00000.json"), "the same plan goes on"
+
+
+@pytest.mark.parametrize("step", range(10))
+def test_a_removal_that_is_killed_is_taken_up_again(
+    photos: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(tmp_path / "out")
+    first, second = plan_of(photos, tmp_path, shard_size=3), plan_of(photos, tmp_path, shard_size=2)
+    freeze_plan(first, storage)
+    for shard in first.shards:
+        for extension in ("json", "tar", "parquet"):
+            storage.put(f"{shard.name}.{extension}", b"old")
+    real, calls = storage.delete, iter(range(100))
+
+    def delete(name: str) -> None:
+        if next(calls) >= step:
+            raise KeyboardInterrupt
+        real(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete", delete)
+        with contextlib.suppress(KeyboardInterrupt):
+            freeze_plan(second, storage, overwrite=True)
+    freeze_plan(second, storage, overwrite=True)
+    assert read_plan(storage) == second
+    assert sorted(entry.name for entry in storage.list()) == ["plan.json", SHARDS_NAME]
 
 
 def test_the_shards_of_a_plan_are_lines_that_compress(photos: Path, tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ def test_a_whole_destination(tmp_path: Path, thumbnails: dict[str, bytes], local
     assert (result.tried, result.recovered, dict(result.quarantined_by_type)) == (1, 0, {"ImageUnreadableError": 1})
     broken.write_bytes(thumbnails[broken.name])
     lines: list[str] = []
+    dry = retry(spec.destination, dry_run=True, report=lines.append)
+    assert (dry.shards, dry.tried, dry.recovered, lines) == (1, 1, 0, [])
     result = retry(spec.destination, report=lines.append)
     assert (result.shards, result.tried, result.recovered) == (1, 1, 1)
     assert result.totals.committed == 6
