@@ -145,9 +145,13 @@ class S3Storage(Storage):
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Create an object unless there is one."""
-        staged = self.stage(name)
+        return self._put_on(name, data, _ABSENT)
+
+    def _put_on(self, name: str, data: bytes, condition: dict[str, str]) -> bool:
+        where = self._where(name)
+        staged = S3Staged(self._client, self.options, where["Bucket"], where["Key"], name, _pool, whole=True)
         staged.write(data)
-        return staged.publish(_ABSENT)
+        return staged.publish(condition)
 
     def _read_or_none(self, name: str) -> bytes | None:
         try:
@@ -177,7 +181,7 @@ class S3Storage(Storage):
         for _ in range(_RACES):
             # Even where an error ends this early the claim may stand, and then others complete the upload.
             first.leave()
-            if self._put_claim(name, mine, condition):
+            if self._put_on(claim_name(name), mine.to_bytes(), condition):
                 if self.exists(name):
                     self.delete(claim_name(name))
                     first.take_back()
@@ -196,11 +200,6 @@ class S3Storage(Storage):
                 return False
             condition = _ABSENT if found is None else {"IfMatch": found.etag}
         raise StorageError(f"{self._url(name)} was claimed again and again while it was to be committed")
-
-    def _put_claim(self, seal: str, claim: Claim, condition: dict[str, str]) -> bool:
-        staged = self.stage(claim_name(seal))
-        staged.write(claim.to_bytes())
-        return staged.publish(condition)
 
     def _read_claim(self, seal: str) -> Claim | None:
         packed = self._read_or_none(claim_name(seal))

@@ -30,12 +30,24 @@ _REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 
 
 class S3Staged(Staged):
-    """An object being written under ``key``. ``attempt`` is unique and goes into its metadata."""
+    """An object being written under ``key``. ``attempt`` is unique and goes into its metadata.
+
+    A ``whole`` one is sent in one request whatever its size, because only then conditions are dependable everywhere.
+    """
 
     def __init__(
-        self, client: Any, options: S3Options, bucket: str, key: str, name: str, run: Callable[[], Executor]
+        self,
+        client: Any,
+        options: S3Options,
+        bucket: str,
+        key: str,
+        name: str,
+        run: Callable[[], Executor],
+        *,
+        whole: bool = False,
     ) -> None:
         self.name = name
+        self._whole = whole
         self.attempt = secrets.token_hex(8)
         self._client, self._options, self._run = client, options, run
         self._where = {"Bucket": bucket, "Key": key}
@@ -50,7 +62,7 @@ class S3Staged(Staged):
     def write(self, data: bytes) -> None:
         """Append bytes; waits when two parts are on their way."""
         self._buffer += data
-        while len(self._buffer) >= self._part_bytes:
+        while len(self._buffer) >= self._part_bytes and not self._whole:
             size = self._part_bytes
             part = bytes(memoryview(self._buffer)[:size])
             del self._buffer[:size]

@@ -200,6 +200,29 @@ def test_a_damaged_claim_is_a_clear_error(bucket: str, content: bytes) -> None:
         commit(storage, 1)
 
 
+def test_claims_and_seals_are_written_in_one_request(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = storage_at(bucket)
+    client = boto3.client("s3")
+    created: list[str] = []
+
+    class Noting:
+        def __getattr__(self, name: str) -> Any:
+            def call(**arguments: Any) -> Any:
+                if name == "create_multipart_upload":
+                    created.append(arguments["Key"])
+                return getattr(client, name)(**arguments)
+
+            return call
+
+    monkeypatch.setattr("discernible.pipeline.s3_storage.s3_client", lambda options: Noting())
+    large = bytes(6 * MIB)
+    staged = storage.stage("0.tar")
+    staged.write(large)
+    assert storage.commit(staged, [("0.parquet", large)], ("0.json", large))
+    assert created == ["out/0.tar"]
+    assert storage.read("0.json") == large
+
+
 @pytest.mark.parametrize("size", [10, 6 * MIB])
 def test_only_one_of_writers_that_start_together_wins(bucket: str, size: int) -> None:
     for round_ in range(8):
