@@ -28,7 +28,7 @@ demo: $(VENV)/.installed-demo  ## convert photographs that an installed package 
 	$(BIN)/discernible demo --out $(OUT)/demo
 
 .PHONY: test
-test: $(VENV)/.installed-dev  ## all tests; PYTEST_ARGS="-k tar -x" narrows them
+test: $(VENV)/.installed-dev build/ministack/ministack  ## all tests; PYTEST_ARGS="-k tar -x" narrows them
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 .PHONY: chaos
@@ -57,6 +57,10 @@ bench: $(VENV)/.installed-bench build/compressai/compressai  ## the quick varian
 	$(BIN)/python -m benchmarks.speed.codec_speed --quick --out $(OUT)/benchmarks
 	$(BIN)/python -m benchmarks.speed.dispatch --quick --out $(OUT)/benchmarks
 	$(BIN)/python -m benchmarks.rate_distortion.kodak --quick --out $(OUT)/benchmarks
+
+# A second implementation of S3 for the tests, in a folder of its own: it wants one certain version of botocore.
+build/ministack/ministack: | $(VENV)/.installed-dev
+	$(PIP) install --quiet --no-warn-conflicts --target build/ministack ministack==1.5.33
 
 # A peer of the speed benchmark. Its declared dependencies (numpy below 2, torchvision) fit no current environment, so what
 # its image models import is installed into a folder of its own. Without it the benchmark says so and goes on.

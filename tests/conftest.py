@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,6 +127,40 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def s3_emulator(s3_server: str) -> Iterator[str]:
+    """The endpoint of a second implementation of S3, for the cases in which stores differ. Takes any credentials."""
+    folder = REPOSITORY / "build" / "ministack"
+    if not (folder / "ministack").is_dir():
+        pytest.skip("the emulator of S3 is not installed: make build/ministack/ministack")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "GATEWAY_PORT": str(port), "BIND_HOST": "127.0.0.1"}
+    environment["MINISTACK_HOST"] = "127.0.0.1"
+    command = [sys.executable, "-m", "ministack"]
+    endpoint = f"http://127.0.0.1:{port}"
+    with (
+        tempfile.TemporaryDirectory() as home,
+        subprocess.Popen(
+            command, env={**environment, "HOME": home}, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as server,
+    ):
+        deadline = time.monotonic() + 30
+        while True:
+            assert server.poll() is None, "the emulator did not start"
+            try:
+                urllib.request.urlopen(f"{endpoint}/_ministack/health", timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "the emulator does not answer"
+                time.sleep(0.1)
+        try:
+            yield endpoint
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
 def proxy(s3_server: str) -> Callable[..., Any]:
     """Makes faulty proxies before the S3 server."""
     from .s3_proxy import FaultyProxy
@@ -131,13 +169,20 @@ def proxy(s3_server: str) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def bucket(s3_server: str) -> str:
-    """The URL of a new bucket."""
+def bucket(s3_server: str) -> Iterator[str]:
+    """The URL of a new bucket, which goes with all that is in it: every bucket takes volumes, and those are few."""
     import boto3
 
     name = f"test-{secrets.token_hex(6)}"
-    boto3.client("s3").create_bucket(Bucket=name)
-    return f"s3://{name}"
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=name)
+    yield f"s3://{name}"
+    for upload in client.list_multipart_uploads(Bucket=name).get("Uploads", []):
+        client.abort_multipart_upload(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        for entry in page.get("Contents", []):
+            client.delete_object(Bucket=name, Key=entry["Key"])
+    client.delete_bucket(Bucket=name)
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,23 @@ def test_dispatch(repository: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_conversion(repository: Path, tmp_path: Path) -> None:
+    few = ("--tars", "2", "--samples", "8", "--rounds", "1", "--delay", "0.01")
+    printed = run(repository, "benchmarks.speed.conversion", *few, "--out", tmp_path)
+    assert (tmp_path / "conversion.md").read_text() in printed
+    shares = {
+        row.split(" | ")[0].strip("| "): float(row.split(" | ")[2].strip("| ")) for row in printed.splitlines()[2:6]
+    }
+    assert min(shares["pixels"], shares["codec"], shares["entropy"]) == 1
+
+
+@pytest.mark.slow
+def test_memory(repository: Path, tmp_path: Path) -> None:
+    printed = run(repository, "benchmarks.speed.memory", "--megabytes", "1", "--images", "10", "--out", tmp_path)
+    assert (tmp_path / "memory.md").read_text() in printed
+
+
+@pytest.mark.slow
 def test_speed(repository: Path, tmp_path: Path) -> None:
     few = ("--images", "2", "--rounds", "1", "--compressai", tmp_path / "absent")
     printed = run(repository, "benchmarks.speed.codec_speed", *few, "--out", tmp_path)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 import yaml
+from PIL import Image
 
 from discernible.codec import read_stream_info
 from discernible.pipeline.s3_client import S3Options
@@ -187,3 +188,66 @@ class _CloudFormation(yaml.SafeLoader):
 
 
 _CloudFormation.add_multi_constructor("!", lambda loader, suffix, node: node.value)
+
+
+def hostile_tar(photo: bytes) -> bytes:
+    """A tar with a good sample between those that mean harm."""
+    sink = io.BytesIO()
+    bomb = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
+    link = tarfile.TarInfo("link.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in (
+            ("../../up.jpg", photo),
+            ("bomb.png", bomb.getvalue()),
+            ("good.jpg", photo),
+            ("broken.jpg", photo[: len(photo) // 2]),
+            ("text.jpg", b"no image"),
+            ("twice.jpg", photo),
+            ("twice.JPG", photo),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        tar.addfile(link)
+    return sink.getvalue()
+
+
+def sparse_tar() -> bytes:
+    member = tarfile.TarInfo("sparse.jpg")
+    member.type = tarfile.GNUTYPE_SPARSE
+    return member.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+
+
+def test_hostile_and_damaged_tars_lose_nothing_else(run: Run, tars: Path, photo_folder: Path, bucket: str) -> None:
+    photo = max(photo_folder.rglob("photo*.jpg"), key=lambda path: path.stat().st_size).read_bytes()
+    source = open_storage(f"{bucket}/in")
+    whole = (tars / "001.tar").read_bytes()
+    source.put("a-good.tar", whole)
+    source.put("b-hostile.tar", hostile_tar(photo))
+    source.put("c-cut.tar", whole[: len(whole) // 2])
+    source.put("d-sparse.tar", sparse_tar())
+    answer = run("compress", f"{bucket}/in", f"{bucket}/out", "--workers", 2, "--max-pixels", 1_000_000, "--json")
+    assert answer.code == 1
+    failures = {failure["shard"]: failure["error"] for failure in answer.json["failures"]}
+    assert failures.keys() == {"c-cut", "d-sparse"}
+    assert all("damaged tar, at byte" in error for error in failures.values())
+    assert answer.json["samples"]["committed"] == 4
+    assert answer.json["quarantined_by_type"] == {
+        "ImageTooLargeError": 1,
+        "ImageUnreadableError": 2,
+        "SampleFormatError": 3,
+    }
+    assert {entry.name for entry in open_storage(f"{bucket}/out").list()} >= {"a-good.json", "b-hostile.json"}
+    # What is mended is another source, and that takes a word.
+    source.put("c-cut.tar", whole)
+    source.delete("d-sparse.tar")
+    again = run("compress", f"{bucket}/in", f"{bucket}/out", "--workers", 2, "--max-pixels", 1_000_000, "--json")
+    assert again.code == 1
+    assert "holds a job with other options or another source" in again.json["error"]["message"]
+    told = run(
+        "compress", f"{bucket}/in", f"{bucket}/out", "--workers", 2, "--max-pixels", 1_000_000, "--overwrite", "--json"
+    )
+    assert (told.code, told.json["samples"]["committed"]) == (3, 7)
+    assert run("verify", f"{bucket}/out", "--deep").code == 0

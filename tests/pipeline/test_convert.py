@@ -269,6 +269,39 @@ def test_a_killed_run_leaves_nothing_that_counts(converted: Path, image_folder: 
     assert contents(destination) == expected
 
 
+def test_a_disk_that_fills_up_loses_nothing(converted: Path, image_folder: Path, tmp_path: Path) -> None:
+    destination = tmp_path / "full"
+    script = (
+        "import resource, signal, sys\n"
+        "from discernible.errors import StorageError\n"
+        "from discernible.pipeline.convert import ConvertConfig, ShardConverter\n"
+        "from discernible.pipeline.sources import open_source\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "converter = ShardConverter(ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, device='cpu'))\n"
+        "shards = open_source(sys.argv[1], shard_size=8).shards\n"
+        "unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "for limit in (0, 600, 6000, 20000):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))\n"
+        "    try:\n"
+        "        converter.convert(shards[0], sys.argv[2], 'plan-1')\n"
+        "        print('committed')\n"
+        "    except StorageError as error:\n"
+        "        print(error.shard, error.message.rpartition(': ')[2])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)\n"
+        "for shard in shards:\n"
+        "    converter.convert(shard, sys.argv[2], 'plan-1')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(image_folder), str(destination)], check=True, capture_output=True, text=True
+    )
+    told = done.stdout.splitlines()
+    assert told[:2] == ["00000 File too large"] * 2
+    assert set(told) <= {"00000 File too large", "committed"}
+    expected = contents(converted)
+    del expected["index.json"]
+    assert contents(destination) == expected
+
+
 # webdataset leaves closing its files to the garbage collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_stock_webdataset_reads_the_shards(converted: Path) -> None:

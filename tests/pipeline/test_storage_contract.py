@@ -1,14 +1,16 @@
-"""What every kind of storage promises, on local disk and on a real S3 server."""
+"""What every kind of storage promises, on local disk, on a real S3 server, and on an emulator of another kind."""
 
 from __future__ import annotations
 
 import copy
 import io
+import secrets
 import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import boto3
 import pytest
 
 from discernible.errors import StorageError
@@ -18,25 +20,44 @@ from discernible.pipeline.storage import Storage, open_storage
 MIB = 1 << 20
 
 
-@pytest.fixture(params=["local", "s3"])
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "root") if request.param == "local" else f"{request.getfixturevalue('bucket')}/some/prefix"
+@pytest.fixture(params=["local", "s3", "emulator"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def storage(location: str) -> Storage:
-    return open_storage(location, S3Options(range_bytes=MIB, part_bytes=5 * MIB))
+def endpoint(kind: str, request: pytest.FixtureRequest) -> str | None:
+    return str(request.getfixturevalue("s3_emulator")) if kind == "emulator" else None
 
 
-def everything(location: str) -> list[str]:
-    """All names at a location, hidden ones too."""
-    if not location.startswith("s3://"):
-        return sorted(path.relative_to(location).as_posix() for path in Path(location).rglob("*") if path.is_file())
-    import boto3
+@pytest.fixture
+def location(kind: str, endpoint: str | None, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if kind == "local":
+        return str(tmp_path / "root")
+    if kind == "s3":
+        return f"{request.getfixturevalue('bucket')}/some/prefix"
+    name = f"test-{secrets.token_hex(6)}"
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=name)
+    return f"s3://{name}/some/prefix"
 
-    name, _, prefix = location.removeprefix("s3://").partition("/")
-    found = boto3.client("s3").list_objects_v2(Bucket=name, Prefix=prefix + "/").get("Contents", [])
-    return sorted(each["Key"].removeprefix(prefix + "/") for each in found)
+
+@pytest.fixture
+def storage(location: str, endpoint: str | None) -> Storage:
+    return open_storage(location, S3Options(endpoint=endpoint, range_bytes=MIB, part_bytes=5 * MIB))
+
+
+@pytest.fixture
+def everything(location: str, endpoint: str | None) -> Callable[[], list[str]]:
+    """All names at the location, hidden ones too."""
+
+    def listed() -> list[str]:
+        if not location.startswith("s3://"):
+            return sorted(path.relative_to(location).as_posix() for path in Path(location).rglob("*") if path.is_file())
+        name, _, prefix = location.removeprefix("s3://").partition("/")
+        found = boto3.client("s3", endpoint_url=endpoint).list_objects_v2(Bucket=name, Prefix=prefix + "/")
+        return sorted(each["Key"].removeprefix(prefix + "/") for each in found.get("Contents", []))
+
+    return listed
 
 
 def test_put_read_list_delete(storage: Storage) -> None:
@@ -113,17 +134,17 @@ def test_a_tar_is_read_member_by_member(storage: Storage) -> None:
             assert content.read() == bytes([number]) * 100_000
 
 
-def test_discarded_objects_leave_nothing(storage: Storage, location: str) -> None:
+def test_discarded_objects_leave_nothing(storage: Storage, everything: Callable[[], list[str]]) -> None:
     for size in (3, 12 * MIB):
         staged = storage.stage("0.tar")
         staged.write(bytes(size))
         staged.discard()
         staged.discard()
-    assert everything(location) == []
+    assert everything() == []
 
 
 @pytest.mark.parametrize("size", [10, 6 * MIB])
-def test_commit_publishes_all_and_only_once(storage: Storage, location: str, size: int) -> None:
+def test_commit_publishes_all_and_only_once(storage: Storage, everything: Callable[[], list[str]], size: int) -> None:
     for number in range(2):
         staged = storage.stage("0.tar")
         staged.write(bytes([number]) * size)
@@ -134,11 +155,13 @@ def test_commit_publishes_all_and_only_once(storage: Storage, location: str, siz
     assert storage.read("0.tar") == bytes(size)
     assert storage.read("0.parquet") == b"rows 0"
     assert storage.read("0.json") == b"seal 0"
-    assert everything(location) == ["0.json", "0.parquet", "0.tar"]
+    assert everything() == ["0.json", "0.parquet", "0.tar"]
 
 
 @pytest.mark.parametrize("leftover", [False, True])
-def test_only_one_of_many_competing_commits_wins(storage: Storage, location: str, leftover: bool) -> None:
+def test_only_one_of_many_competing_commits_wins(
+    storage: Storage, everything: Callable[[], list[str]], leftover: bool
+) -> None:
     if leftover:
         storage.put("0.tar", b"of a run that was killed")
     wins: list[int] = []
@@ -165,7 +188,7 @@ def test_only_one_of_many_competing_commits_wins(storage: Storage, location: str
     assert len(wins) == 1
     assert storage.read("0.tar") == b"tar of %d" % wins[0]
     assert storage.read("0.json") == storage.read("0.parquet") == b"%d" % wins[0]
-    assert everything(location) == ["0.json", "0.parquet", "0.tar"]
+    assert everything() == ["0.json", "0.parquet", "0.tar"]
 
 
 def test_storages_travel_between_processes(storage: Storage) -> None:
@@ -173,15 +196,10 @@ def test_storages_travel_between_processes(storage: Storage) -> None:
     assert copy.deepcopy(storage).read("x") == b"1"
 
 
-def test_a_leftover_is_replaced_whatever_it_is(storage: Storage, everything_of: Callable[[], list[str]]) -> None:
+def test_a_leftover_is_replaced_whatever_it_is(storage: Storage, everything: Callable[[], list[str]]) -> None:
     storage.put("0.tar", b"half")
     staged = storage.stage("0.tar")
     staged.write(b"whole")
     assert storage.commit(staged, [], ("0.json", b"{}"))
     assert storage.read("0.tar") == b"whole"
-    assert everything_of() == ["0.json", "0.tar"]
-
-
-@pytest.fixture
-def everything_of(location: str) -> Callable[[], list[str]]:
-    return lambda: everything(location)
+    assert everything() == ["0.json", "0.tar"]
