@@ -93,6 +93,21 @@ def psnr_pixels(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float("inf") if error == 0 else 10 * float(np.log10(255.0**2 / error))
 
 
+def cut_photos(count: int, side: int = 256) -> list[Image.Image]:
+    """That many different square pieces of the bundled photographs, at native resolution."""
+    sources = [read_rgb(path) for path in bundled_photos()]
+    images: list[Image.Image] = []
+    step = 0
+    while len(images) < count:
+        source = sources[step % len(sources)]
+        turn = step // len(sources)
+        left = (37 * turn) % max(1, source.width - side)
+        top = (23 * turn) % max(1, source.height - side)
+        images.append(source.crop((left, top, left + side, top + side)))
+        step += 1
+    return images
+
+
 def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table in Markdown: the first column to the left, the others to the right."""
     names = list(header)

@@ -34,28 +34,13 @@ import webdataset as wds
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from benchmarks.peers import JPEG_420, Pixels, bundled_photos, markdown_table, planes, psnr_pixels, read_rgb
+from benchmarks.peers import JPEG_420, Pixels, cut_photos, markdown_table, planes, psnr_pixels
 from discernible import CompressedLoader, decode_dci
 from discernible.codec import Codec, Latents
 from discernible.pipeline.shards import ShardWriter, iter_tar_samples
 
 SIDE = 256
 SHARDS = 4
-
-
-def cut(count: int) -> list[Image.Image]:
-    """That many different 256×256 pieces of the bundled photographs, at native resolution."""
-    sources = [read_rgb(path) for path in bundled_photos()]
-    images: list[Image.Image] = []
-    step = 0
-    while len(images) < count:
-        source = sources[step % len(sources)]
-        turn = step // len(sources)
-        left = (37 * turn) % max(1, source.width - SIDE)
-        top = (23 * turn) % max(1, source.height - SIDE)
-        images.append(source.crop((left, top, left + SIDE, top + SIDE)))
-        step += 1
-    return images
 
 
 def jpeg_at(images: list[Image.Image], psnr: float) -> int:
@@ -198,7 +183,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     codec = Codec.load(options.weights, device=options.device, threads=1)
-    images = cut(options.images)
+    images = cut_photos(options.images, SIDE)
     streams: list[bytes] = []
     for start in range(0, len(images), options.batch):
         part = [planes(image) for image in images[start : start + options.batch]]
