@@ -8,7 +8,8 @@ Stages run side by side, joined by bounded queues::
 The output depends on the samples and the configuration alone: batches are composed by position (:mod:`.grouping`),
 samples are written in source order, and nothing written names a time or a machine. Memory is bounded by the queues:
 ``threads + 2`` images decoded ahead, the open batches of pixels, as many batches of latents, and at most ``lookahead``
-samples, without pixels by then, waiting for their turn in the tar.
+samples, without pixels by then, waiting for their turn in the tar. A second shard that is read ahead adds what fits
+into its first queue, and no more before it has the codec.
 """
 
 from __future__ import annotations
