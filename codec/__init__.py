@@ -2,7 +2,46 @@
 
 from __future__ import annotations
 
-from .bitstream import StreamInfo, read_stream_info
-from .codec import Codec, Latents
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = ["Codec", "Latents", "StreamInfo", "read_stream_info"]
+if TYPE_CHECKING:
+    from .bitstream import StreamInfo, read_stream_info
+    from .codec import Codec
+    from .compact import CompactLatents, cut_compact, expand_compact
+    from .latents import Latents, LatentsPart
+    from .region import Region, cut_latents
+
+__all__ = [
+    "Codec",
+    "CompactLatents",
+    "Latents",
+    "LatentsPart",
+    "Region",
+    "StreamInfo",
+    "cut_compact",
+    "cut_latents",
+    "expand_compact",
+    "read_stream_info",
+]
+
+# Imported on first use: the header of a stream is read without torch.
+_HOMES = {
+    "Codec": ".codec",
+    "CompactLatents": ".compact",
+    "Latents": ".latents",
+    "LatentsPart": ".latents",
+    "Region": ".region",
+    "StreamInfo": ".bitstream",
+    "cut_compact": ".compact",
+    "cut_latents": ".region",
+    "expand_compact": ".compact",
+    "read_stream_info": ".bitstream",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home, __name__), name)

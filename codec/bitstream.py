@@ -19,9 +19,10 @@ from ..errors import (
     StreamVersionError,
 )
 from .quality import QUALITIES
-from .transforms import BLOCK
 
 __all__ = [
+    "BLOCK",
+    "HEADER_BYTES",
     "MAX_PIXELS",
     "MAX_SIDE",
     "StreamInfo",
@@ -35,6 +36,7 @@ __all__ = [
 
 MAGIC = b"DCI"
 VERSION = 1
+BLOCK = 16
 MAX_SIDE = 65_535
 MAX_PIXELS = 1 << 28
 # magic, version, weights fingerprint, width, height, quality, lanes
@@ -42,6 +44,8 @@ _FIXED = struct.Struct("<3sB4sHHBB")
 _CHECKSUM = struct.Struct("<I")
 _LANES = (1, 2, 4)
 _MAX_COUNT_BYTES = 5
+HEADER_BYTES = _FIXED.size + _MAX_COUNT_BYTES
+"""No header is longer: :func:`read_stream_info` needs no more of a stream than this."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +102,7 @@ def pack_stream(
 
 
 def read_stream_info(stream: bytes) -> StreamInfo:
-    """Read and check the header; does not look at the words. Raises subclasses of StreamError."""
+    """Read and check the header; the words need not be there, and nobody looks at them. Raises StreamErrors."""
     return _read_header(stream)[0]
 
 

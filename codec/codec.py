@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +16,17 @@ from torch import Tensor
 
 from ..errors import ConfigError, ImageError, StreamCorruptError, WeightsMismatchError
 from .bitstream import block_grid, check_size, lanes_for, pack_stream, parse_stream
-from .device import resolve_device, resolve_precision
+from .compact import CompactLatents
+from .device import finish_transfers, receive, resolve_device, resolve_precision, send
+from .latents import Latents, LatentsPart
 from .prior import PREDICTED, class_costs, median_edge_prediction
 from .quality import STEPS_PER_OCTAVE, check_quality, gain
-from .quantise import quantise
-from .rans import decode_blocks, encode_blocks, predict_colours, restore_colours
+from .quantise import Transformed, quantise
+from .rans import decode_blocks, encode_blocks, expand_blocks, predict_colours, restore_colours
 from .tables import MIN_SCALE, quality_bucket
-from .transforms import BLOCK, quality_coordinate
+from .transforms import BLOCK, PATCH, Synthesis, quality_coordinate, receptive_margin
 from .weights import Weights, load_weights
+from .window import Cells, Window
 
 __all__ = ["Codec", "Image", "Latents"]
 
@@ -31,25 +36,13 @@ Image = Tensor | npt.NDArray[np.uint8]
 _CLASSES_TRIED = 8
 # Pixels in one pass of a transform: large enough to fill a GPU, small enough for the caches of a CPU core.
 _PASS_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 23}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Latents:
-    """One image between transform and entropy coder: small integers, cheap to pass between processes.
-
-    ``symbols`` int16 (blocks, L): for the first three channels the quantised colour means, for the others quantised
-    differences to the class means. ``classes`` uint8 (blocks,). Blocks run row by row; sizes are in pixels.
-    """
-
-    symbols: npt.NDArray[np.int16]
-    classes: npt.NDArray[np.uint8]
-    height: int
-    width: int
-    quality: int
+# Qualities for which a synthesis with folded weights is kept, each 2 MB.
+_FOLDED_KEPT = 8
 
 
 class Codec:
-    """A trained codec on a device. The entropy stages run on the CPU, hold no lock and may be called from threads.
+    """A trained codec on a device. Quantisation and the entropy stages run on the CPU, hold no lock and may be called
+    from threads.
 
     >>> import torch
     >>> from discernible import Codec
@@ -66,8 +59,11 @@ class Codec:
         self.precision = precision
         self._analysis = weights.analysis.to(device)
         self._synthesis = weights.synthesis.to(device)
+        self._folded = functools.lru_cache(_FOLDED_KEPT)(self._fold)
+        self._compiled = device.type == "cpu" and precision == torch.float32
         means = weights.class_means.clone()
         means[:, :PREDICTED] = 0
+        self._host_means_KL = means.numpy()
         self._means_KL = means.to(device)
         self._scale_index_KL = torch.from_numpy(weights.tables.scale_index).to(device).float()
 
@@ -110,6 +106,16 @@ class Codec:
         """Eight hex digits that identify the weights in every stream."""
         return self.weights.fingerprint
 
+    @property
+    def channels(self) -> int:
+        """Latent channels of a block."""
+        return self.weights.tables.channels
+
+    @property
+    def margin(self) -> int:
+        """Blocks of 16×16 pixels around a region that its synthesis looks at, as :func:`cut_latents` takes it."""
+        return receptive_margin(self.weights.config)
+
     def encode(self, images: Sequence[Image], quality: int | Sequence[int] = 50) -> list[bytes]:
         """Compress images, each uint8 (3, H, W) of any size from 1×1, into one ``.dci`` stream each.
 
@@ -143,6 +149,13 @@ class Codec:
 
         Raises StreamError subclasses and WeightsMismatchError.
         """
+        compact = self.entropy_decode_compact(stream)
+        symbols = expand_blocks(compact.symbols, compact.groups, self.weights.tables.channels)
+        symbols[:, :PREDICTED] = compact.colours
+        return dataclasses.replace(compact.frames[0], symbols=symbols, classes=compact.classes)  # type: ignore[return-value]
+
+    def entropy_decode_compact(self, stream: bytes) -> CompactLatents:
+        """The same without what is 0 anyway, for sending it on; :func:`expand_compact` makes latents of it."""
         info, words = parse_stream(stream)
         if info.fingerprint != self.fingerprint:
             raise WeightsMismatchError(
@@ -154,13 +167,23 @@ class Codec:
         decoded = decode_blocks(words, rows, columns, tables.channels, info.lanes, tables.at(info.quality))
         if decoded is None:
             raise StreamCorruptError("the entropy-coded data is inconsistent although its checksum holds")
-        symbols, classes = decoded
-        restore_colours(symbols, rows, columns, PREDICTED)
-        return Latents(symbols=symbols, classes=classes, height=info.height, width=info.width, quality=info.quality)
+        symbols, groups, classes = decoded
+        return CompactLatents(
+            symbols=symbols,
+            groups=groups,
+            colours=restore_colours(symbols, groups, columns, PREDICTED),
+            classes=classes,
+            frames=(Latents(symbols=None, classes=None, height=info.height, width=info.width, quality=info.quality),),
+        )
+
+    def analyse(self, images: Sequence[Image], quality: int | Sequence[int] = 50) -> list[Latents]:
+        """Images to latents: ``transform``, then ``quantise``. Raises ImageError, ConfigError."""
+        return [self.quantise(transformed) for transformed in self.transform(images, quality)]
 
     @torch.inference_mode()
-    def analyse(self, images: Sequence[Image], quality: int | Sequence[int] = 50) -> list[Latents]:
-        """Images to latents on the device, in passes over images of one padded size. Raises ImageError, ConfigError."""
+    def transform(self, images: Sequence[Image], quality: int | Sequence[int] = 50) -> list[Transformed]:
+        """What of ``analyse`` is done on the device, in passes over images of one padded size; it waits for the device
+        once, when all has been asked of it. Raises ImageError, ConfigError."""
         if isinstance(quality, int):
             qualities = [check_quality(quality)] * len(images)
         else:
@@ -168,88 +191,156 @@ class Codec:
             if len(qualities) != len(images):
                 raise ConfigError(f"{len(qualities)} qualities for {len(images)} images")
         tensors = [_check_image(image) for image in images]
-        results: dict[int, Latents] = {}
+        received: dict[int, tuple[Tensor, Tensor]] = {}
         grids = [block_grid(*image.shape[1:]) for image in tensors]
-        for members in self._passes(grids):
+        for members in self._passes(grids, [rows * columns for rows, columns in grids]):
             rows, columns = grids[members[0]]
-            padded = [_pad(tensors[i].to(self.device, non_blocking=True), rows, columns) for i in members]
-            chosen = [qualities[i] for i in members]
-            coded = self._quantise(torch.stack(padded), chosen)
-            for i, (symbols, classes) in zip(members, coded, strict=True):
-                height, width = tensors[i].shape[1:]
-                results[i] = Latents(symbols=symbols, classes=classes, height=height, width=width, quality=qualities[i])
-        return [results[i] for i in range(len(tensors))]
+            padded = [_pad(send(tensors[i], self.device), rows, columns) for i in members]
+            pairs = zip(*self._transform(torch.stack(padded), [qualities[i] for i in members]), strict=True)
+            received.update(zip(members, pairs, strict=True))
+        finish_transfers(self.device)
+        return [
+            Transformed(
+                values=received[i][0].numpy(),
+                candidates=received[i][1].numpy(),
+                height=image.shape[1],
+                width=image.shape[2],
+                quality=qualities[i],
+            )
+            for i, image in enumerate(tensors)
+        ]
 
-    def _quantise(
-        self, pixels_N3HW: Tensor, qualities: list[int]
-    ) -> list[tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]]:
-        quality_N = torch.tensor(qualities, device=self.device)
-        gain_N = torch.tensor([gain(q) for q in qualities], device=self.device).view(-1, 1, 1, 1)
+    def _transform(self, pixels_N3HW: Tensor, qualities: list[int]) -> tuple[Tensor, Tensor]:
+        quality_N = send(torch.tensor(qualities), self.device)
+        gain_N = send(torch.tensor([gain(q) for q in qualities]), self.device).view(-1, 1, 1, 1)
         latents = self._analysis(pixels_N3HW.float(), quality_coordinate(quality_N), self.precision)
         scaled = latents * gain_N
         colours = scaled[..., :PREDICTED].round()
         residual = torch.cat([colours - median_edge_prediction(colours), scaled[..., PREDICTED:]], dim=-1)
         different = sorted(set(qualities))
-        which_N = torch.tensor([different.index(q) for q in qualities], device=self.device)
+        which_N = send(torch.tensor([different.index(q) for q in qualities]), self.device)
         scale_QKL = torch.stack([self._scale(q) for q in different])
         mean_QKL = torch.stack([self._means_KL * gain(q) for q in different])
         usage_QK = torch.stack([self._log_usage(q) for q in different])
         if len(different) > 1:
             scale_QKL, mean_QKL, usage_QK = scale_QKL[which_N], mean_QKL[which_N], usage_QK[which_N]
         costs = class_costs(residual, scale_QKL, mean_QKL, usage_QK)
-        n, y, x, length = scaled.shape
-        candidates = (
-            costs.topk(min(_CLASSES_TRIED, costs.shape[-1]), largest=False).indices.to(torch.uint8).cpu().numpy()
+        candidates = costs.topk(min(_CLASSES_TRIED, costs.shape[-1]), largest=False).indices.to(torch.uint8)
+        return receive(scaled.flatten(1, 2)), receive(candidates)
+
+    def quantise(self, transformed: Transformed) -> Latents:
+        """The encoder's choices, the other part of ``analyse``; on the CPU, without the interpreter lock."""
+        quality, height, width = transformed.quality, transformed.height, transformed.width
+        symbols, classes = quantise(
+            transformed.values,
+            transformed.candidates,
+            self._host_means_KL * np.float32(gain(quality)),
+            self.weights.tables.at(quality),
+            block_grid(height, width),
+            PREDICTED,
         )
-        values = scaled.view(n, y * x, length).cpu().numpy()
-        means = mean_QKL.cpu().numpy()
-        return [
-            quantise(
-                values[at],
-                candidates[at],
-                means[at % len(means)],
-                self.weights.tables.at(quality),
-                (y, x),
-                PREDICTED,
-            )
-            for at, quality in enumerate(qualities)
-        ]
+        return Latents(symbols=symbols, classes=classes, height=height, width=width, quality=quality)
 
     def _scale(self, quality: int) -> Tensor:
         return MIN_SCALE * torch.exp2((self._scale_index_KL + quality) / STEPS_PER_OCTAVE)
 
     def _log_usage(self, quality: int) -> Tensor:
         share = self.weights.tables.class_share[quality_bucket(quality)].astype(np.float32)
-        return torch.from_numpy(share / share.sum()).log().to(self.device)
+        return send(torch.from_numpy(share / share.sum()).log(), self.device)
 
     @torch.inference_mode()
-    def synthesise(self, latents: Sequence[Latents]) -> list[Tensor]:
-        """Latents to uint8 (3, H, W) tensors on the device, in passes over images of one padded size."""
+    def synthesise(self, latents: Sequence[Latents | LatentsPart]) -> list[Tensor]:
+        """Latents to uint8 (3, H, W) tensors on the device, in passes over images of one padded size.
+
+        A part gives the pixels of its region: those of the whole image, up to one grey level where a rounding goes the
+        other way. Raises ConfigError for a part that was cut with too small a margin.
+        """
+        grids = [_grid(item, self.weights.config.synthesis_blocks) for item in latents]
+        # Of a part's pass the network is told the quality by its weights, and all grids share it.
+        keys = [
+            item.quality if grid.window else (grid.rows, grid.columns)
+            for item, grid in zip(latents, grids, strict=True)
+        ]
         results: dict[int, Tensor] = {}
-        grids = [block_grid(item.height, item.width) for item in latents]
-        for members in self._passes(grids):
-            items = [latents[i] for i in members]
-            gain_N = torch.tensor([gain(item.quality) for item in items], device=self.device).view(-1, 1, 1)
-            symbols = torch.from_numpy(np.stack([item.symbols for item in items])).to(self.device).float()
-            classes = torch.from_numpy(np.stack([item.classes for item in items])).to(self.device).int()
-            dequantised = symbols / gain_N + F.embedding(classes, self._means_KL)
-            quality_N = torch.tensor([item.quality for item in items], device=self.device)
-            grid = dequantised.view(len(items), *grids[members[0]], -1)
-            pixels = self._synthesis(grid, quality_coordinate(quality_N), self.precision)
-            whole = pixels.round().clamp(0, 255).to(torch.uint8)
-            for at, i in enumerate(members):
-                results[i] = whole[at, :, : latents[i].height, : latents[i].width]
+        for members in self._passes(keys, [grid.rows * grid.columns for grid in grids]):
+            pictures = self._synthesise([latents[i] for i in members], [grids[i] for i in members])
+            for i, picture in zip(members, pictures, strict=True):
+                top, left, height, width = grids[i].place
+                results[i] = picture[:, top : top + height, left : left + width]
         return [results[i] for i in range(len(latents))]
 
-    def _passes(self, grids: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
-        """Indices of images of one padded size, as many as one pass takes, in order of first appearance."""
-        by_grid: dict[tuple[int, int], list[int]] = {}
-        for i, grid in enumerate(grids):
-            by_grid.setdefault(grid, []).append(i)
-        for (rows, columns), members in by_grid.items():
-            count = max(1, _PASS_PIXELS.get(self.device.type, 1 << 18) // (rows * columns * BLOCK * BLOCK))
-            for first in range(0, len(members), count):
-                yield members[first : first + count]
+    def _synthesise(self, items: Sequence[Latents | LatentsPart], grids: Sequence[_Grid]) -> Sequence[Tensor] | Tensor:
+        """Pixels uint8 of what shares a pass: of whole grids, or of the cells of their windows."""
+        rows, columns, window, _ = grids[0]
+        # Parts have different numbers of blocks, but one quality.
+        qualities = [item.quality for item in (items if window is None else items[:1])]
+        symbols = send(torch.cat([torch.as_tensor(item.symbols) for item in items]), self.device).float()
+        classes = send(torch.cat([torch.as_tensor(item.classes) for item in items]), self.device).int()
+        gain_N = send(torch.tensor([gain(quality) for quality in qualities]), self.device).view(-1, 1, 1)
+        t_N = quality_coordinate(send(torch.tensor(qualities), self.device))
+        latents_NBL = symbols.unflatten(0, (len(qualities), -1)) / gain_N
+        latents_NBL += F.embedding(classes, self._means_KL).view_as(latents_NBL)
+        if window is None:
+            return _levels(self._synthesis(latents_NBL.unflatten(1, (rows, columns)), t_N, self.precision))
+        cells = Cells(
+            [(grid.rows, grid.columns, grid.window) for grid in grids if grid.window],
+            self.weights.config.synthesis_blocks,
+            self.device,
+            compiled=self._compiled,
+        )
+        synthesis = self._folded(qualities[0]) if self.precision == torch.float32 else self._synthesis
+        return cells.pictures(_levels(synthesis(latents_NBL[None], t_N, self.precision, cells)))
+
+    def _fold(self, quality: int) -> Synthesis:
+        return self._synthesis.folded(quality_coordinate(torch.tensor(quality, device=self.device)))
+
+    def _passes(self, keys: Sequence[Hashable], blocks: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of what has equal keys, as many as one pass takes, in order of first appearance."""
+        by_key: dict[Hashable, list[int]] = {}
+        for i, key in enumerate(keys):
+            by_key.setdefault(key, []).append(i)
+        most = _PASS_PIXELS.get(self.device.type, 1 << 18) // BLOCK**2
+        for members in by_key.values():
+            taken, size = [], 0
+            for i in members:
+                if taken and size + blocks[i] > most:
+                    yield taken
+                    taken, size = [], 0
+                taken.append(i)
+                size += blocks[i]
+            yield taken
+
+
+class _Grid(NamedTuple):
+    """Rows and columns in blocks; the window of cells that is wanted of them, None for all; and what is wanted of the
+    pixels of that: top, left, height, width."""
+
+    rows: int
+    columns: int
+    window: Window | None
+    place: tuple[int, int, int, int]
+
+
+def _grid(item: Latents | LatentsPart, layers: int) -> _Grid:
+    """Raises ConfigError for a part that was cut with too small a margin."""
+    if isinstance(item, Latents):
+        return _Grid(*block_grid(item.height, item.width), None, (0, 0, item.height, item.width))
+    rows, columns, height, width = item.rows, item.columns, item.height, item.width
+    if all(item.borders) and item.top == item.left == 0 and block_grid(height, width) == (rows, columns):
+        return _Grid(rows, columns, None, (0, 0, height, width))
+    bottom, right = item.top + height, item.left + width
+    window = Window(item.top // PATCH, item.left // PATCH, -(-bottom // PATCH), -(-right // PATCH))
+    around = (window.top, window.left, 2 * rows - window.bottom, 2 * columns - window.right)
+    if any(cells < layers and not border for cells, border in zip(around, item.borders, strict=True)):
+        raise ConfigError(
+            f"a part has {around} cells of {PATCH}×{PATCH} pixels above, left, below and right of its region, and the "
+            f"synthesis looks at {layers}; cut it with Codec.margin blocks"
+        )
+    return _Grid(rows, columns, window, (item.top % PATCH, item.left % PATCH, height, width))
+
+
+def _levels(pixels: Tensor) -> Tensor:
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _check_image(image: Image) -> Tensor:

@@ -1,12 +1,13 @@
-"""Which device, and which precision inside the residual blocks."""
+"""Which device, how tensors come to it and back, and which precision inside the residual blocks."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError
 
-__all__ = ["resolve_device", "resolve_precision"]
+__all__ = ["finish_transfers", "receive", "resolve_device", "resolve_precision", "send"]
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -31,6 +32,29 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     if precision not in _PRECISIONS:
         raise ConfigError(f"precision must be auto, float32 or bfloat16, not {precision!r}")
     return _PRECISIONS[precision]
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. CUDA fetches it from pinned memory, and the caller goes on meanwhile."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def receive(tensor: Tensor) -> Tensor:
+    """The tensor in host memory. From CUDA it comes into pinned memory, all of it only after ``finish_transfers``."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def finish_transfers(device: torch.device) -> None:
+    """Wait until the device has done what its current stream holds so far, and for nothing that comes later."""
+    if device.type == "cuda":
+        # Blocking, because waiting busily would take a core from the threads that quantise.
+        event = torch.cuda.Event(blocking=True)
+        event.record(torch.cuda.current_stream(device))
+        event.synchronize()
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

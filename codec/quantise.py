@@ -8,6 +8,8 @@ quantisation step of error is worth in bits.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,9 +19,24 @@ from .rans import predict_colours
 from .rans_kernels import CONTEXT_LOOKUP
 from .tables import PROBABILITY_BITS, QualityTables
 
-__all__ = ["information", "quantise"]
+__all__ = ["Transformed", "information", "quantise"]
 
 _F32 = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transformed:
+    """One image between transform and quantisation, in host memory.
+
+    ``values`` float32 (blocks, L): latents in quantised units. ``candidates`` uint8 (blocks, M): the classes that are
+    worth trying for each block. Blocks run row by row; sizes are in pixels.
+    """
+
+    values: _F32
+    candidates: npt.NDArray[np.uint8]
+    height: int
+    width: int
+    quality: int
 
 
 def quantise(

@@ -19,22 +19,40 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .rans_kernels import CONTEXT_LOOKUP, count_symbols, decode, encode_operations, list_operations, predict
-from .tables import QualityTables
+from .rans_kernels import (
+    CONTEXT_LOOKUP,
+    count_symbols,
+    decode,
+    encode_operations,
+    expand,
+    gather,
+    list_operations,
+    predict,
+    restore,
+)
+from .tables import GROUP, QualityTables
 
-__all__ = ["decode_blocks", "encode_blocks", "predict_colours", "restore_colours", "symbol_counts"]
+__all__ = [
+    "decode_blocks",
+    "encode_blocks",
+    "expand_blocks",
+    "gather_blocks",
+    "predict_colours",
+    "restore_colours",
+    "symbol_counts",
+]
+
+# A round of the lanes may read this many words behind the end before it is noticed: four lanes that each open a block
+# and pull an escaped symbol.
+_SLACK = np.zeros(4 * 16, np.uint16)
 
 _I16 = npt.NDArray[np.int16]
+_U8 = npt.NDArray[np.uint8]
 
 
 def predict_colours(values: _I16, rows: int, columns: int, channels: int) -> None:
     """Replace the first ``channels`` columns of (rows·columns, L) by their prediction differences, in place."""
-    predict(values, rows, columns, channels, False)
-
-
-def restore_colours(values: _I16, rows: int, columns: int, channels: int) -> None:
-    """Undo :func:`predict_colours`, in place."""
-    predict(values, rows, columns, channels, True)
+    predict(values, rows, columns, channels)
 
 
 def symbol_counts(
@@ -78,18 +96,20 @@ def encode_blocks(
 
 def decode_blocks(
     words: npt.NDArray[np.uint16], rows: int, columns: int, channels: int, lanes: int, tables: QualityTables
-) -> tuple[_I16, npt.NDArray[np.uint8]] | None:
-    """The inverse of :func:`encode_blocks`: symbols (rows·columns, L) int16 and classes (rows·columns,) uint8, or None
-    if damaged.
+) -> tuple[_I16, _U8, _U8] | None:
+    """The inverse of :func:`encode_blocks`, or None if damaged: the symbols of the coded groups of all blocks behind
+    one another, int16; how many groups each block has, uint8 (rows·columns,); classes uint8 (rows·columns,).
 
     Any words are safe to pass: reads are bounded, and a damaged sequence ends in None or, rarely, in other symbols.
     """
     if len(words) < 2 * lanes:
         return None
-    symbols = np.zeros((rows * columns, channels), np.int16)
+    symbols = np.empty(rows * columns * channels, np.int16)
+    ends = np.zeros(rows * columns + 1, np.uint32)
     classes = np.zeros(rows * columns, np.uint8)
     whole = decode(
-        words,
+        np.concatenate([words, _SLACK]),
+        len(words),
         columns,
         lanes,
         channels,
@@ -102,7 +122,36 @@ def decode_blocks(
         tables.class_lookup,
         tables.last_cumulative,
         CONTEXT_LOOKUP,
-        symbols.ravel(),
+        symbols,
+        ends,
         classes,
     )
-    return (symbols, classes) if whole else None
+    if not whole:
+        return None
+    # A copy, since the room for all symbols is several times as large.
+    return symbols[: ends[-1]].copy(), (np.diff(ends) // GROUP).astype(np.uint8), classes
+
+
+def expand_blocks(symbols: _I16, groups: _U8, channels: int) -> _I16:
+    """What :func:`decode_blocks` gives as int16 (blocks, channels), with zeros where nothing was coded."""
+    out = np.empty(len(groups) * channels, np.int16)
+    expand(symbols, groups, channels, out)
+    return out.reshape(-1, channels)
+
+
+def gather_blocks(symbols: _I16, groups: _U8, blocks: npt.NDArray[np.intp]) -> _I16:
+    """Of coded symbols, with so many groups for each block, those of the blocks with these numbers, in order."""
+    counts = GROUP * groups.astype(np.uint32)
+    starts = counts.cumsum(dtype=np.uint32) - counts
+    wanted = counts[blocks]
+    out = np.empty(int(wanted.sum()), np.int16)
+    gather(symbols, starts[blocks], wanted, out)
+    return out
+
+
+def restore_colours(symbols: _I16, groups: _U8, columns: int, channels: int) -> _I16:
+    """Values of the first ``channels`` channels, int16 (blocks, channels), from coded symbols that begin with their
+    prediction differences."""
+    colours = np.empty((len(groups), channels), np.int16)
+    restore(symbols, groups, colours, columns)
+    return colours

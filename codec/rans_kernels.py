@@ -18,9 +18,12 @@ __all__ = [
     "count_symbols",
     "decode",
     "encode_operations",
+    "expand",
+    "gather",
     "list_operations",
     "next_energy",
     "predict",
+    "restore",
     "tabled_part",
 ]
 
@@ -34,6 +37,17 @@ CONTEXT_LOOKUP: npt.NDArray[np.uint8] = np.searchsorted(
     np.array(CONTEXT_EDGES), np.arange(_ENERGY_LIMIT), side="right"
 ).astype(np.uint8)
 _MAX_GAMMA = 15
+
+
+def _meanings() -> npt.NDArray[np.int32]:
+    index = np.arange(SYMBOLS)
+    magnitude = (index + 1) // 2
+    values = np.where(index % 2 == 1, -magnitude, magnitude)
+    return ((values << 16) | 16 * np.minimum(magnitude, _LARGEST)).astype(np.int32)
+
+
+# For each entry of a table the value that it stands for, in the upper half, and what it adds to the energy.
+SYMBOL_MEANING = _meanings()
 
 _I16 = npt.NDArray[np.int16]
 # Indices are unsigned in the decoder: numba tests signed ones for wrapping around.
@@ -53,28 +67,66 @@ def _median_edge(left: int, upper: int, corner: int) -> int:
     return max(low, min(high, left + upper - corner))
 
 
+@_inline
+def _prediction(values: _I16, block: int, columns: int, c: int) -> int:
+    """Of a channel, from the blocks to the left and above."""
+    row, column = block // columns, block % columns
+    if row > 0 and column > 0:
+        return _median_edge(
+            np.int64(values[block - 1, c]),
+            np.int64(values[block - columns, c]),
+            np.int64(values[block - columns - 1, c]),
+        )
+    if column > 0:
+        return np.int64(values[block - 1, c])
+    return np.int64(values[block - columns, c]) if row > 0 else np.int64(0)
+
+
+# int16 arithmetic wraps, which keeps the two exact inverses whatever a stream holds.
+
+
 @_jit
-def predict(values: _I16, rows: int, columns: int, channels: int, restore: bool) -> None:
-    """In place: values to differences (from the last block backwards) or, with ``restore``, differences to values."""
-    blocks = rows * columns
-    for step in range(blocks):
-        block = step if restore else blocks - 1 - step
-        row, column = block // columns, block % columns
+def predict(values: _I16, rows: int, columns: int, channels: int) -> None:
+    """In place: values to differences, from the last block backwards."""
+    for block in range(rows * columns - 1, -1, -1):
         for c in range(channels):
-            if row > 0 and column > 0:
-                guess = _median_edge(
-                    np.int64(values[block - 1, c]),
-                    np.int64(values[block - columns, c]),
-                    np.int64(values[block - columns - 1, c]),
-                )
-            elif column > 0:
-                guess = np.int64(values[block - 1, c])
-            elif row > 0:
-                guess = np.int64(values[block - columns, c])
-            else:
-                guess = np.int64(0)
-            # int16 arithmetic wraps, which keeps the pair an exact inverse whatever a stream holds.
-            values[block, c] = np.int16(values[block, c] + guess if restore else values[block, c] - guess)
+            values[block, c] = np.int16(values[block, c] - _prediction(values, block, columns, c))
+
+
+@_jit
+def restore(symbols: _I16, groups: npt.NDArray[np.uint8], colours: _I16, columns: int) -> None:
+    """Fill ``colours`` (blocks, C) with the values whose differences are the first symbols of the coded blocks."""
+    first = 0
+    for block in range(len(colours)):
+        for c in range(colours.shape[1]):
+            difference = np.int64(symbols[first + c]) if groups[block] else np.int64(0)
+            colours[block, c] = np.int16(difference + _prediction(colours, block, columns, c))
+        first += groups[block] * GROUP
+
+
+@_bare
+def gather(symbols: _I16, starts: npt.NDArray[np.uint32], counts: npt.NDArray[np.uint32], out: _I16) -> None:
+    """Runs of symbols behind one another."""
+    at = _U64(0)
+    for run in range(_U64(len(starts))):
+        first = _U64(starts[run])
+        for place in range(first, first + _U64(counts[run])):
+            out[at] = symbols[place]
+            at += _U64(1)
+
+
+@_bare
+def expand(symbols: _I16, groups: npt.NDArray[np.uint8], channels: int, out: _I16) -> None:
+    """Coded symbols to their places in the flat (blocks · channels,) ``out``, zeros elsewhere."""
+    first = start = _U64(0)
+    for block in range(_U64(len(groups))):
+        count = _U64(groups[block]) * _U64(GROUP)
+        for at in range(count):
+            out[start + at] = symbols[first + at]
+        for at in range(count, _U64(channels)):
+            out[start + at] = 0
+        first += count
+        start += _U64(channels)
 
 
 @_inline
@@ -241,9 +293,9 @@ def encode_operations(operations: npt.NDArray[np.uint32], count: int, lanes: int
 
 @_bare_inline
 def _refill(x: int, words: npt.NDArray[np.uint16], at: int) -> tuple[int, int]:
-    """Without a branch, which would be mispredicted; behind the end the last word stands in, and the position tells."""
+    """Without a branch, which would be mispredicted."""
     low = _U64(_U64(x) < _U64(STATE_FLOOR))
-    word = _U64(words[min(_U64(at), _U64(len(words) - 1))])
+    word = _U64(words[_U64(at)])
     return _U64(x) << (low << _U64(4)) | word & (_U64(0) - low), at + np.int64(low)
 
 
@@ -297,6 +349,7 @@ def _state(words: npt.NDArray[np.uint16], lanes: int, lane: int) -> int:
 def _open(
     x: int,
     words: npt.NDArray[np.uint16],
+    count: int,
     at: int,
     opened: int,
     columns: int,
@@ -306,23 +359,26 @@ def _open(
     class_cumulative: npt.NDArray[np.uint16],
     class_lookup: npt.NDArray[np.uint8],
     last_cumulative: npt.NDArray[np.uint16],
+    ends: npt.NDArray[np.uint32],
     classes: npt.NDArray[np.uint8],
 ) -> tuple[int, int, int, int, int, int]:
-    """Open blocks until one has symbols. Returns state, position, blocks opened, the first and the end index of the
-    symbols in the flat array, and what leads from there to the flat levels; no symbols when no block is left."""
+    """Open blocks until one has symbols. Returns state, position, blocks opened, the first and the end index of its
+    symbols, and what leads from there to the flat levels; no symbols when no block is left."""
     while opened < len(classes):
-        if at > len(words):
+        if at > count:
             # A damaged stream: nothing more is worth reading, and the position tells.
-            return x, at, len(classes), _U64(0), _U64(0), _U64(0)
+            return x, at, np.int64(len(classes)), _U64(0), _U64(0), _U64(0)
         context = class_context(classes, class_group, opened, columns)
         bucket = (x & np.uint32(_MASK)) >> np.uint32(LOOKUP_SHIFT)
         x, at, k = _pull(x, words, at, class_cumulative, context, np.int64(class_lookup[context, bucket]))
         classes[opened] = k
         x, at, groups = _pull(x, words, at, last_cumulative, np.int64(expected_K[k]), np.int64(0))
+        first = _U64(ends[opened])
+        end = first + _U64(groups * GROUP)
         opened += 1
+        ends[opened] = end
         if groups > 0:
-            first = (opened - 1) * channels
-            return x, at, opened, _U64(first), _U64(first + groups * GROUP), _U64((k - opened + 1) * channels)
+            return x, at, opened, first, end, _U64(k * channels) - first
     return x, at, opened, _U64(0), _U64(0), _U64(0)
 
 
@@ -351,10 +407,9 @@ def _pull_symbol(
         frequency = _U64(symbol_packed[row + index]) >> _U64(16)
     x = frequency * (_U64(x) >> _U64(PROBABILITY_BITS)) + offset
     x, at = _refill(x, words, at)
-    magnitude = (index + _U64(1)) >> _U64(1)
-    odd = np.int64(index & _U64(1))
-    value = (np.int64(magnitude) ^ -odd) + odd
-    energy += _U64(16) * min(magnitude, _U64(_LARGEST)) - (energy >> _U64(2))
+    meaning = SYMBOL_MEANING[index]
+    value = np.int64(meaning >> np.int32(16))
+    energy += (_U64(meaning) & _U64(0xFFFF)) - (energy >> _U64(2))
     if index == ESCAPE:
         x, at, value = _pull_escape(x, words, at)
     raw = np.int64(packed >> _U64(5))
@@ -374,6 +429,7 @@ def _turn(
     o: int,
     e: int,
     words: npt.NDArray[np.uint16],
+    count: int,
     columns: int,
     channels: int,
     levels: npt.NDArray[np.uint8],
@@ -386,13 +442,14 @@ def _turn(
     last_cumulative: npt.NDArray[np.uint16],
     context_lookup: npt.NDArray[np.uint8],
     out: _I16,
+    ends: npt.NDArray[np.uint32],
     classes: npt.NDArray[np.uint8],
 ) -> tuple[int, int, int, int, int, int, int]:
     """One turn of a lane: its state, the position, blocks opened; next symbol, end, way to the levels, energy."""
     if p == f:
         x, at, opened, p, f, o = _open(
-            x, words, at, opened, columns, channels, expected_K, class_group, class_cumulative, class_lookup,
-            last_cumulative, classes,
+            x, words, count, at, opened, columns, channels, expected_K, class_group, class_cumulative, class_lookup,
+            last_cumulative, ends, classes,
         )  # fmt: skip
         e = _U64(0)
     if p < f:
@@ -407,6 +464,7 @@ def _turn(
 @_bare
 def decode(
     words: npt.NDArray[np.uint16],
+    count: int,
     columns: int,
     lanes: int,
     channels: int,
@@ -420,9 +478,13 @@ def decode(
     last_cumulative: npt.NDArray[np.uint16],
     context_lookup: npt.NDArray[np.uint8],
     out: _I16,
+    ends: npt.NDArray[np.uint32],
     classes: npt.NDArray[np.uint8],
 ) -> bool:
-    """Fill symbols (zeros at entry) and classes; True when the words were used up and every state came home.
+    """Write the coded symbols of all blocks behind one another, where those of each end, and the classes.
+
+    ``out`` has room for all channels of all blocks, ``ends`` one place more than blocks and 0 in its first. Returns
+    True when the words were used up and every state came home; otherwise nothing is to be relied upon.
 
     The lanes take turns. Their states are four variables, not an array: they stay in registers, and the four chains of
     dependent steps overlap.
@@ -437,27 +499,27 @@ def decode(
     busy = True
     while busy:
         x0, at, opened, p0, f0, o0, e0 = _turn(
-            x0, at, opened, p0, f0, o0, e0, words, columns, channels, levels, expected_K, symbol_packed,
-            symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative, context_lookup, out,
-            classes,
+            x0, at, opened, p0, f0, o0, e0, words, count, columns, channels, levels, expected_K,
+            symbol_packed, symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative,
+            context_lookup, out, ends, classes,
         )  # fmt: skip
         if lanes > 1:
             x1, at, opened, p1, f1, o1, e1 = _turn(
-                x1, at, opened, p1, f1, o1, e1, words, columns, channels, levels, expected_K, symbol_packed,
-                symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative, context_lookup, out,
-                classes,
+                x1, at, opened, p1, f1, o1, e1, words, count, columns, channels, levels, expected_K,
+                symbol_packed, symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative,
+                context_lookup, out, ends, classes,
             )  # fmt: skip
         if lanes > 2:
             x2, at, opened, p2, f2, o2, e2 = _turn(
-                x2, at, opened, p2, f2, o2, e2, words, columns, channels, levels, expected_K, symbol_packed,
-                symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative, context_lookup, out,
-                classes,
+                x2, at, opened, p2, f2, o2, e2, words, count, columns, channels, levels, expected_K,
+                symbol_packed, symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative,
+                context_lookup, out, ends, classes,
             )  # fmt: skip
             x3, at, opened, p3, f3, o3, e3 = _turn(
-                x3, at, opened, p3, f3, o3, e3, words, columns, channels, levels, expected_K, symbol_packed,
-                symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative, context_lookup, out,
-                classes,
+                x3, at, opened, p3, f3, o3, e3, words, count, columns, channels, levels, expected_K,
+                symbol_packed, symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative,
+                context_lookup, out, ends, classes,
             )  # fmt: skip
-        busy = opened < len(classes) or p0 < f0 or p1 < f1 or p2 < f2 or p3 < f3
+        busy = at <= count and (opened < len(classes) or p0 < f0 or p1 < f1 or p2 < f2 or p3 < f3)
     floor = np.uint32(STATE_FLOOR)
-    return at == len(words) and x0 == floor and x1 == floor and x2 == floor and x3 == floor
+    return at == count and x0 == floor and x1 == floor and x2 == floor and x3 == floor

@@ -10,18 +10,22 @@ untrained net already is a 16×16 block transform codec, and training only has t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Iterable
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .bitstream import BLOCK
+from .window import Cells, Step, everywhere
 
 __all__ = ["BLOCK", "PATCH", "Analysis", "Synthesis", "TransformConfig", "quality_coordinate", "receptive_margin"]
 
 PATCH = 8
-BLOCK = 16
 _PATCH_SAMPLES = 3 * PATCH * PATCH
 
 
@@ -70,9 +74,11 @@ def receptive_margin(config: TransformConfig) -> int:
 class GatedBlock(nn.Module):
     """Residual block on the working grid: 1×1, depthwise 3×3, 1×1; then a gated 1×1 pair. Channels last (N, h, w, C).
 
-    Each branch's output is scaled per channel by a quadratic in the quality coordinate, which folds into the branch's
-    last weights for one quality and so costs nothing at decode.
+    Each branch's output is scaled per channel by a quadratic in the quality coordinate, which ``Synthesis.folded`` moves
+    into the branch's last weights, for one quality.
     """
+
+    quality_gain: nn.Parameter | None
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -86,19 +92,24 @@ class GatedBlock(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def _gain(self, branch: int, t_N: Tensor) -> Tensor:
+    def gain(self, branch: int, t_N: Tensor) -> Tensor:
+        """What the first or second branch is scaled by, (N, 1, 1, C)."""
+        assert self.quality_gain is not None
         linear, square = self.quality_gain[branch].unbind()
         t = t_N.view(-1, 1, 1, 1)
         return 1 + t * linear + t * t * square
 
-    def forward(self, z_NhwC: Tensor, t_N: Tensor) -> Tensor:
-        """Working grid (N, h, w, C) and quality coordinate (N,) to the working grid."""
-        u = F.leaky_relu(self.spatial_in(z_NhwC), 0.1)
-        u = self.depthwise(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        z_NhwC = z_NhwC + self.spatial_out(u) * self._gain(0, t_N)
+    def forward(self, z_NhwC: Tensor, t_N: Tensor, convolve: Step = everywhere) -> Tensor:
+        """Working grid (N, h, w, C) and quality coordinate (N,) to the working grid, or to those of its cells that the
+        convolution is asked for."""
+        u = F.leaky_relu(self.spatial_in(z_NhwC), 0.1, inplace=True)
+        u, z_NhwC = convolve(self.depthwise, u, z_NhwC)
+        z_NhwC = self._scaled(0, self.spatial_out(u), t_N).add_(z_NhwC)
         value, gate = self.gate_in(z_NhwC).chunk(2, dim=-1)
-        output: Tensor = z_NhwC + self.gate_out(value * torch.sigmoid(gate)) * self._gain(1, t_N)
-        return output
+        return self._scaled(1, self.gate_out(value * torch.sigmoid(gate)), t_N).add_(z_NhwC)
+
+    def _scaled(self, branch: int, output: Tensor, t_N: Tensor) -> Tensor:
+        return output if self.quality_gain is None else output * self.gain(branch, t_N)
 
 
 class _Blocks(nn.Module):
@@ -108,10 +119,12 @@ class _Blocks(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(GatedBlock(channels) for _ in range(count))
 
-    def forward(self, z_NhwC: Tensor, t_N: Tensor, precision: torch.dtype) -> Tensor:
-        for block in self.blocks:
-            with torch.autocast(z_NhwC.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-                z_NhwC = block(z_NhwC, t_N)
+    def forward(
+        self, z_NhwC: Tensor, t_N: Tensor, precision: torch.dtype, convolve: Iterable[Step] = repeat(everywhere)
+    ) -> Tensor:
+        with torch.autocast(z_NhwC.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+            for block, step in zip(self.blocks, convolve, strict=False):
+                z_NhwC = block(z_NhwC, t_N, step)
         return z_NhwC
 
 
@@ -151,13 +164,44 @@ class Synthesis(nn.Module):
         self.body = _Blocks(config.channels, config.synthesis_blocks)
         self.patch = nn.Linear(config.channels, _PATCH_SAMPLES)
 
-    def forward(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
-        """Latents to pixels; ``precision`` is that inside the residual blocks."""
+    def forward(
+        self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32, cells: Cells | None = None
+    ) -> Tensor:
+        """Latents to pixels, or only to those of ``cells``; ``precision`` is that inside the residual blocks."""
         quads = self.split(latents_NyxL)
         n, y, x, _ = quads.shape
         z_NhwC = quads.view(n, y, x, 2, 2, -1).permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * y, 2 * x, -1)
-        z_NhwP = self.patch(self.body(z_NhwC, t_N, precision))
-        return F.pixel_shuffle(z_NhwP.permute(0, 3, 1, 2), PATCH) + 127.5
+        if cells is None:
+            z_NhwC = self.body(z_NhwC, t_N, precision)
+        else:
+            z_NhwC = self.body(cells.start(z_NhwC), t_N, precision, cells.steps)
+        return F.pixel_shuffle(self.patch(z_NhwC).permute(0, 3, 1, 2), PATCH).add_(127.5)
+
+    @torch.no_grad()
+    def folded(self, t: Tensor) -> Synthesis:
+        """The same for one quality coordinate (), told by the weights: in float32 a fifth less work, other roundings.
+
+        Gains go into the weights before them. What biases add to the residual stream is the same everywhere, so it
+        goes into the biases of the layers that read the stream.
+        """
+        synthesis = copy.deepcopy(self)
+        added = torch.zeros_like(synthesis.split.bias[: synthesis.patch.in_features])
+        for block in synthesis.body.blocks:
+            for branch, (first, last) in enumerate(
+                ((block.spatial_in, block.spatial_out), (block.gate_in, block.gate_out))
+            ):
+                gain = block.gain(branch, t).flatten()
+                first.bias += first.weight @ added
+                added = added + gain * last.bias
+                last.weight *= gain[:, None]
+                last.bias = None
+            block.quality_gain = None
+        synthesis.patch.bias += synthesis.patch.weight @ added
+        for layer in synthesis.modules():
+            if isinstance(layer, nn.Linear):
+                # As the matrix product takes it, which it otherwise turns it into in every pass.
+                layer.weight.data = layer.weight.T.contiguous().T
+        return synthesis
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from ..errors import ConfigError, WeightsFormatError, WeightsNotFoundError
 from .tables import CONTEXT_LEVELS, EntropyTables
 from .transforms import Analysis, Synthesis, TransformConfig
 
-__all__ = ["Weights", "WeightsEntry", "list_weights", "load_weights", "save_weights"]
+__all__ = ["Weights", "WeightsEntry", "list_weights", "load_weights", "save_weights", "weights_of"]
 
 _FORMAT = "discernible-weights-1"
 _SHIPPED = Path(__file__).parent / "weights"
@@ -98,10 +99,12 @@ def load_weights(name: str | Path = "default") -> Weights:
         raise WeightsFormatError(f"{path} is not a discernible weights file (format {meta.get('format')!r})")
     try:
         config = TransformConfig(**json.loads(meta["config"]))
-        analysis, synthesis = Analysis(config), Synthesis(config)
+        # Without drawing initial weights: they would be overwritten, and the caller's random numbers would change.
+        with torch.device("meta"):
+            analysis, synthesis = Analysis(config), Synthesis(config)
         for prefix, module in (("analysis.", analysis), ("synthesis.", synthesis)):
             part = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            module.load_state_dict({key: value.float() for key, value in part.items()})
+            module.load_state_dict({key: value.float() for key, value in part.items()}, assign=True)
             module.eval().requires_grad_(False)
         tables = EntropyTables(**{key: tensors[key].numpy() for key in _TABLES})
         means = tensors["class_means"].float()
@@ -122,6 +125,29 @@ def load_weights(name: str | Path = "default") -> Weights:
         context_shift=shift,
         tables=tables,
     )
+
+
+@functools.cache
+def weights_of(fingerprint: str, files: tuple[Path, ...] = ()) -> str:
+    """What made the streams with this fingerprint, as ``load_weights`` takes it: a name of shipped weights, else the
+    path of one of ``files``. Raises WeightsNotFoundError, or WeightsFormatError for a file that is none."""
+    shipped = list_weights()
+    for entry in shipped:
+        if _fingerprint_of(entry.path) == fingerprint:
+            return entry.name
+    for path in files:
+        if _fingerprint_of(path) == fingerprint:
+            return str(path)
+    known = ", ".join(f"{entry.name} {_fingerprint_of(entry.path)}" for entry in shipped) or "none"
+    raise WeightsNotFoundError(
+        f"the weights {fingerprint} are neither shipped ({known}) nor in one of {len(files)} files of your own; "
+        "install the version of discernible that ships them, or give their file as weights="
+    )
+
+
+@functools.cache
+def _fingerprint_of(path: Path) -> str:
+    return load_weights(path).fingerprint
 
 
 def _fingerprint(tensors: Mapping[str, Tensor], config: str) -> str:

@@ -19,6 +19,8 @@ from discernible import Codec
 from discernible.codec import Latents, read_stream_info
 from discernible.codec.bitstream import pack_stream, parse_stream
 from discernible.codec.metrics import psnr
+from discernible.codec.prior import PREDICTED
+from discernible.codec.quality import gain
 from discernible.errors import ConfigError, ImageError, StreamCorruptError, WeightsMismatchError
 
 from .make_golden import CASES, GOLDEN, digest
@@ -224,6 +226,29 @@ def test_entropy_stages_are_safe_in_threads(codec: Codec, images: list[torch.Ten
             assert all(map(same, pool.map(codec.entropy_decode, expected), latents))
 
 
+def test_quantisation_is_a_stage_of_its_own(codec: Codec, images: list[torch.Tensor]) -> None:
+    """Any thread, any order, whatever shared the batch: each image keeps its own values, quality and class means."""
+    mixed = [images[0], images[1][:, :33, :47], images[2], images[3][:, :1, :1], images[1][:, :47, :33]]
+    qualities = [30, 80, 55, 1, 100]
+    expected = codec.analyse(mixed, qualities)
+    transformed = codec.transform(mixed, qualities)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            assert all(map(same, pool.map(codec.quantise, transformed), expected))
+        assert all(map(same, pool.map(codec.quantise, transformed[::-1]), expected[::-1]))
+    means = codec.weights.class_means.numpy()
+    for image, quality, stage, latents in zip(mixed, qualities, transformed, expected, strict=True):
+        assert (stage.height, stage.width, stage.quality) == (*image.shape[1:], quality)
+        assert (stage.values.dtype, stage.candidates.dtype) == (np.float32, np.uint8)
+        assert (stage.candidates == latents.classes[:, None]).any(1).all()
+        colours, others = np.split(latents.symbols, [PREDICTED], axis=1)
+        assert np.array_equal(colours, np.rint(stage.values[:, :PREDICTED]))
+        left = stage.values[:, PREDICTED:] - means[latents.classes, PREDICTED:] * gain(quality)
+        assert np.abs(left - others)[others != 0].max(initial=0) < 1.001
+        (alone,) = codec.transform([image], quality)
+        assert np.allclose(alone.values, stage.values, rtol=1e-2, atol=0.5)
+
+
 def test_precisions_agree_to_a_rounding(codec: Codec, images: list[torch.Tensor]) -> None:
     exact = Codec.load(device="cpu", precision="float32")
     brief = Codec.load(device="cpu", precision="bfloat16")
@@ -241,6 +266,24 @@ def test_cuda_and_cpu_streams_are_interchangeable(codec: Codec, images: list[tor
             assert same(made.entropy_decode(stream), read.entropy_decode(stream))
         for a, b in zip(made.decode(streams), read.decode(streams), strict=True):
             assert psnr(a.cpu(), b.cpu()) > 42
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_what_comes_from_cuda_is_complete_and_stays(images: list[torch.Tensor]) -> None:
+    """It lies in pinned memory, which later batches must not reuse while it is held."""
+    device = Codec.load(device="cuda", precision="float32")
+    first = device.transform(images, 60)
+    kept = [(each.values.copy(), each.candidates.copy()) for each in first]
+    assert torch.from_numpy(first[0].values).is_pinned()
+    for quality in (20, 90):
+        device.transform(images, quality)
+    for each, (values, candidates) in zip(first, kept, strict=True):
+        assert np.array_equal(each.values, values)
+        assert np.array_equal(each.candidates, candidates)
+    on_cpu = Codec.load(device="cpu", precision="float32").transform(images, 60)
+    for each, other in zip(first, on_cpu, strict=True):
+        assert np.allclose(each.values, other.values, rtol=1e-2, atol=0.5)
+    assert all(map(same, map(device.quantise, first), device.analyse(images, 60)))
 
 
 def test_kodak_is_well_below_jpeg(codec: Codec, data_dir: Path) -> None:

@@ -16,6 +16,7 @@ from discernible.codec.tables import (
     QUALITY_BUCKETS,
     SYMBOLS,
     EntropyTables,
+    QualityTables,
     quantise_frequencies,
 )
 
@@ -47,6 +48,18 @@ def make_blocks(seed: int, blocks: int, spread: float) -> tuple[npt.NDArray[np.i
     return symbols.clip(-32767, 32767).astype(np.int16), rng.integers(0, CLASSES, blocks).astype(np.uint8)
 
 
+def decode(
+    words: npt.NDArray[np.uint16], rows: int, columns: int, lanes: int, tables: QualityTables
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]] | None:
+    """Symbols of all channels, and classes."""
+    decoded = rans.decode_blocks(words, rows, columns, CHANNELS, lanes, tables)
+    if decoded is None:
+        return None
+    symbols, groups, classes = decoded
+    assert len(symbols) == 8 * int(groups.sum())
+    return rans.expand_blocks(symbols, groups, CHANNELS), classes
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(1, 5),
@@ -60,7 +73,7 @@ def test_any_symbols_come_back(seed: int, rows: int, columns: int, lanes: int, q
     symbols, classes = make_blocks(seed, rows * columns, spread)
     tables = TABLES.at(quality)
     words = rans.encode_blocks(symbols, classes, columns, lanes, tables)
-    decoded = rans.decode_blocks(words, rows, columns, CHANNELS, lanes, tables)
+    decoded = decode(words, rows, columns, lanes, tables)
     assert decoded is not None
     np.testing.assert_array_equal(decoded[0], symbols)
     np.testing.assert_array_equal(decoded[1], classes)
@@ -75,7 +88,7 @@ def test_extreme_values(value: int, quality: int) -> None:
     classes = np.arange(6, dtype=np.uint8) % CLASSES
     tables = TABLES.at(quality)
     words = rans.encode_blocks(symbols, classes, 3, 4, tables)
-    decoded = rans.decode_blocks(words, 2, 3, CHANNELS, 4, tables)
+    decoded = decode(words, 2, 3, 4, tables)
     assert decoded is not None
     np.testing.assert_array_equal(decoded[0], symbols)
 
@@ -111,7 +124,7 @@ def test_an_altered_word_never_decodes_to_the_same_and_never_crashes(seed: int, 
     tables = TABLES.at(55)
     words = rans.encode_blocks(symbols, classes, 13, 4, tables).copy()
     words[int(position * len(words))] ^= flip
-    decoded = rans.decode_blocks(words, 1, 13, CHANNELS, 4, tables)
+    decoded = decode(words, 1, 13, 4, tables)
     if decoded is not None:
         assert not (np.array_equal(decoded[0], symbols) and np.array_equal(decoded[1], classes))
 
@@ -119,7 +132,7 @@ def test_an_altered_word_never_decodes_to_the_same_and_never_crashes(seed: int, 
 @given(words=st.lists(st.integers(0, 0xFFFF), max_size=60), blocks=st.integers(1, 40), lanes=st.sampled_from([1, 2, 4]))
 @settings(deadline=None)
 def test_noise_is_refused_or_decoded_but_never_read_beyond(words: list[int], blocks: int, lanes: int) -> None:
-    decoded = rans.decode_blocks(np.array(words, np.uint16), 1, blocks, CHANNELS, lanes, TABLES.at(70))
+    decoded = decode(np.array(words, np.uint16), 1, blocks, lanes, TABLES.at(70))
     assert decoded is None or decoded[0].shape == (blocks, CHANNELS)
 
 
@@ -127,9 +140,9 @@ def test_missing_and_surplus_words_are_refused() -> None:
     symbols, classes = make_blocks(1, 9, 2.0)
     tables = TABLES.at(60)
     words = rans.encode_blocks(symbols, classes, 3, 4, tables)
-    assert rans.decode_blocks(words[:-1], 3, 3, CHANNELS, 4, tables) is None
-    assert rans.decode_blocks(np.append(words, np.uint16(0)), 3, 3, CHANNELS, 4, tables) is None
-    assert rans.decode_blocks(words[:3], 3, 3, CHANNELS, 4, tables) is None
+    assert decode(words[:-1], 3, 3, 4, tables) is None
+    assert decode(np.append(words, np.uint16(0)), 3, 3, 4, tables) is None
+    assert decode(words[:3], 3, 3, 4, tables) is None
 
 
 def test_cost_is_close_to_the_information_content() -> None:
@@ -160,5 +173,20 @@ def test_colour_prediction_is_exactly_invertible(seed: int, rows: int, columns: 
     changed = values.copy()
     rans.predict_colours(changed, rows, columns, 3)
     np.testing.assert_array_equal(changed[:, 3:], values[:, 3:])
-    rans.restore_colours(changed, rows, columns, 3)
-    np.testing.assert_array_equal(changed, values)
+    restored = rans.restore_colours(changed.ravel(), np.ones(rows * columns, np.uint8), columns, 3)
+    np.testing.assert_array_equal(restored, values[:, :3])
+
+
+@given(seed=st.integers(0, 2**32 - 1), blocks=st.integers(1, 30), data=st.data())
+@settings(deadline=None)
+def test_blocks_are_gathered_and_expanded(seed: int, blocks: int, data: st.DataObject) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 4, blocks).astype(np.uint8)
+    symbols = rng.integers(-9, 9, 8 * int(groups.sum())).astype(np.int16)
+    whole = rans.expand_blocks(symbols, groups, 32)
+    # By rows, what is there and zeros behind it.
+    assert np.array_equal(whole[np.arange(32) < 8 * groups[:, None]], symbols)
+    assert not whole[np.arange(32) >= 8 * groups[:, None]].any()
+    chosen = np.array(data.draw(st.lists(st.integers(0, blocks - 1))), np.intp)
+    part = rans.gather_blocks(symbols, groups, chosen)
+    np.testing.assert_array_equal(rans.expand_blocks(part, groups[chosen], 32), whole[chosen])

@@ -1,0 +1,58 @@
+"""Regions of images, and the latents that their synthesis needs: a crop for the price of a crop."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from ..errors import ConfigError
+from .bitstream import BLOCK, block_grid
+from .latents import Latents, LatentsPart
+
+__all__ = ["Region", "cut_latents"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """A rectangle of an image, in pixels: ``top`` and ``left`` from 0, ``height`` and ``width`` from 1."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.top < 0 or self.left < 0 or self.height < 1 or self.width < 1:
+            raise ConfigError(f"a region begins at 0 or later and has at least one pixel, not {self}")
+
+
+def cut_latents(latents: Latents, region: Region, margin: int) -> LatentsPart:
+    """The blocks of a region and up to ``margin`` more on each side (see ``Codec.margin``), copied.
+
+    Raises ConfigError when the region is not inside the image, or the margin is negative.
+    """
+    bottom, right = region.top + region.height, region.left + region.width
+    if bottom > latents.height or right > latents.width:
+        raise ConfigError(
+            f"the region ends at row {bottom}, column {right} of an image of {latents.height} rows and {latents.width} "
+            "columns; choose one inside the image"
+        )
+    if margin < 0:
+        raise ConfigError(f"the margin must be at least 0 blocks, not {margin}; take Codec.margin")
+    rows, columns = block_grid(latents.height, latents.width)
+    top, left = max(0, region.top // BLOCK - margin), max(0, region.left // BLOCK - margin)
+    below, behind = min(rows, -(-bottom // BLOCK) + margin), min(columns, -(-right // BLOCK) + margin)
+    blocks = (columns * np.arange(top, below)[:, None] + np.arange(left, behind)).ravel()
+    return LatentsPart(
+        symbols=latents.symbols[blocks],
+        classes=latents.classes[blocks],
+        rows=below - top,
+        columns=behind - left,
+        top=region.top - BLOCK * top,
+        left=region.left - BLOCK * left,
+        height=region.height,
+        width=region.width,
+        quality=latents.quality,
+        borders=(top == 0, left == 0, below == rows, behind == columns),
+    )

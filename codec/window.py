@@ -1,0 +1,177 @@
+"""Which cells of the working grid a region needs, residual block by residual block, and how the blocks come by them.
+
+A depthwise 3×3 convolution needs a ring of cells around those that it gives, so the needed area shrinks by a cell on each
+side with every block. Where the grid ends the convolution sees zeros, in a whole image and here alike; that is why a
+region has the pixels that it has in the whole image.
+
+Regions of any places and sizes share a pass. The linear layers see one list of all their cells. For the convolutions
+the cells lie on a canvas, on which gaps keep the regions apart and are the zeros beyond the ends of their grids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from .device import send
+from .window_kernels import convolve_cells
+
+__all__ = ["Cells", "Step", "Window", "everywhere"]
+
+_I64 = npt.NDArray[np.int64]
+
+Step = Callable[[nn.Conv2d, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""How a block convolves: from the layer, its input and the residual stream to its output and the stream at those cells."""
+
+
+def everywhere(depthwise: nn.Conv2d, u_NhwC: Tensor, z_NhwC: Tensor) -> tuple[Tensor, Tensor]:
+    """The :data:`Step` that gives every cell of whole grids."""
+    return depthwise(u_NhwC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), z_NhwC
+
+
+class Window(NamedTuple):
+    """A rectangle of cells."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    def grown(self, cells: int, h: int, w: int) -> Window:
+        """Larger by so many cells on each side, as far as a grid of h×w cells goes."""
+        return Window(
+            max(0, self.top - cells),
+            max(0, self.left - cells),
+            min(h, self.bottom + cells),
+            min(w, self.right + cells),
+        )
+
+
+class Cells:
+    """What a pass over windows of some grids computes, as a list of cells, shape (1, 1, M, C), with M falling.
+
+    Args:
+        grids: of each grid its rows and columns in blocks, and its window in cells. The pass gets the latents of all
+            blocks, those of one grid after those of the other, as one row: (1, 1, blocks, L).
+        layers: how many residual blocks there are.
+        device: where the pass runs.
+        compiled: convolve by numba instead of PyTorch: float32 on the CPU only. It takes no time to look at a new size,
+            where PyTorch's library generates code, for longer than the convolution of a crop takes.
+    """
+
+    def __init__(
+        self, grids: Sequence[tuple[int, int, Window]], layers: int, device: torch.device, *, compiled: bool
+    ) -> None:
+        self._windows = [window for _, _, window in grids]
+        boxes = [window.grown(layers, 2 * rows, 2 * columns) for rows, columns, window in grids]
+        shape, corners = _shelves([(box.bottom - box.top, box.right - box.left) for box in boxes])
+        below = 2 * sum(rows * columns for rows, columns, _ in grids)
+        blocks = 0
+        sources, places, lives = [], [], []
+        for (rows, columns, window), box, (top, left) in zip(grids, boxes, corners, strict=True):
+            y, x = np.arange(box.top, box.bottom)[:, None], np.arange(box.left, box.right)
+            sources.append((2 * blocks + below * (y % 2) + 2 * columns * (y // 2) + x).ravel())
+            places.append((shape[1] * (y - box.top + top) + x - box.left + left).ravel())
+            outside = np.maximum(_outside(y, window.top, window.bottom), _outside(x, window.left, window.right))
+            lives.append((layers - outside).ravel())
+            blocks += rows * columns
+        source, place, life = (np.concatenate(arrays) for arrays in (sources, places, lives))
+        indices = [source]
+        for layer in range(layers):
+            given = np.flatnonzero(life > layer)
+            indices += [place, given]
+            place, life = place[given], life[given]
+        indices.append(place)
+        self._source, *sent = send(torch.from_numpy(np.concatenate(indices)), device).split([*map(len, indices)])
+        self.steps: list[Step]
+        if compiled:
+            numbers = np.full(shape[0] * shape[1], -1)
+            self.steps = [_Compiled(shape[1], numbers, *sent[at : at + 2]) for at in range(0, 2 * layers, 2)]
+        else:
+            self.steps = [_Spread(shape, *sent[at : at + 3]) for at in range(0, 2 * layers, 2)]
+
+    def start(self, z_NhwC: Tensor) -> Tensor:
+        """The cells that the first residual block needs, of the grid (1, 2, 2·blocks, C) that the latents make."""
+        return z_NhwC.flatten(0, 2).index_select(0, self._source)[None, None]
+
+    def pictures(self, strip_13HW: Tensor) -> list[Tensor]:
+        """The pixels (3, 8·h, 8·w) of each window, from what the pass makes of its list of cells."""
+        found = []
+        size, start = strip_13HW.shape[2], 0
+        for top, left, bottom, right in self._windows:
+            h, w = bottom - top, right - left
+            cells = strip_13HW[0, :, :, start : start + size * h * w].view(3, size, h, w, size)
+            found.append(cells.transpose(1, 2).reshape(3, size * h, size * w))
+            start += size * h * w
+        return found
+
+
+class _Spread(NamedTuple):
+    """A :data:`Step` on a canvas of that shape: ``places`` of the cells, which of these are ``given``, and where those lie."""
+
+    shape: tuple[int, int]
+    places: Tensor
+    given: Tensor
+    given_places: Tensor
+
+    def __call__(self, depthwise: nn.Conv2d, u_11MC: Tensor, z_11MC: Tensor) -> tuple[Tensor, Tensor]:
+        canvas = u_11MC.new_zeros(self.shape[0] * self.shape[1], u_11MC.shape[-1])
+        canvas.index_copy_(0, self.places, u_11MC[0, 0])
+        results, _ = everywhere(depthwise, canvas.view(1, *self.shape, -1), z_11MC)
+        return results.reshape(canvas.shape).index_select(0, self.given_places)[None, None], _some(z_11MC, self.given)
+
+
+class _Compiled(NamedTuple):
+    """The same without a canvas: ``numbers`` is for noting which cell lies where on one that is ``width`` wide."""
+
+    width: int
+    numbers: _I64
+    places: Tensor
+    given: Tensor
+
+    def __call__(self, depthwise: nn.Conv2d, u_11MC: Tensor, z_11MC: Tensor) -> tuple[Tensor, Tensor]:
+        z_11MC = _some(z_11MC, self.given)
+        results = torch.empty_like(z_11MC)
+        assert depthwise.bias is not None
+        convolve_cells(
+            u_11MC[0, 0].numpy(),
+            self.places.numpy(),
+            self.given.numpy(),
+            self.width,
+            self.numbers,
+            depthwise.weight.detach().squeeze(1).permute(1, 2, 0).contiguous().numpy(),
+            depthwise.bias.detach().numpy(),
+            results[0, 0].numpy(),
+        )
+        return results, z_11MC
+
+
+def _some(cells_11MC: Tensor, which: Tensor) -> Tensor:
+    return cells_11MC[0, 0].index_select(0, which)[None, None]
+
+
+def _outside(at: _I64, first: int, end: int) -> _I64:
+    """How far from the range that is, 0 inside it."""
+    found: _I64 = np.maximum(np.maximum(first - at, at - end + 1), 0)
+    return found
+
+
+def _shelves(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """Height and width of a canvas for rectangles with a gap of one cell around each, and their top left corners."""
+    width = max(max(w for _, w in sizes), round(sum((h + 1) * (w + 1) for h, w in sizes) ** 0.5))
+    corners = [(0, 0)] * len(sizes)
+    top, left, bottom, right = 1, 1, 0, 0
+    # The highest first: then a shelf is as high as the first that stands on it.
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i][0]):
+        h, w = sizes[i]
+        if left + w > width + 1:
+            top, left = bottom + 1, 1
+        corners[i] = (top, left)
+        bottom, right = max(bottom, top + h), max(right, left + w)
+        left += w + 1
+    return (bottom + 1, right + 1), corners
