@@ -8,8 +8,8 @@ from typing import Any
 
 __all__ = ["StageReport", "StageTimes"]
 
-# Stages that run in a pool of as many threads as a worker has cores; the others are one thread each.
-_POOLED = ("pixels", "entropy")
+# Stages that share a pool of as many threads as a worker has cores; the others are one thread each.
+_POOLED = ("pixels", "quantise", "entropy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,8 @@ class StageReport:
         waits: dict[str, tuple[str, ...]] = {
             "read": ("decoding_full",),
             "pixels": (),
-            "codec": ("decoding_empty", "decoding_late", "coding_full", "turn"),
+            "codec": ("batches_empty", "quantising_late", "coding_full", "turn"),
+            "quantise": (),
             "entropy": (),
             "write": ("coding_empty", "coding_late"),
             "commit": (),
@@ -54,23 +55,27 @@ class StageReport:
 
     @property
     def queues(self) -> dict[str, float | None]:
-        """How many items the takers found in each queue, on average: samples being decoded, batches being coded."""
+        """How many items the takers found in each queue, on average: samples being decoded, batches for the codec,
+        batches being coded."""
         return {
             name: self._sum(f"{name}_items") / takes if (takes := self._sum(f"{name}_takes")) else None
-            for name in ("decoding", "coding")
+            for name in ("decoding", "batches", "coding")
         }
 
     @property
     def bottleneck(self) -> tuple[str, float] | None:
-        """The stage that was busiest for its number of threads, and the share of the time that it was busy."""
+        """The stage that limits, and the share of the time that its threads were busy: what had one thread to itself,
+        or, where the pool was busier, what took most of that."""
         if not self.worker_seconds:
             return None
+        busy = {name: times.busy for name, times in self.stages.items()}
+        pooled = {name: busy.pop(name) for name in _POOLED}
         shares = {
-            name: times.busy / (self.worker_seconds * (self.threads if name in _POOLED else 1))
-            for name, times in self.stages.items()
+            max(busy, key=busy.__getitem__): max(busy.values()),
+            max(pooled, key=pooled.__getitem__): sum(pooled.values()) / self.threads,
         }
         name = max(shares, key=shares.__getitem__)
-        return name, min(1.0, shares[name])
+        return name, min(1.0, shares[name] / self.worker_seconds)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

@@ -1,9 +1,13 @@
-"""One batch through the codec's device side: latents out, and how well they describe the pixels."""
+"""One batch through the codec's device side: latents out, and how well they describe the pixels.
+
+In two halves, so that the device can begin a batch while the latents of the one before it are quantised elsewhere.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,8 +20,11 @@ if TYPE_CHECKING:
     import torch
 
     from ..codec import Codec, Latents
+    from ..codec.quantise import Transformed
 
-__all__ = ["AnalysedImage", "analyse_batch"]
+__all__ = ["AnalysedImage", "BegunBatch", "analyse_image", "begin_batch", "finish_batch"]
+
+_Images = Sequence[npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,41 +35,85 @@ class AnalysedImage:
     psnr: float | None
 
 
-def analyse_batch(
-    codec: Codec, images: Sequence[npt.NDArray[np.uint8]], quality: int, *, measure: bool
-) -> list[AnalysedImage | CodecError | PipelineError]:
-    """Analyse uint8 images of shape (3, H, W) together; an image that fails has its error in its place.
+@dataclass(frozen=True, slots=True)
+class BegunBatch:
+    """Images that the device has transformed: they themselves, on the host and on the device, and their latents to be.
 
-    When the batch fails as a whole, its images are tried one by one, so that none suffers from another. Errors that are
-    not about the images (a lost device) are raised.
+    ``latents`` is empty when the transform failed on them.
+    """
+
+    images: _Images
+    quality: int
+    pixels: Sequence[torch.Tensor]
+    latents: Sequence[Future[Latents]]
+
+
+def begin_batch(
+    codec: Codec, images: _Images, quality: int, quantise: Callable[[Transformed], Future[Latents]]
+) -> BegunBatch:
+    """Transform uint8 images of shape (3, H, W) together, and have each quantised by ``quantise``, in another thread.
+
+    What is wrong with an image is kept for ``finish_batch``. Errors that are not about the images (a lost device) are
+    raised.
     """
     try:
-        return list(_analyse(codec, images, quality, measure))
-    except CodecError as exc:
-        failure: CodecError | PipelineError = exc
-    except (RuntimeError, MemoryError) as exc:
-        if not _is_out_of_memory(exc):
-            raise
-        failure = ImageTooLargeError(f"the device has too little memory for the image: {exc}")
-    if len(images) == 1:
-        return [failure]
-    return [result for image in images for result in analyse_batch(codec, [image], quality, measure=measure)]
+        pixels = _send(codec, images)
+        transformed = codec.transform(pixels, quality)
+    except (CodecError, RuntimeError, MemoryError) as exc:
+        _about_images(exc)
+        return BegunBatch(images, quality, (), ())
+    return BegunBatch(images, quality, pixels, [quantise(each) for each in transformed])
 
 
-def _analyse(codec: Codec, images: Sequence[npt.NDArray[np.uint8]], quality: int, measure: bool) -> list[AnalysedImage]:
+def finish_batch(codec: Codec, batch: BegunBatch, *, measure: bool) -> list[AnalysedImage | CodecError | PipelineError]:
+    """Wait for the latents of a batch and, with ``measure``, compare what they decode to with the images.
+
+    An image that fails has its error in its place: when the batch fails as a whole, its images are tried one by one, so
+    that none suffers from another. Errors that are not about the images are raised.
+    """
+    if batch.latents:
+        try:
+            latents = [each.result() for each in batch.latents]
+            return list(_measured(codec, batch.pixels, latents, measure))
+        except (CodecError, RuntimeError, MemoryError) as exc:
+            _about_images(exc)
+    return [analyse_image(codec, image, batch.quality, measure=measure) for image in batch.images]
+
+
+def analyse_image(
+    codec: Codec, image: npt.NDArray[np.uint8], quality: int, *, measure: bool
+) -> AnalysedImage | CodecError | PipelineError:
+    """A batch of one, quantised in the caller's thread."""
+    try:
+        pixels = _send(codec, [image])
+        (result,) = _measured(codec, pixels, codec.analyse(pixels, quality), measure)
+    except (CodecError, RuntimeError, MemoryError) as exc:
+        return _about_images(exc)
+    return result
+
+
+def _send(codec: Codec, images: _Images) -> list[torch.Tensor]:
+    """Moved once, and used for the analysis and for the comparison."""
     import torch
 
-    # Moved once, and used for the analysis and for the comparison.
-    tensors = [torch.from_numpy(image).to(codec.device, non_blocking=True) for image in images]
-    latents = codec.analyse(tensors, quality=quality)
+    from ..codec.device import send
+
+    return [send(torch.from_numpy(image), codec.device) for image in images]
+
+
+def _measured(
+    codec: Codec, pixels: Sequence[torch.Tensor], latents: Sequence[Latents], measure: bool
+) -> list[AnalysedImage]:
+    import torch
+
     if not measure:
         return [AnalysedImage(each, None) for each in latents]
-    errors = [_squared_error(*pair) for pair in zip(tensors, codec.synthesise(latents), strict=True)]
+    errors = [_squared_error(*pair) for pair in zip(pixels, codec.synthesise(latents), strict=True)]
     # One transfer for the batch instead of one an image.
     values = torch.stack(errors).tolist()
     return [
-        AnalysedImage(each, _psnr(value, image.size))
-        for each, value, image in zip(latents, values, images, strict=True)
+        AnalysedImage(each, _psnr(value, image.numel()))
+        for each, value, image in zip(latents, values, pixels, strict=True)
     ]
 
 
@@ -76,6 +127,15 @@ def _squared_error(original: torch.Tensor, decoded: torch.Tensor) -> torch.Tenso
 
 def _psnr(squared_error: int, samples: int) -> float:
     return math.inf if squared_error == 0 else 10 * math.log10(255 * 255 * samples / squared_error)
+
+
+def _about_images(exc: CodecError | RuntimeError | MemoryError) -> CodecError | PipelineError:
+    """What an error says about the images; raises one that says nothing about them."""
+    if isinstance(exc, CodecError):
+        return exc
+    if not _is_out_of_memory(exc):
+        raise exc
+    return ImageTooLargeError(f"the device has too little memory for the image: {exc}")
 
 
 def _is_out_of_memory(exc: BaseException) -> bool:

@@ -2,14 +2,19 @@
 
 Stages run side by side, joined by bounded queues::
 
-    read ──▶ pixels (pool) ──▶ codec, in batches ──▶ entropy coding (pool) ──▶ tar, statistics, receipt
-     thread   threads            thread               threads                 caller's thread
+    read ─▶ pixels ─▶ batches ─▶ transform ─▶ quantisation ─▶ PSNR ─▶ entropy coding ─▶ tar, statistics, receipt
+    thread  pool      thread     device       pool            device  pool              caller's thread
+
+One thread serves the device: when a batch is transformed, the pool quantises it, while the device decodes the batch
+before it for its PSNR and transforms the one behind it.
 
 The output depends on the samples and the configuration alone: batches are composed by position (:mod:`.grouping`),
 samples are written in source order, and nothing written names a time or a machine. Memory is bounded by the queues:
-``threads + 2`` images decoded ahead, the open batches of pixels, as many batches of latents, and at most ``lookahead``
-samples, without pixels by then, waiting for their turn in the tar. A second shard that is read ahead adds what fits
-into its first queue, and no more before it has the codec.
+``threads + 2`` images decoded ahead; the pixels of the open batches, of two that are complete, and of two on the
+device, whose latents are floats meanwhile, 5/3 of the bytes of the pixels; ``threads + 2`` batches of latents as
+integers; and the samples, without pixels by then, that wait for their turn in the tar, at most ``lookahead`` for each
+of the four complete batches. A second shard that is read ahead adds what is before the device, and no more before it
+has the codec.
 """
 
 from __future__ import annotations
@@ -18,14 +23,15 @@ import math
 import threading
 import time
 from collections.abc import Callable, Container
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import CodecError, ConfigError, ImageMissingError, PipelineError, ShardError
-from .coding import AnalysedImage, analyse_batch
+from .coding import AnalysedImage, BegunBatch, analyse_image, begin_batch, finish_batch
 from .grouping import BatchComposer
+from .items import Item
 from .output import SampleFacts, ShardOutput, ShardProgress
 from .pixels import DecodedImage, PixelPolicy, decode_pixels
 from .receipts import Receipt, SourceRef, read_receipt
@@ -39,7 +45,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..codec import Codec
+    from ..codec import Codec, Latents
+    from ..codec.quantise import Transformed
     from .s3_client import S3Options
 
 __all__ = ["ConvertConfig", "ShardConverter", "ShardProgress", "StageTimings"]
@@ -54,10 +61,10 @@ class ConvertConfig:
     """How shards are converted.
 
     ``quality`` is 1..100. ``weights`` is the name of shipped codec weights or the path of a file; ``device`` is
-    ``auto``, ``cpu`` or ``cuda[:i]``. ``threads`` threads decode pixels and code entropy, and as many serve the codec
-    on a CPU. The codec gets at most ``batch_pixels`` padded pixels at once (a single larger image alone) and looks at
-    most ``lookahead`` samples ahead for images of one size. ``image_member`` names the extension of the member to
-    compress, see :mod:`.samples`; a sample without image is quarantined or passed through unchanged, by
+    ``auto``, ``cpu`` or ``cuda[:i]``. ``threads`` threads decode pixels, quantise and code entropy, and as many serve
+    the codec on a CPU. The codec gets at most ``batch_pixels`` padded pixels at once (a single larger image alone) and
+    looks at most ``lookahead`` samples ahead for images of one size. ``image_member`` names the extension of the member
+    to compress, see :mod:`.samples`; a sample without image is quarantined or passed through unchanged, by
     ``missing_image``. ``measure_psnr`` decodes every image again.
 
     An image whose PSNR is below ``min_psnr`` (dB) is coded at a higher quality, and where the highest does not suffice
@@ -109,51 +116,40 @@ class ConvertConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageTimings:
-    """Seconds that each stage was busy, summed over its threads, and that the whole took. ``codec`` is the device side.
+    """Seconds that each stage was busy, summed over its threads, and that the whole took. ``codec`` is the device side,
+    and all of an image that is tried again.
 
-    Between the stages are two queues: ``decoding`` holds samples whose pixels are being decoded, ``coding`` batches
-    whose streams are. Reading waits when the former is ``full``; the codec waits when that is ``empty``, for pixels
-    that are not decoded yet (``decoding_late``), or because the latter is full; writing waits when the latter is
-    empty, or for streams (``coding_late``). ``turn`` is waiting for the codec while another shard has it. ``…_items``
-    are what the takers found in the queues, summed up over as many ``…_takes``.
+    Between the stages are three queues: ``decoding`` holds samples whose pixels are being decoded, ``batches`` batches
+    for the codec, ``coding`` those whose streams are being coded. Reading waits when the first is ``full``, composing
+    batches when it is ``empty`` or the second full; the codec waits when the second is empty, for latents
+    (``quantising_late``), or because the third is full; writing waits when that is empty, or for streams
+    (``coding_late``). ``turn`` is waiting for the codec while another shard has it. ``…_items`` are what the takers
+    found in the queues, summed up over as many ``…_takes``.
     """
 
     read: float = 0.0
     pixels: float = 0.0
     codec: float = 0.0
+    quantise: float = 0.0
     entropy: float = 0.0
     write: float = 0.0
     commit: float = 0.0
     turn: float = 0.0
     decoding_full: float = 0.0
     decoding_empty: float = 0.0
-    decoding_late: float = 0.0
     decoding_items: float = 0.0
     decoding_takes: float = 0.0
+    batches_full: float = 0.0
+    batches_empty: float = 0.0
+    batches_items: float = 0.0
+    batches_takes: float = 0.0
+    quantising_late: float = 0.0
     coding_full: float = 0.0
     coding_empty: float = 0.0
     coding_late: float = 0.0
     coding_items: float = 0.0
     coding_takes: float = 0.0
     wall: float = 0.0
-
-
-@dataclass(slots=True)
-class _Item:
-    """A sample on its way: first waiting for its pixels, then for its stream, or for nothing when it has a fault."""
-
-    index: int
-    sample: Sample
-    facts: SampleFacts
-    extension: str = ""
-    fault: CodecError | PipelineError | None = None
-    passthrough: bool = False
-    decoding: Future[DecodedImage] | None = None
-    pixels: npt.NDArray[np.uint8] | None = None
-    quality: int = 0
-    psnr: float | None = None
-    coding: Future[bytes] | None = None
-    original: bytes | None = None
 
 
 class ShardConverter:
@@ -243,24 +239,27 @@ class ShardConverter:
         with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
             try:
                 with Stages() as stages:
-                    decoding: Channel[_Item] = stages.channel(threads + 2, name="decoding", watch=watch)
+                    decoding: Channel[Item] = stages.channel(threads + 2, name="decoding", watch=watch)
+                    # The next batch is complete by the time that the codec is done with one.
+                    batches: Channel[list[Item]] = stages.channel(1, name="batches", watch=watch)
                     # Whole batches, so that one is entropy coded while the codec works on the next.
-                    coding: Channel[list[_Item]] = stages.channel(threads + 2, name="coding", watch=watch)
+                    coding: Channel[list[Item]] = stages.channel(threads + 2, name="coding", watch=watch)
 
                     def code() -> None:
                         with ExitStack() as stack:
                             with watch.measure("turn"):
                                 stack.enter_context(stages.holding(self._turn))
-                            self._code(decoding, pool, coding, watch)
+                            self._code(batches, pool, coding, watch)
 
                     stages.run("read", lambda: self._read(source, pool, decoding, watch))
+                    stages.run("batches", lambda: self._compose(decoding, batches, coding))
                     stages.run("codec", code)
                     self._write(coding, output, progress, watch)
             finally:
                 pool.shutdown(cancel_futures=True)
         return source.ignored
 
-    def _read(self, source: SampleStream, pool: ThreadPoolExecutor, out: Channel[_Item], watch: Stopwatch) -> None:
+    def _read(self, source: SampleStream, pool: ThreadPoolExecutor, out: Channel[Item], watch: Stopwatch) -> None:
         samples = iter(source)
         index = 0
         while True:
@@ -275,8 +274,8 @@ class ShardConverter:
             out.put(item)
             index += 1
 
-    def _prepared(self, index: int, sample: Sample) -> _Item:
-        item = _Item(index, sample, SampleFacts(sum(map(len, sample.members.values()))), fault=sample.fault)
+    def _prepared(self, index: int, sample: Sample) -> Item:
+        item = Item(index, sample, SampleFacts(sum(map(len, sample.members.values()))), fault=sample.fault)
         if sample.fault is None:
             try:
                 item.extension = choose_image(sample.members, self.config.image_member)
@@ -291,42 +290,64 @@ class ShardConverter:
         with watch.measure("pixels"):
             return decode_pixels(data, self.config.pixels)
 
-    def _code(
-        self, source: Channel[_Item], pool: ThreadPoolExecutor, out: Channel[list[_Item]], watch: Stopwatch
-    ) -> None:
-        composer: BatchComposer[_Item] = BatchComposer(
+    def _compose(self, source: Channel[Item], batches: Channel[list[Item]], out: Channel[list[Item]]) -> None:
+        composer: BatchComposer[Item] = BatchComposer(
             block=self._block, batch_pixels=self.config.batch_pixels, lookahead=self.config.lookahead
         )
         for item in source:
-            if item.decoding is not None:
-                with watch.measure("decoding late"):
-                    _take_pixels(item, item.decoding, keep=self._keeps_originals)
+            item.take_pixels(keep=self._keeps_originals)
             if item.pixels is None:
                 out.put([item])
-                batches = composer.skip(item.index)
+                complete = composer.skip(item.index)
             else:
-                batches = composer.add(item.index, item, *item.pixels.shape[1:])
-            for batch in batches:
-                self._code_batch(batch, pool, out, watch)
+                complete = composer.add(item.index, item, *item.pixels.shape[1:])
+            for batch in complete:
+                batches.put(batch)
         for batch in composer.finish():
-            self._code_batch(batch, pool, out, watch)
+            batches.put(batch)
+        batches.close()
+
+    def _code(
+        self, batches: Channel[list[Item]], pool: ThreadPoolExecutor, out: Channel[list[Item]], watch: Stopwatch
+    ) -> None:
+        begun: tuple[list[Item], BegunBatch] | None = None
+        for batch in batches:
+            following = batch, self._begin(batch, pool, watch)
+            # Only now, so that the device was at work while the latents of the batch before were quantised.
+            if begun is not None:
+                self._finish(*begun, pool, out, watch)
+            begun = following
+        if begun is not None:
+            self._finish(*begun, pool, out, watch)
         out.close()
 
-    def _code_batch(
-        self, batch: list[_Item], pool: ThreadPoolExecutor, out: Channel[list[_Item]], watch: Stopwatch
-    ) -> None:
+    def _begin(self, batch: list[Item], pool: ThreadPoolExecutor, watch: Stopwatch) -> BegunBatch:
         images = [item.pixels for item in batch if item.pixels is not None]
-        quality = self.config.quality
         with watch.measure("codec"):
-            results = analyse_batch(self.codec, images, quality, measure=self.config.measure_psnr)
+            return begin_batch(
+                self.codec, images, self.config.quality, lambda each: pool.submit(self._quantise, each, watch)
+            )
+
+    def _finish(
+        self,
+        batch: list[Item],
+        begun: BegunBatch,
+        pool: ThreadPoolExecutor,
+        out: Channel[list[Item]],
+        watch: Stopwatch,
+    ) -> None:
+        with watch.measure("quantising late"):
+            wait(begun.latents)
+        with watch.measure("codec"):
+            results = finish_batch(self.codec, begun, measure=self.config.measure_psnr)
         for item, result in zip(batch, results, strict=True):
             with watch.measure("codec"):
-                item.quality, result = self._guarded(item.pixels, quality, result)
+                item.quality, result = self._guarded(item.pixels, self.config.quality, result)
             item.pixels = None
             if isinstance(result, CodecError | PipelineError):
                 item.fault = result
             elif self._is_too_poor(result.psnr):
-                _keep_original(item, f"{result.psnr:.2f} dB at the highest quality")
+                item.keep_original(f"{result.psnr:.2f} dB at the highest quality")
             else:
                 item.psnr = result.psnr
                 item.coding = pool.submit(self._entropy_encode, result.latents, watch)
@@ -351,83 +372,39 @@ class ShardConverter:
         ):
             missing = (self.config.min_psnr or 0.0) - (result.psnr or 0.0)
             quality = min(100, quality + max(1, math.ceil(missing / _DECIBELS_A_STEP)))
-            (result,) = analyse_batch(self.codec, [pixels], quality, measure=True)
+            result = analyse_image(self.codec, pixels, quality, measure=True)
         return quality, result
 
-    def _entropy_encode(self, latents: Any, watch: Stopwatch) -> bytes:
+    def _quantise(self, transformed: Transformed, watch: Stopwatch) -> Latents:
+        with watch.measure("quantise"):
+            return self.codec.quantise(transformed)
+
+    def _entropy_encode(self, latents: Latents, watch: Stopwatch) -> bytes:
         with watch.measure("entropy"):
             return self.codec.entropy_encode(latents)
 
     def _write(
         self,
-        source: Channel[list[_Item]],
+        source: Channel[list[Item]],
         output: ShardOutput,
         progress: Callable[[ShardProgress], None],
         watch: Stopwatch,
     ) -> None:
-        waiting: dict[int, _Item] = {}
+        waiting: dict[int, Item] = {}
         turn = 0
         reported = time.monotonic()
         for batch in source:
             waiting.update((item.index, item) for item in batch)
             while (ready := waiting.pop(turn, None)) is not None:
                 with watch.measure("coding late"):
-                    stream = _result(ready)
+                    stream = ready.stream()
                 with watch.measure("write"):
-                    _add(ready, stream, output, smaller=self.config.passthrough_smaller)
+                    ready.write(stream, output, smaller=self.config.passthrough_smaller)
                 turn += 1
             if time.monotonic() - reported >= _PROGRESS_SECONDS:
                 reported = time.monotonic()
                 progress(output.progress())
         progress(output.progress())
-
-
-def _take_pixels(item: _Item, decoding: Future[DecodedImage], *, keep: bool) -> None:
-    """Wait for the pixels of an item, and let go of the image file they came from unless it is to be kept."""
-    item.decoding = None
-    members = item.sample.members
-    item.original = members[item.extension] if keep else None
-    bytes_in = len(members[item.extension])
-    item.sample = replace(item.sample, members={**members, item.extension: b""})
-    try:
-        image = decoding.result()
-    except PipelineError as exc:
-        item.facts = replace(item.facts, bytes_in=bytes_in)
-        item.fault = exc
-        return
-    item.pixels = image.pixels
-    _, height, width = image.pixels.shape
-    item.facts = SampleFacts(item.facts.bytes_read, bytes_in, height, width, image.format, image.notes)
-
-
-def _result(item: _Item) -> bytes | None:
-    """Wait for the stream of an item; None when it has none, and its fault says why."""
-    if item.coding is None:
-        return None
-    try:
-        return item.coding.result()
-    except CodecError as exc:
-        item.fault = exc
-        return None
-
-
-def _keep_original(item: _Item, why: str) -> None:
-    """Make an item pass through after all."""
-    members = {**item.sample.members, item.extension: item.original or b""}
-    item.sample = replace(item.sample, members=members)
-    item.facts = replace(item.facts, notes=(*item.facts.notes, f"kept as it was: {why}"))
-    item.passthrough = True
-
-
-def _add(item: _Item, stream: bytes | None, output: ShardOutput, *, smaller: bool) -> None:
-    if smaller and stream is not None and item.fault is None and len(stream) >= (item.facts.bytes_in or 0):
-        _keep_original(item, f"its stream would have {len(stream)} bytes")
-    if item.fault is not None:
-        output.leave_out(item.sample, item.facts, item.extension, item.fault)
-    elif item.passthrough:
-        output.pass_through(item.sample, item.facts)
-    elif stream is not None:
-        output.commit_sample(item.sample, item.facts, item.extension, stream, item.quality, item.psnr)
 
 
 def _committed(storage: Storage, name: str, plan_id: str) -> Receipt | None:

@@ -5,10 +5,11 @@
     python -m benchmarks.speed.conversion --delay 0.05
 
 Photographs that scikit-image and scikit-learn ship are cut to 256×256 and written as tars of JPEG files of quality 95.
-Alone, on one thread each: decoding the pixels, the codec (analysis, choice of classes, and the decoding that measures
-the PSNR), entropy coding. Then one worker with one thread for each stage converts all tars, one after the other
-(``ahead 0``) and as jobs do it, beginning a tar while another one is finished (``ahead 1``). The share that counts is
-the whole job's rate over that of the slowest stage. ``--delay`` makes the destination answer each request that late, as
+Alone, on one thread each: decoding the pixels, the codec (the device's part: transform, and the decoding that measures
+the PSNR), quantisation, entropy coding. Then one worker with one thread for the codec and one for the three others,
+which one after the other take what ``pool`` says, converts all tars: one after the other (``ahead 0``) and as jobs do
+it, beginning a tar while another one is finished (``ahead 1``). The share that counts is the whole job's rate over that
+of codec or pool, the slower one. ``--delay`` makes the destination answer each request that late, as
 S3 does; a commit is seven of them. Medians over the rounds, in which all take turns; wall time, since the stages run
 side by side: the machine should have nothing else to do, and at least two cores.
 """
@@ -21,14 +22,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from benchmarks.peers import cut_photos, markdown_table
-from discernible.codec import Codec
-from discernible.pipeline.coding import AnalysedImage, analyse_batch
+from discernible.codec import Codec, Latents
+from discernible.codec.quantise import Transformed
+from discernible.pipeline.coding import begin_batch, finish_batch
 from discernible.pipeline.convert import ConvertConfig, ShardConverter
 from discernible.pipeline.local_storage import LocalStorage
 from discernible.pipeline.pixels import PixelPolicy, decode_pixels
@@ -39,6 +41,7 @@ from discernible.pipeline.storage import Staged
 
 BATCH_PIXELS = 1 << 20
 REQUESTS_A_COMMIT = 7
+POOLED = ("pixels", "quantise", "entropy")
 
 
 class Distant(LocalStorage):
@@ -88,16 +91,25 @@ def alone(codec: Codec, files: list[bytes]) -> Iterator[tuple[str, Callable[[], 
     pixels = [decode_pixels(data, policy).pixels for data in files]
     count = BATCH_PIXELS // (256 * 256)
 
-    def analyse() -> list[AnalysedImage]:
-        found = []
-        for start in range(0, len(pixels), count):
-            found += analyse_batch(codec, pixels[start : start + count], 50, measure=True)
-        return [each for each in found if isinstance(each, AnalysedImage)]
+    batches = [pixels[start : start + count] for start in range(0, len(pixels), count)]
+    transformed = [each for batch in batches for each in codec.transform(batch, 50)]
+    latents = [codec.quantise(each) for each in transformed]
 
-    analysed = analyse()
+    def code() -> None:
+        known = iter(latents)
+
+        def quantised(_: Transformed) -> Future[Latents]:
+            future: Future[Latents] = Future()
+            future.set_result(next(known))
+            return future
+
+        for batch in batches:
+            finish_batch(codec, begin_batch(codec, batch, 50, quantised), measure=True)
+
     yield "pixels", lambda: [decode_pixels(data, policy) for data in files]
-    yield "codec", analyse
-    yield "entropy", lambda: [codec.entropy_encode(each.latents) for each in analysed]
+    yield "codec", code
+    yield "quantise", lambda: [codec.quantise(each) for each in transformed]
+    yield "entropy", lambda: [codec.entropy_encode(each) for each in latents]
 
 
 def main() -> None:
@@ -124,7 +136,6 @@ def main() -> None:
         write_tars(Path(folder, "in"), files, options.tars)
         shards = list(open_source(Path(folder, "in")).shards)
         work = dict(alone(codec, files))
-        stages = tuple(work)
         work |= {
             "job, ahead 0": lambda: convert(converter, shards, options.delay, 0),
             "job, ahead 1": lambda: convert(converter, shards, options.delay, 1),
@@ -136,8 +147,11 @@ def main() -> None:
                 started = time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - started)
-    rates = {name: samples / statistics.median(times) for name, times in seconds.items()}
-    slowest = min(rates[name] for name in stages)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    medians["pool"] = sum(medians[name] for name in POOLED)
+    order = ("codec", *POOLED, "pool", *(name for name in work if name.startswith("job")))
+    rates = {name: samples / medians[name] for name in order}
+    slowest = min(rates["codec"], rates["pool"])
     rows = [(name, f"{rate:,.1f}", f"{rate / slowest:.2f}") for name, rate in rates.items()]
     text = markdown_table(("stage", "images/s", "of the slowest stage"), rows)
     print(text)

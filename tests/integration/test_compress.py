@@ -31,7 +31,7 @@ def converted(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory, loca
     assert result.stages.bottleneck
     assert 0 < result.stages.bottleneck[1] <= 1
     told = result.to_json()
-    assert list(told["stages"]) == ["read", "pixels", "codec", "entropy", "write", "commit"]
+    assert list(told["stages"]) == ["read", "pixels", "codec", "quantise", "entropy", "write", "commit"]
     assert all(stage["busy"] > 0 for stage in told["stages"].values())
     assert all(depth >= 1 for depth in told["queues"].values())
     return folder

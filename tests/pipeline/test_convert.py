@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from discernible.codec import Codec, Latents, read_stream_info
+from discernible.codec.quantise import Transformed
 from discernible.errors import ConfigError, ImageError, ShardError
 from discernible.pipeline.convert import ConvertConfig, ShardConverter, ShardProgress
 from discernible.pipeline.pixels import PixelPolicy, decode_pixels
@@ -176,44 +178,90 @@ def test_a_damaged_tar_commits_nothing(
 
 
 class PickyCodec:
-    """The real codec, except that it refuses batches holding an image of one width, and dies of another."""
+    """The real codec, except that a stage of it fails on images of one width."""
 
-    def __init__(self, codec: Codec, *, refuses: int = -1, dies: int = -1) -> None:
+    def __init__(self, codec: Codec, stage: str, error: Exception, width: int = 51) -> None:
         self._codec = codec
-        self._refuses = refuses
-        self._dies = dies
+        self._stage, self._error, self._width = stage, error, width
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._codec, name)
 
+    def _check(self, stage: str, widths: Iterable[int]) -> None:
+        if stage == self._stage and self._width in widths:
+            raise self._error
+
+    def transform(self, images: Sequence[Any], quality: int = 50) -> list[Transformed]:
+        self._check("transform", (image.shape[-1] for image in images))
+        return self._codec.transform(images, quality)
+
+    def quantise(self, transformed: Transformed) -> Latents:
+        self._check("quantise", [transformed.width])
+        return self._codec.quantise(transformed)
+
     def analyse(self, images: Sequence[Any], quality: int = 50) -> list[Latents]:
-        widths = {image.shape[-1] for image in images}
-        if self._refuses in widths:
-            raise ImageError("refused")
-        if self._dies in widths:
-            raise RuntimeError("the device is lost")
-        return self._codec.analyse(images, quality=quality)
+        return [self.quantise(each) for each in self.transform(images, quality)]
+
+    def synthesise(self, latents: Sequence[Latents]) -> Any:
+        self._check("synthesise", (each.width for each in latents))
+        return self._codec.synthesise(latents)
 
 
-def test_an_image_that_the_codec_refuses_leaves_its_batch(image_folder: Path, codec: Codec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["transform", "quantise", "synthesise"])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ImageError("refused"), "ImageError"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "ImageTooLargeError"),
+        (MemoryError(), "ImageTooLargeError"),
+    ],
+)
+def test_an_image_that_the_codec_refuses_leaves_its_batch(
+    converted: Path, image_folder: Path, codec: Codec, tmp_path: Path, stage: str, error: Exception, told: str
+) -> None:
     (shard,) = open_source(str(image_folder)).shards
-    picky: Any = PickyCodec(codec, refuses=51)
+    picky: Any = PickyCodec(codec, stage, error)
     receipt = ShardConverter(ConvertConfig(), codec=picky).convert(shard, str(tmp_path / "out"), PLAN)
-    rows = rows_of(tmp_path / "out")
-    assert receipt.samples == 15
-    assert {row.error_type for row in rows.values() if row.status == "quarantined"} == {
-        "ImageError",
-        "ImageUnreadableError",
-    }
+    expected = {key: told if row.width == 51 else row.error_type for key, row in rows_of(converted).items()}
+    assert {key: row.error_type for key, row in rows_of(tmp_path / "out").items()} == expected
     assert 0 < receipt.committed < 14
 
 
-def test_a_lost_device_ends_the_shard(image_folder: Path, codec: Codec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["transform", "quantise", "synthesise"])
+def test_a_lost_device_ends_the_shard(image_folder: Path, codec: Codec, tmp_path: Path, stage: str) -> None:
     (shard,) = open_source(str(image_folder)).shards
-    lost: Any = PickyCodec(codec, dies=51)
+    before = threading.active_count()
+    lost: Any = PickyCodec(codec, stage, RuntimeError("the device is lost"))
     with pytest.raises(RuntimeError, match="lost"):
         ShardConverter(ConvertConfig(), codec=lost).convert(shard, str(tmp_path / "out"), PLAN)
     assert list((tmp_path / "out").iterdir()) == []
+    assert threading.active_count() == before
+
+
+def test_the_device_begins_a_batch_while_another_is_quantised(image_folder: Path, codec: Codec, tmp_path: Path) -> None:
+    """The first image is quantised only when the second batch has reached the device, which must not wait for it."""
+    transforms = 0
+    first, second = threading.Lock(), threading.Event()
+
+    class Slow(PickyCodec):
+        def transform(self, images: Sequence[Any], quality: int = 50) -> list[Transformed]:
+            nonlocal transforms
+            transforms += 1
+            if transforms == 2:
+                second.set()
+            return super().transform(images, quality)
+
+        def quantise(self, transformed: Transformed) -> Latents:
+            if first.acquire(blocking=False):
+                assert second.wait(20)
+            return super().quantise(transformed)
+
+    slow: Any = Slow(codec, "", ImageError("never"))
+    (shard, *_) = open_source(str(image_folder)).shards
+    config = ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, threads=2)
+    receipt = ShardConverter(config, codec=slow).convert(shard, str(tmp_path / "out"), PLAN)
+    assert receipt.committed == 14
+    assert transforms > 2
 
 
 def test_progress_reports_and_can_abort(image_folder: Path, converter: ShardConverter, tmp_path: Path) -> None:
@@ -232,7 +280,7 @@ def test_progress_reports_and_can_abort(image_folder: Path, converter: ShardConv
     assert (last.bytes_in, last.bytes_out, last.pixels) == (receipt.bytes_in, receipt.bytes_out, receipt.pixels)
     assert last.bytes_read == shard.bytes
     assert converter.timings.wall > 0
-    assert converter.timings.codec > 0
+    assert min(converter.timings.codec, converter.timings.quantise, converter.timings.entropy) > 0
 
 
 def test_a_committed_shard_is_not_done_again(converted: Path, image_folder: Path, converter: ShardConverter) -> None:
