@@ -360,8 +360,12 @@ def inspect(
 
 
 @app.command()
+@expanded(s3=s3_access)
 def view(
-    inputs: Annotated[list[str], typer.Argument(metavar="FILE|SHARD|FOLDER...", help="Streams, shards or folders.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE|SHARD|FOLDER...", help="Streams, shards or folders; s3:// and http(s):// too."),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("view.html"),
     source: Annotated[
         str | None, typer.Option(help="Where the originals are. Default: what the receipt names.")
@@ -369,12 +373,14 @@ def view(
     weights: Weights = "default",
     limit: Annotated[int, typer.Option(min=1, help="Show at most so many images.")] = 24,
     device: Device = "auto",
+    *,
+    s3: S3Options,
     json: Json = False,
 ) -> None:
     """Original and reconstruction side by side, as one HTML page."""
     from .view import write_view
 
-    result = write_view(inputs, out, source=source, weights=weights, limit=limit, device=device)
+    result = write_view(inputs, out, source=source, weights=weights, limit=limit, device=device, s3=s3)
     if json:
         print_json(result.to_json())
     else:

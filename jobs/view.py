@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..codec import Codec
+    from ..pipeline.s3_client import S3Options
     from ..pipeline.samples import Sample
     from .page import Comparison, Picture
 
@@ -75,56 +76,63 @@ def write_view(
     limit: int = 24,
     device: str = "auto",
     title: str | None = None,
+    s3: S3Options | None = None,
 ) -> ViewResult:
     """Write a self-contained page that compares reconstructions with their originals.
 
-    ``inputs`` are ``.dci`` files, converted tars, brace patterns of them, or folders of those. Originals come from
-    ``source`` (a folder of images, tars, or one image file) or, when that is None, from where the receipt beside a
-    shard says that it was made, and for a loose ``.dci`` from an image file of the same name beside it; without an
-    original the reconstruction stands alone. At most ``limit`` images are shown, spread evenly over the shards.
+    ``inputs`` are ``.dci`` files, converted tars, brace patterns of them, or folders of those: local ones, on S3
+    (``s3`` says how that is reached) or behind http(s) URLs. Originals come from ``source`` (a folder of images, tars,
+    or one image file) or, when that is None, from where the receipt beside a shard says that it was made, and for a
+    loose ``.dci`` from an image file of the same name beside it; without an original the reconstruction stands alone.
+    At most ``limit`` images are shown, spread evenly over the shards; no more of these is read than that takes.
     ``weights`` None takes those that the receipts name.
 
     Raises ConfigError when ``limit`` is below 1, SourceError when an input or the given source is missing,
-    StreamError and WeightsError when a stream cannot be decoded, StorageError when the page cannot be written.
+    StreamError and WeightsError when a stream cannot be decoded, StorageError when an input cannot be read or the page
+    cannot be written.
     """
     from ..codec import Codec
-    from ..pipeline.shardlist import count_samples, list_shards, recorded_weights
+    from ..pipeline.locations import base_name, is_local, shown
+    from ..pipeline.shardlist import list_shards, recorded_weights
     from .page import render_page
 
     if limit < 1:
         raise ConfigError(f"limit must be at least 1, not {limit}")
     if not inputs:
         raise SourceError("nothing to view: name .dci files, converted tars or a folder of them")
-    files = [Path(item) for item in inputs if Path(item).suffix.lower() == ".dci" and not Path(item).is_dir()]
-    others = [item for item in inputs if Path(item) not in files]
-    shards = list_shards(others) if others else ()
+    places = [str(item) for item in inputs]
+    files = [
+        place
+        for place in places
+        if base_name(place).lower().endswith(".dci") and not (is_local(place) and Path(place).is_dir())
+    ]
+    others = [place for place in places if place not in files]
+    shards = list_shards(others, s3) if others else ()
 
-    groups = [_loose(file) for file in files[:limit]]
+    groups = [_loose(file, s3) for file in files[:limit]]
     rest = limit - len(groups)
     share = max(1, -(-rest // max(1, len(shards))))
     for shard in shards:
         if rest <= 0:
             break
-        group = _from_shard(shard, min(share, rest))
+        group = _from_shard(shard.location, min(share, rest), s3)
         groups.append(group)
         rest -= len(group.entries)
 
-    name = weights or (recorded_weights(shards) if shards else None) or "default"
+    name = weights or (recorded_weights(shards, s3) if shards else None) or "default"
     codec = Codec.load(name, device=device)
     comparisons: list[Comparison] = []
     originals = 0
     for group in groups:
-        found = _originals(group, source)
+        found = _originals(group, source, s3)
         for entry in group.entries:
             pixels = _decode(codec, entry)
             comparisons.append(_compare(entry, pixels, found.get(entry.key)))
             originals += len(comparisons[-1].pictures) - 1
     if not comparisons:
-        raise SourceError(
-            f"no .dci streams in {', '.join(str(item) for item in inputs)}: was it written by discernible?"
-        )
+        raise SourceError(f"no .dci streams in {', '.join(map(shown, places))}: was it written by discernible?")
 
-    counts = list(count_samples(shards).values())
+    counts = [shard.samples for shard in shards]
     known = [count for count in counts if count is not None]
     total = len(files) + sum(known) if len(known) == len(counts) else None
     page = Path(out_html)
@@ -172,50 +180,53 @@ def _lead(shown: int, total: int | None, originals: int, weights: str) -> str:
     return text
 
 
-def _loose(file: Path) -> _Group:
+def _loose(place: str, s3: S3Options | None) -> _Group:
+    from ..pipeline.locations import base_name, beside, file_exists, read_file
     from ..pipeline.samples import IMAGE_EXTENSIONS, escape_key
 
+    name = base_name(place)
+    stem = name.rpartition(".")[0]
     try:
-        stream = file.read_bytes()
-    except OSError as exc:
-        raise SourceError(f"{file} cannot be read: {exc.strerror or exc}") from exc
-    beside = next((path for ext in IMAGE_EXTENSIONS if (path := file.with_suffix(f".{ext}")).is_file()), None)
-    entry = _Entry(key=escape_key(file.stem), stream=stream, place=file.name, members=frozenset())
-    return _Group(name=file.stem, entries=(entry,), source=str(beside) if beside is not None else None)
+        stream = read_file(place, s3)
+    except StorageError as exc:
+        raise SourceError(exc.message) from exc
+    images = (beside(place, f"{stem}.{extension}") for extension in IMAGE_EXTENSIONS)
+    source = next((image for image in images if file_exists(image, s3)), None)
+    entry = _Entry(key=escape_key(stem), stream=stream, place=name, members=frozenset())
+    return _Group(name=stem, entries=(entry,), source=source)
 
 
-def _from_shard(shard: Path, limit: int) -> _Group:
-    from ..pipeline.receipts import read_receipt
+def _from_shard(place: str, limit: int, s3: S3Options | None) -> _Group:
+    from ..pipeline.locations import base_name, open_file, read_receipt_head, shown
     from ..pipeline.shards import iter_tar_samples
 
     entries: list[_Entry] = []
+    name = base_name(place)
     try:
-        with shard.open("rb") as file:
-            for sample in iter_tar_samples(file, source=str(shard)):
+        with open_file(place, s3) as file:
+            for sample in iter_tar_samples(file, source=shown(place)):
                 if sample.fault is not None:
                     raise sample.fault
-                member = next((name for name in sample.members if name.rpartition(".")[2] == "dci"), None)
+                member = next((ext for ext in sample.members if ext.rpartition(".")[2] == "dci"), None)
                 if member is not None:
                     members = frozenset(sample.members) - {member}
-                    entries.append(
-                        _Entry(key=sample.key, stream=sample.members[member], place=shard.name, members=members)
-                    )
+                    entries.append(_Entry(key=sample.key, stream=sample.members[member], place=name, members=members))
                 if len(entries) == limit:
                     break
     except OSError as exc:
-        raise SourceError(f"{shard} cannot be read: {exc.strerror or exc}") from exc
-    name = shard.name.removesuffix(".tar")
-    receipt = read_receipt(str(shard.parent), name)
-    return _Group(name=name, entries=tuple(entries), source=receipt.source.location if receipt is not None else None)
+        raise SourceError(f"{shown(place)} cannot be read: {exc.strerror or exc}") from exc
+    receipt = read_receipt_head(place, s3)
+    source = receipt.source.location if receipt is not None else None
+    return _Group(name=name.removesuffix(".tar"), entries=tuple(entries), source=source)
 
 
-def _originals(group: _Group, given: str | None) -> dict[str, bytes]:
+def _originals(group: _Group, given: str | None, s3: S3Options | None) -> dict[str, bytes]:
     """Bytes of the original images of a group by key, as far as they can be found."""
     location = given if given is not None else group.source
     if location is None or not group.entries:
         return {}
     try:
-        return dict(_search(location, group))
+        return dict(_search(location, group, s3))
     except PipelineError:
         # What a receipt names may be long gone, and the page is still worth having; what the user names must be there.
         if given is not None:
@@ -223,18 +234,20 @@ def _originals(group: _Group, given: str | None) -> dict[str, bytes]:
         return {}
 
 
-def _search(location: str, group: _Group) -> Iterator[tuple[str, bytes]]:
+def _search(location: str, group: _Group, s3: S3Options | None) -> Iterator[tuple[str, bytes]]:
+    from ..pipeline.locations import base_name, read_if_there
     from ..pipeline.samples import is_image_extension
     from ..pipeline.source_shard import SourceShard
     from ..pipeline.sources import iter_samples, open_source
 
-    path = Path(location)
-    if path.is_file() and is_image_extension(path.suffix.removeprefix(".")):
-        if len(group.entries) == 1:
-            yield group.entries[0].key, path.read_bytes()
-        return
+    if is_image_extension(base_name(location).rpartition(".")[2]):
+        image = read_if_there(location, s3)
+        if image is not None:
+            if len(group.entries) == 1:
+                yield group.entries[0].key, image
+            return
     wanted = {entry.key: entry for entry in group.entries}
-    shards = open_source(location).shards
+    shards = open_source(location, s3=s3).shards
     if any(shard.kind == "tar" for shard in shards):
         # A tar keeps its name through the conversion, so the right one is usually the first to be read.
         ordered: list[SourceShard] = sorted(shards, key=lambda shard: shard.name != group.name)
@@ -249,7 +262,7 @@ def _search(location: str, group: _Group) -> Iterator[tuple[str, bytes]]:
             for shard in shards
         ]
     for shard in ordered:
-        for sample in iter_samples(shard):
+        for sample in iter_samples(shard, s3):
             entry = wanted.get(sample.key)
             if entry is not None and sample.fault is None:
                 data = _image_of(sample, entry)

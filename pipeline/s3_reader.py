@@ -103,7 +103,7 @@ class ObjectReader(io.RawIOBase):
         self._doing = f"cannot read s3://{bucket}/{key}"
         with s3_errors(self._doing):
             found = client.head_object(**self._where, **options.payer)
-        self.size, self._etag = int(found["ContentLength"]), found.get("ETag")
+        self.size, self.etag = int(found["ContentLength"]), found.get("ETag")
         self._at = 0
         self._current = (-1, b"")
         self._coming: dict[int, Future[_Part]] = {}
@@ -174,4 +174,4 @@ class ObjectReader(io.RawIOBase):
 
     def _start(self, number: int) -> Future[_Part]:
         start = number * self._options.range_bytes
-        return self._run().submit(_fetch, self._client, self._options, self._where, start, self._etag)
+        return self._run().submit(_fetch, self._client, self._options, self._where, start, self.etag)

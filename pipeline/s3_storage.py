@@ -90,9 +90,12 @@ class S3Storage(Storage):
 
     def open(self, name: str) -> BinaryIO:
         """Open for reading, in parallel ranges."""
+        return cast("BinaryIO", io.BufferedReader(self.open_object(name), _BUFFER))
+
+    def open_object(self, name: str) -> ObjectReader:
+        """The same without a buffer; the reader knows the object's size and ETag."""
         where = self._where(name)
-        reader = ObjectReader(self._client, self.options, where["Bucket"], where["Key"], _pool)
-        return cast("BinaryIO", io.BufferedReader(reader, _BUFFER))
+        return ObjectReader(self._client, self.options, where["Bucket"], where["Key"], _pool)
 
     def read(self, name: str) -> bytes:
         """The whole object."""

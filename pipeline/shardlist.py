@@ -4,100 +4,194 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import ShardError, SourceError
+from ..errors import ShardError, SourceError, StorageError
 from .braces import expand_braces, has_braces
-from .receipts import read_receipt
+from .http_reader import is_url
+from .locations import base_name, beside, file_exists, is_local, read_if_there, read_receipt_head, shown
+from .prefetch import map_ahead
+from .receipts import INDEX_NAME
+from .s3_client import S3Options, error_code
+from .storage import is_remote, local_path, open_storage
 
-__all__ = ["count_samples", "list_shards", "recorded_weights"]
+__all__ = ["LoaderShard", "list_shards", "recorded_weights"]
 
-_INDEX = "index.json"
+# Requests on their way at once, and asked for ahead: a store answers each after a delay.
+_READERS = 32
+_READ_AHEAD = 128
+_DENIED = ("AccessDenied", "403")
+_WANTED = "give a tar, a brace pattern or a folder of converted shards"
 
 
-def list_shards(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
-    """Tars behind a path, a brace pattern, a folder, or a list of those, in order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderShard:
+    """A tar: a local path, ``s3://bucket/key.tar`` or an http(s) URL; and how many samples it holds, by the
+    ``index.json`` or the receipt beside it, None where there is neither."""
 
-    A folder gives the shards of its ``index.json``; without one, those that have a receipt (a tar without is a killed
-    run's leftover); without any receipt, every tar, sorted by name. Raises SourceError when there is nothing to read.
+    location: str
+    samples: int | None
+
+
+def list_shards(
+    shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], s3: S3Options | None = None
+) -> tuple[LoaderShard, ...]:
+    """Tars behind a path, a brace pattern, a folder, an ``index.json``, or a list of those, in order.
+
+    Each may be local, on S3 (``s3`` says how that is reached) or behind an http(s) URL. A folder or prefix gives the
+    shards of its ``index.json``; without one, those that have a receipt (a tar without is a killed run's leftover);
+    without any receipt, every tar, sorted by name. Web servers do not list their files, so a URL names tars, or a
+    folder with an ``index.json``, whose shards are then taken to be there. Raises SourceError when there is nothing to
+    read, ShardError for a damaged index, StorageError.
     """
     given = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
-    found: list[Path] = []
-    for item in given:
-        text = os.fspath(item)
-        if "://" in text and not text.startswith("file://"):
-            raise SourceError(f"{text}: the loader reads local files only; copy the shards to a local disk first")
-        for name in _expand(text.removeprefix("file://")):
-            path = Path(name)
-            if path.is_dir():
-                found.extend(_shards_of_folder(path))
-            elif path.is_file():
-                found.append(path)
-            else:
-                raise SourceError(f"{name} does not exist: give a tar, a brace pattern or a folder of converted shards")
+    listing = _Listing(s3)
+    found = [shard for item in given for name in _expand(os.fspath(item)) for shard in listing.look_at(name)]
     if not found:
-        raise SourceError("no shards were given: give a tar, a brace pattern or a folder of converted shards")
-    if len(set(found)) != len(found):
-        twice = next(path for path in found if found.count(path) > 1)
-        raise SourceError(f"{twice} is given twice, so its samples would come twice an epoch")
-    return tuple(found)
+        raise SourceError(f"no shards were given: {_WANTED}")
+    location, times = Counter(shard.location for shard in found).most_common(1)[0]
+    if times > 1:
+        raise SourceError(f"{shown(location)} is given twice, so its samples would come twice an epoch")
+    return tuple(listing.completed(found))
 
 
-def count_samples(shards: Sequence[Path]) -> dict[Path, int | None]:
-    """Samples in each tar by the index or receipt beside it; None where there is neither."""
-    indices: dict[Path, dict[str, int]] = {}
-    counts: dict[Path, int | None] = {}
-    for shard in shards:
-        folder = shard.parent
-        if folder not in indices:
-            indices[folder] = _read_index(folder) or {}
-        counts[shard] = indices[folder].get(shard.name)
-        if counts[shard] is None:
-            receipt = read_receipt(str(folder), shard.name.removesuffix(".tar"))
-            counts[shard] = len(receipt.index) if receipt is not None else None
-    return counts
-
-
-def recorded_weights(shards: Sequence[Path]) -> str | None:
+def recorded_weights(shards: Sequence[LoaderShard], s3: S3Options | None = None) -> str | None:
     """Name of the weights that the receipt of the first shard records; None without a receipt."""
-    receipt = read_receipt(str(shards[0].parent), shards[0].name.removesuffix(".tar"))
+    receipt = read_receipt_head(shards[0].location, s3)
     return receipt.weights if receipt is not None else None
 
 
 def _expand(text: str) -> Iterable[str]:
     # An existing path wins, so that names with braces in them stay usable.
-    return expand_braces(text) if has_braces(text) and not Path(text).exists() else [text]
+    return expand_braces(text) if has_braces(text) and not (is_local(text) and _local(text).exists()) else [text]
 
 
-def _shards_of_folder(folder: Path) -> list[Path]:
-    index = _read_index(folder)
-    if index is not None:
-        missing = [name for name in index if not (folder / name).is_file()]
-        if missing:
-            raise SourceError(
-                f"{folder / _INDEX} lists {missing[0]}, which is not there: run discernible verify {folder}"
-            )
-        return [folder / name for name in index]
-    tars = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
-    committed = [path for path in tars if path.with_suffix(".json").is_file()]
-    if not tars:
-        raise SourceError(f"{folder} holds no tar: give a folder that discernible compress has written")
-    return committed or tars
-
-
-def _read_index(folder: Path) -> dict[str, int] | None:
-    """Tar names and sample counts in ``index.json`` (the wids schema), or None when there is no such file."""
-    path = folder / _INDEX
+def _local(text: str) -> Path:
     try:
-        data = json.loads(path.read_bytes())
-        entries = {str(entry["url"]): int(entry["nsamples"]) for entry in data["shardlist"]}
-    except FileNotFoundError:
+        return local_path(text)
+    except StorageError as exc:
+        raise SourceError(exc.message) from exc
+
+
+class _Listing:
+    """What one call has learnt: the indices of folders, and which tars were named themselves."""
+
+    def __init__(self, s3: S3Options | None) -> None:
+        self._s3 = s3
+        self._indices: dict[str, dict[str, int]] = {}
+        self._named: set[str] = set()
+
+    def look_at(self, location: str) -> list[LoaderShard]:
+        """The shards behind one location."""
+        if is_local(location):
+            path = _local(location)
+            if path.is_dir():
+                return self._shards_of_folder(str(path))
+            if not path.is_file():
+                raise SourceError(f"{location} does not exist: {_WANTED}")
+            location = str(path)
+        name = base_name(location)
+        if name == INDEX_NAME:
+            return self._shards_of_folder(_parent(location))
+        if not is_local(location) and not name.lower().endswith(".tar"):
+            return self._shards_of_folder(location)
+        self._named.add(location)
+        return [LoaderShard(location=location, samples=None)]
+
+    def completed(self, shards: Sequence[LoaderShard]) -> Iterator[LoaderShard]:
+        """The shards with their numbers of samples, many requests at a time."""
+        for shard in shards:
+            folder = _parent(shard.location)
+            if shard.location in self._named and folder not in self._indices:
+                self._indices[folder] = self._index_beside(folder)
+        return map_ahead(self._complete, shards, threads=_READERS, ahead=_READ_AHEAD)
+
+    def _complete(self, shard: LoaderShard) -> LoaderShard:
+        location = shard.location
+        if location in self._named and not is_local(location) and not file_exists(location, self._s3):
+            raise SourceError(f"{shown(location)} does not exist: {_WANTED}")
+        if shard.samples is not None:
+            return shard
+        count = self._indices.get(_parent(location), {}).get(base_name(location))
+        if count is None:
+            # Who opens a shard with a damaged receipt learns of it then.
+            with suppress(ShardError):
+                receipt = read_receipt_head(location, self._s3)
+                count = receipt.kept if receipt is not None else None
+        return replace(shard, samples=count)
+
+    def _index_beside(self, folder: str) -> dict[str, int]:
+        try:
+            return _read_index(folder, self._s3) or {}
+        except ShardError:
+            # Of no concern to those who name tars themselves.
+            return {}
+
+    def _shards_of_folder(self, folder: str) -> list[LoaderShard]:
+        index = _read_index(folder, self._s3)
+        there = None if is_url(folder) else self._names(folder, index is not None)
+        if index is not None:
+            missing = [name for name in index if there is not None and name not in there]
+            if missing:
+                raise SourceError(
+                    f"{_within(folder, INDEX_NAME)} lists {missing[0]}, which is not there: run discernible verify "
+                    f"{folder}"
+                )
+            return [LoaderShard(location=_within(folder, name), samples=count) for name, count in index.items()]
+        if there is None:
+            raise SourceError(
+                f"{shown(folder)} is no tar and holds no {INDEX_NAME}: web servers do not list their files, so name "
+                "the tars, as in https://host/train-{0000..0146}.tar"
+            )
+        tars = sorted(name for name in there if name.endswith(".tar"))
+        if not tars:
+            raise SourceError(f"{folder} holds no tar: give a folder that discernible compress has written")
+        committed = [name for name in tars if name.removesuffix(".tar") + ".json" in there]
+        return [LoaderShard(location=_within(folder, name), samples=None) for name in committed or tars]
+
+    def _names(self, folder: str, indexed: bool) -> set[str] | None:
+        """Names of the files in a folder or under a prefix; None when one with an index may not be listed."""
+        if is_local(folder):
+            return {path.name for path in _local(folder).iterdir() if not path.name.startswith(".") and path.is_file()}
+        try:
+            return {entry.name for entry in open_storage(folder, self._s3).list() if "/" not in entry.name}
+        except StorageError as exc:
+            if indexed and error_code(exc.__cause__ or exc) in _DENIED:
+                return None
+            raise
+
+
+def _parent(location: str) -> str:
+    if is_url(location):
+        path, mark, query = location.partition("?")
+        return f"{path.rpartition('/')[0]}{mark}{query}"
+    return location.rpartition("/")[0] if is_remote(location) else str(_local(location).parent)
+
+
+def _within(folder: str, name: str) -> str:
+    """The location of a file in a folder."""
+    if is_url(folder):
+        path, mark, query = folder.partition("?")
+        return beside(f"{path.rstrip('/')}/{mark}{query}", name)
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else str(Path(folder) / name)
+
+
+def _read_index(folder: str, s3: S3Options | None) -> dict[str, int] | None:
+    """Tar names and sample counts in ``index.json`` (the wids schema), or None when there is no such file."""
+    place = _within(folder, INDEX_NAME)
+    text = read_if_there(place, s3)
+    if text is None:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as exc:
+    try:
+        entries = {str(entry["url"]): int(entry["nsamples"]) for entry in json.loads(text)["shardlist"]}
+    except (ValueError, TypeError, KeyError) as exc:
         raise ShardError(
-            f"{path} is not a wids index ({type(exc).__name__}: {exc}): run discernible compress again"
+            f"{shown(place)} is not a wids index ({type(exc).__name__}: {exc}): run discernible compress again"
         ) from exc
     if any("/" in name or name in ("", ".", "..") for name in entries):
-        raise ShardError(f"{path} names files outside its folder: it was not written by discernible")
+        raise ShardError(f"{shown(place)} names files outside its folder: it was not written by discernible")
     return entries

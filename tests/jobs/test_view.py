@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,10 +17,15 @@ from PIL import Image
 
 from discernible.codec import Codec
 from discernible.errors import ConfigError, SourceError, StreamError
+from discernible.jobs.cli import main
 from discernible.jobs.view import write_view
 from discernible.pipeline.convert import ConvertConfig, ShardConverter
+from discernible.pipeline.receipts import list_receipts, write_index
 from discernible.pipeline.shards import ShardWriter
 from discernible.pipeline.sources import open_source
+from discernible.pipeline.storage import open_storage
+
+from ..pipeline.web_server import WebServer
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +148,41 @@ def test_large_images_are_shown_in_part_and_measured_whole(tmp_path: Path, codec
     assert "central part of 1520 × 8" in result.page.read_text("utf-8")
 
 
+def test_shards_and_streams_elsewhere(
+    tmp_path: Path,
+    originals: Path,
+    crops: Mapping[str, NDArray[np.uint8]],
+    codec: Codec,
+    bucket: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shards = convert(originals, tmp_path / "shards", codec, shard_size=2)
+    write_index(str(shards), list_receipts(str(shards)).values())
+    first = min(crops)
+    (shards / f"{first}.dci").write_bytes(codec.encode([crops[first]])[0])
+    shutil.copy(originals / f"{first}.png", shards)
+    storage = open_storage(f"{bucket}/out")
+    for path in shards.iterdir():
+        storage.put(path.name, path.read_bytes())
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with WebServer(files={f"/{path.name}": path.read_bytes() for path in shards.iterdir()}) as server:
+        pages = []
+        for number, place in enumerate((str(shards), storage.location, server.url)):
+            pages.append(tmp_path / f"{number}.html")
+            inputs = [place, f"{place}/{first}.dci", "--limit", "4", "--device", "cpu"]
+            with pytest.raises(SystemExit) as caught:
+                main(["view", *inputs, "--out", str(pages[-1]), "--json"])
+            assert caught.value.code == 0
+            answer = json.loads(capfd.readouterr().out)
+            assert (answer["shown"], answer["found"], answer["originals"]) == (4, 6, 4)
+    assert pages[0].read_bytes() == pages[1].read_bytes() == pages[2].read_bytes()
+    with pytest.raises(SourceError, match="there is no such object"):
+        write_view([f"{storage.location}/missing.dci"], pages[0])
+    with pytest.raises(SourceError, match="holds no tar"):
+        write_view([f"{bucket}/nothing"], pages[0])
+
+
 def test_hostile_key(tmp_path: Path, crops: Mapping[str, NDArray[np.uint8]], codec: Codec) -> None:
     key = "<img src=x onerror=alert(1)>&\"'"
     path = tmp_path / "x.tar"
@@ -159,7 +201,7 @@ def test_refusals(tmp_path: Path, crops: Mapping[str, NDArray[np.uint8]], codec:
     page = tmp_path / "view.html"
     with pytest.raises(SourceError, match="nothing to view"):
         write_view([], page)
-    with pytest.raises(SourceError, match="cannot be read"):
+    with pytest.raises(SourceError, match=r"cannot read missing\.dci"):
         write_view([tmp_path / "missing.dci"], page)
     with pytest.raises(SourceError, match="does not exist"):
         write_view([tmp_path / "missing.tar"], page)

@@ -1,0 +1,150 @@
+"""Files by their location, wherever that is: a local path, an object of S3, or an http(s) URL. Reading only."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import BinaryIO, cast
+from urllib.parse import quote, unquote
+
+from ..errors import ShardError, StorageError
+from .http_reader import HttpReader, UrlFacts, is_url, look_at_url, open_url, read_url, shown_url, url_exists
+from .receipts import ReceiptHead
+from .s3_client import S3Options, error_code
+from .s3_reader import ObjectReader
+from .s3_storage import S3Storage
+from .storage import is_remote, local_path, open_storage, split_location, storage_errors
+
+__all__ = [
+    "base_name",
+    "beside",
+    "file_exists",
+    "is_local",
+    "is_receipt",
+    "look_at",
+    "open_file",
+    "open_remote",
+    "read_file",
+    "read_if_there",
+    "read_receipt_head",
+    "receipt_location",
+    "shown",
+]
+
+_BUFFER = 1 << 20
+_HEAD_BYTES = 4096
+_RECEIPT_START = b'{\n  "receipt": '
+# Without the right to list a bucket, what is not there is denied.
+_ABSENT = ("NoSuchKey", "404", "AccessDenied", "403")
+
+
+def is_local(location: str | os.PathLike[str]) -> bool:
+    """Whether a location is a local path, or a ``file://`` one."""
+    return not is_remote(location) and not is_url(location)
+
+
+def shown(location: str) -> str:
+    """A location as messages may show it: URLs without userinfo and query, which may be secrets."""
+    return shown_url(location) if is_url(location) else location
+
+
+def base_name(location: str) -> str:
+    """The last part of a location: the file's name."""
+    if is_url(location):
+        return unquote(shown_url(location).rpartition("/")[2])
+    return split_location(location)[1]
+
+
+def beside(location: str, name: str) -> str:
+    """The location of another file in the folder, prefix or URL path of ``location``; a query is kept."""
+    if is_url(location):
+        path, mark, query = location.partition("?")
+        return f"{path.rpartition('/')[0]}/{quote(name)}{mark}{query}"
+    parent = split_location(location)[0]
+    return f"{parent}/{name}" if is_remote(location) else os.path.join(parent, name)  # noqa: PTH118
+
+
+def receipt_location(tar: str) -> str:
+    """Where the receipt of a tar would be."""
+    return beside(tar, base_name(tar).removesuffix(".tar") + ".json")
+
+
+def open_remote(location: str, s3: S3Options | None = None) -> ObjectReader | HttpReader:
+    """A file of S3 or behind a URL, with its ``size`` and ``etag``, to be read once from its start.
+
+    Raises StorageError.
+    """
+    if is_url(location):
+        return open_url(location)
+    parent, name = split_location(location)
+    return S3Storage(parent, s3).open_object(name)
+
+
+def look_at(location: str, s3: S3Options | None = None) -> UrlFacts:
+    """Size and version of a file of S3 or behind a URL. Raises StorageError when there is none."""
+    if is_url(location):
+        return look_at_url(location)
+    with open_remote(location, s3) as found:
+        return UrlFacts(found.size, found.etag or "")
+
+
+def open_file(location: str, s3: S3Options | None = None) -> BinaryIO:
+    """Any file, to be read once from its start, without a copy of it. Raises StorageError."""
+    if is_local(location):
+        with storage_errors(f"cannot open {location}"):
+            return local_path(location).open("rb")
+    return cast("BinaryIO", io.BufferedReader(open_remote(location, s3), _BUFFER))
+
+
+def read_file(location: str, s3: S3Options | None = None) -> bytes:
+    """All bytes of a small file. Raises StorageError."""
+    if is_url(location):
+        with open_file(location) as stream:
+            return stream.read()
+    parent, name = split_location(location)
+    return open_storage(parent, s3).read(name)
+
+
+def file_exists(location: str, s3: S3Options | None = None) -> bool:
+    """Whether there is such a file; a URL that may not be read counts as none. Raises StorageError."""
+    if is_url(location):
+        return url_exists(location)
+    parent, name = split_location(location)
+    return open_storage(parent, s3).exists(name)
+
+
+def read_if_there(location: str, s3: S3Options | None = None, size: int | None = None) -> bytes | None:
+    """A file (its first ``size`` bytes), or None when it is not there, or may not be read. Raises StorageError."""
+    if is_url(location):
+        return read_url(location, size)
+    parent, name = split_location(location)
+    storage = open_storage(parent, s3)
+    if is_local(location) and not storage.exists(name):
+        return None
+    try:
+        return storage.read(name) if size is None else storage.read_start(name, size)
+    except StorageError as exc:
+        if error_code(exc.__cause__ or exc) in _ABSENT:
+            return None
+        raise
+
+
+def is_receipt(data: bytes) -> bool:
+    """Whether a file begins as receipts do; other data sets have files of such names, too."""
+    return data.startswith(_RECEIPT_START)
+
+
+def read_receipt_head(tar: str, s3: S3Options | None = None) -> ReceiptHead | None:
+    """The head of the receipt beside a tar, or None when there is none. Raises ShardError when it is damaged,
+    StorageError."""
+    place = receipt_location(tar)
+    name = base_name(tar).removesuffix(".tar")
+    start = read_if_there(place, s3, _HEAD_BYTES)
+    if start is None or not is_receipt(start):
+        return None
+    try:
+        return ReceiptHead.from_head(start, shard=name)
+    except ShardError:
+        if len(start) < _HEAD_BYTES:
+            raise
+        return ReceiptHead.from_head(read_file(place, s3), shard=name)
