@@ -1,28 +1,33 @@
 """From decoded samples to batches: what crosses the process boundary, and what is done to images on the device.
 
-Loader workers hand over :class:`Chunk` objects: a few dozen samples whose arrays lie in one flat buffer, so that a
-chunk costs one piece of shared memory instead of two per image. The training process unpacks them without a copy,
-collects batches, and finishes images on its device with :class:`ImageFinish`.
+A loader worker hands over a :class:`Chunk` a batch, whose arrays lie in one flat buffer: one piece of shared memory and
+one transfer to the device, instead of two an image. The training process takes views of it and finishes images on its
+device with :class:`ImageFinish`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
+from torch.utils.data import get_worker_info
 
+from ..codec import CompactLatents, Latents, LatentsPart, expand_compact
 from ..errors import ConfigError, DiscernibleError, SampleFormatError
+from .crops import fitting_region
+from .resample import scale_together
 
 if TYPE_CHECKING:
-    from ..codec import Latents
+    from ..codec import Codec
 
 __all__ = [
     "Chunk",
@@ -30,41 +35,40 @@ __all__ = [
     "LoadedSample",
     "SkippedSample",
     "collate_label",
+    "decode_chunk",
     "decode_label",
-    "in_batches",
     "pack_chunk",
     "unpack_chunk",
 ]
 
-_T = TypeVar("_T")
-
 #: Every array in a chunk's buffer starts at a multiple of this many bytes: enough for any dtype used here.
 _ALIGNMENT = 16
+
+_DTYPES = {np.dtype(np.uint8).str: torch.uint8, np.dtype(np.int16).str: torch.int16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedSample:
-    """One sample, entropy-decoded: its latents, or its pixels where the shard keeps it in its original form."""
+    """One sample, entropy-decoded: latents, or pixels where the shard keeps the image in its original form."""
 
     shard: str
     key: str
     labels: tuple[object, ...]
     """Decoded label members, in the order in which they were asked for."""
-    latents: Latents | None = None
+    size: tuple[int, int]
+    """Height and width of the whole image."""
+    flip: bool = False
+    """Whether the image is to be mirrored."""
+    original: bool = False
+    """Whether the image is kept in its original form, so that it has ``pixels`` and no ``latents``."""
+    latents: CompactLatents | None = None
     pixels: NDArray[np.uint8] | None = None
-    """uint8 (3, H, W); given in place of ``latents``."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays."""
-        if self.latents is not None:
-            return self.latents.symbols.nbytes + self.latents.classes.nbytes
-        return self.pixels.nbytes if self.pixels is not None else 0
+    """uint8 (3, H, W)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedSample:
-    """A sample, or the unreadable rest of a shard (``key`` is None), that was left out, and why."""
+    """A sample that was left out or replaced by another, and why; ``key`` is None where it could not be read."""
 
     shard: str
     key: str | None
@@ -73,7 +77,7 @@ class SkippedSample:
     @property
     def place(self) -> str:
         """What was left out, for a log line."""
-        return self.shard if self.key is None else f"{self.key} of {self.shard}"
+        return f"a sample of {self.shard}" if self.key is None else f"{self.key} of {self.shard}"
 
 
 @dataclass(frozen=True)
@@ -84,91 +88,92 @@ class _Slot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Entry:
-    shard: str
-    key: str
-    labels: tuple[object, ...]
-    slots: tuple[_Slot, ...]
-    geometry: tuple[int, int, int] | None
-    """Height, width, quality of latents; None for plain pixels."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Samples on their way from a worker to the training process, in order, with what was skipped between them."""
+    """The samples of a batch on their way from a worker to the training process, and what was wrong with others."""
 
-    entries: tuple[_Entry, ...]
+    samples: tuple[LoadedSample, ...]
+    """Without their arrays."""
+    frames: tuple[Latents | LatentsPart, ...]
+    """What the latents are of, in the order of the samples that have some; without arrays."""
+    slots: tuple[_Slot, ...]
+    """Where the arrays are: four of all latents together (see :class:`CompactLatents`), then those of pixels."""
     buffer: torch.Tensor
-    """uint8 (bytes,): the arrays of all entries behind one another."""
+    """uint8 (bytes,): the arrays behind one another."""
     skipped: tuple[SkippedSample, ...] = ()
-    error: DiscernibleError | None = field(default=None)
-    """The error that ends the iteration once the entries before it have been used."""
+    error: DiscernibleError | None = None
+    """The error that ends the iteration."""
+
+    def pin_memory(self) -> Chunk:
+        """The same in page-locked memory, from which a GPU copies while the processor does something else."""
+        return replace(self, buffer=self.buffer.pin_memory())
 
 
 def pack_chunk(
-    samples: Sequence[LoadedSample],
-    skipped: Sequence[SkippedSample] = (),
-    error: DiscernibleError | None = None,
+    samples: Sequence[LoadedSample], skipped: Sequence[SkippedSample] = (), error: DiscernibleError | None = None
 ) -> Chunk:
     """Lay the arrays of ``samples`` behind one another in one buffer."""
-    arrays: list[tuple[_Slot, NDArray[np.generic]]] = []
-    entries: list[_Entry] = []
+    latents = [sample.latents for sample in samples if sample.latents is not None]
+    groups: list[list[NDArray[Any]]] = [
+        [one.symbols for one in latents],
+        [one.groups for one in latents],
+        [one.colours for one in latents],
+        [one.classes for one in latents],
+    ]
+    groups = [arrays for arrays in groups if arrays] + [[one.pixels] for one in samples if one.pixels is not None]
+    slots: list[_Slot] = []
     end = 0
-
-    def place(array: NDArray[np.generic]) -> _Slot:
-        nonlocal end
-        slot = _Slot(end, array.dtype.str, array.shape)
-        arrays.append((slot, array))
-        end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-        return slot
-
-    for sample in samples:
-        geometry = None
-        if sample.latents is not None:
-            slots: tuple[_Slot, ...] = (place(sample.latents.symbols), place(sample.latents.classes))
-            geometry = (sample.latents.height, sample.latents.width, sample.latents.quality)
-        else:
-            slots = tuple(place(pixels) for pixels in (sample.pixels,) if pixels is not None)
-        entries.append(_Entry(shard=sample.shard, key=sample.key, labels=sample.labels, slots=slots, geometry=geometry))
-    buffer = torch.empty(end, dtype=torch.uint8)
-    flat = buffer.numpy()
-    for slot, array in arrays:
-        flat[slot.offset : slot.offset + array.nbytes].view(array.dtype).reshape(array.shape)[...] = array
-    return Chunk(entries=tuple(entries), buffer=buffer, skipped=tuple(skipped), error=error)
+    for arrays in groups:
+        first = arrays[0]
+        shape = (sum(map(len, arrays)), *first.shape[1:])
+        slots.append(_Slot(end, first.dtype.str, shape))
+        end += -(-first.itemsize * math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
+    buffer = _empty(end)
+    for slot, arrays in zip(slots, groups, strict=True):
+        np.concatenate(arrays, out=_view(buffer, slot).numpy())
+    return Chunk(
+        samples=tuple(replace(sample, latents=None, pixels=None) for sample in samples),
+        frames=tuple(frame for one in latents for frame in one.frames),
+        slots=tuple(slots),
+        buffer=buffer,
+        skipped=tuple(skipped),
+        error=error,
+    )
 
 
-def unpack_chunk(chunk: Chunk) -> Iterator[LoadedSample]:
-    """Yield the samples of a chunk; their arrays are views into its buffer."""
-    from ..codec import Latents
-
-    flat = chunk.buffer.numpy()
-
-    def view(slot: _Slot) -> NDArray[Any]:
-        dtype = np.dtype(slot.dtype)
-        size = dtype.itemsize * math.prod(slot.shape)
-        return flat[slot.offset : slot.offset + size].view(dtype).reshape(slot.shape)
-
-    for entry in chunk.entries:
-        latents, pixels = None, None
-        if entry.geometry is None:
-            pixels = view(entry.slots[0])
-        else:
-            height, width, quality = entry.geometry
-            symbols, classes = map(view, entry.slots)
-            latents = Latents(symbols=symbols, classes=classes, height=height, width=width, quality=quality)
-        yield LoadedSample(shard=entry.shard, key=entry.key, labels=entry.labels, latents=latents, pixels=pixels)
+def _empty(size: int) -> torch.Tensor:
+    """uint8 (size,); in a worker in shared memory from the start, as PyTorch's own collation does, to spare a copy."""
+    if get_worker_info() is None or not size:
+        return torch.empty(size, dtype=torch.uint8)
+    shared: torch.Tensor = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+    return shared
 
 
-def in_batches(items: Iterable[_T], batch_size: int, *, drop_last: bool) -> Iterator[list[_T]]:
-    """Cut a stream into lists of ``batch_size``; the last may be shorter unless ``drop_last``."""
-    batch: list[_T] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == batch_size:
-            yield batch
-            batch = []
-    if batch and not drop_last:
-        yield batch
+def _view(buffer: torch.Tensor, slot: _Slot) -> torch.Tensor:
+    dtype = _DTYPES[slot.dtype]
+    size = dtype.itemsize * math.prod(slot.shape)
+    return buffer[slot.offset : slot.offset + size].view(dtype).view(slot.shape)
+
+
+def unpack_chunk(chunk: Chunk, device: torch.device, channels: int) -> list[Latents | LatentsPart | torch.Tensor]:
+    """For each sample of a chunk its latents, with so many channels, or uint8 pixels (3, H, W), on ``device``.
+
+    One transfer, and what is returned are views.
+    """
+    buffer = chunk.buffer.to(device, non_blocking=True)
+    arrays = [_view(buffer, slot) for slot in chunk.slots]
+    latents: Iterator[Latents | LatentsPart] = iter(())
+    if chunk.frames:
+        latents = iter(expand_compact(arrays[0], arrays[1], arrays[2], arrays[3], chunk.frames, channels))
+        arrays = arrays[4:]
+    pixels = iter(arrays)
+    return [next(pixels) if sample.original else next(latents) for sample in chunk.samples]
+
+
+def decode_chunk(chunk: Chunk, codec: Codec) -> list[torch.Tensor]:
+    """The images of a chunk, uint8 (3, H, W) each, on the codec's device."""
+    items = unpack_chunk(chunk, codec.device, codec.channels)
+    decoded = iter(codec.synthesise([item for item in items if not isinstance(item, torch.Tensor)]))
+    return [item if isinstance(item, torch.Tensor) else next(decoded) for item in items]
 
 
 def _text(data: bytes) -> object:
@@ -224,18 +229,21 @@ def collate_label(values: Sequence[object], device: torch.device) -> torch.Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFinish:
-    """What happens to reconstructed images on the device: fit to a size, change of dtype, normalisation.
+    """What happens to reconstructed images on the device: scaling to a size, change of dtype, normalisation.
 
     ``size`` None leaves the images as a list of (3, H, W) tensors. Otherwise the central part with the aspect ratio of
     ``size`` is cut out and scaled to it (bilinear, antialiased), as PIL.ImageOps.fit does; an image at least as large
-    in one dimension and equal in the other is only cut, never resampled. uint8 output is 0..255; floating output is
-    0..1, or (x − mean) / std per channel where those are given.
+    in one dimension and equal in the other is only cut, never resampled. ``stretch`` scales the whole image instead,
+    for those that were cut before. uint8 output is 0..255; floating output is 0..1, or (x − mean) / std per channel
+    where those are given. ``channels_last`` lays out a batch so.
     """
 
     size: tuple[int, int] | None = None
+    stretch: bool = False
     dtype: torch.dtype = torch.uint8
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if self.size is not None and (len(self.size) != 2 or not all(1 <= side <= 65535 for side in self.size)):
@@ -250,30 +258,44 @@ class ImageFinish:
             if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
                 raise ConfigError("mean and std are three numbers each, one a channel, and std is above zero")
 
-    def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
-        """uint8 (3, H, W) tensors to one (B, 3, h, w) tensor, or to a list when there is no ``size``."""
+    def __call__(self, images: Sequence[torch.Tensor], flips: Sequence[bool] = ()) -> torch.Tensor | list[torch.Tensor]:
+        """uint8 (3, H, W) tensors to one (B, 3, h, w) tensor, or to a list when there is no ``size``.
+
+        Those whose ``flips`` are true are mirrored.
+        """
         if self.size is None:
-            return [self._convert(image[None])[0] for image in images]
+            turned = [image.flip(-1) if flip else image for image, flip in zip_longest(images, flips)]
+            return [self._convert(image[None])[0] for image in turned]
+        if images[0].is_cuda and self.stretch and len({image.shape for image in images}) > 1:
+            batch = self._rounded(scale_together(images, self.size, flips or [False] * len(images)))
+        else:
+            batch = self._by_size(images, self.size)
+            if any(flips):
+                mirrored = torch.tensor([number for number, flip in enumerate(flips) if flip], device=batch.device)
+                batch[mirrored] = batch[mirrored].flip(-1)
+        batch = self._convert(batch)
+        return batch.contiguous(memory_format=torch.channels_last) if self.channels_last else batch
+
+    def _by_size(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             groups.setdefault(tuple(image.shape), []).append(index)
-        if len(groups) == 1:
-            return self._convert(self._fit(torch.stack(list(images)), self.size))
-        batch = torch.empty((len(images), 3, *self.size), dtype=self.dtype, device=images[0].device)
-        for indices in groups.values():
-            group = torch.stack([images[index] for index in indices])
-            batch[torch.tensor(indices, device=batch.device)] = self._convert(self._fit(group, self.size))
-        return batch
+        parts = [self._scaled(torch.stack([images[index] for index in some]), size) for some in groups.values()]
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.tensor([index for some in groups.values() for index in some], device=parts[0].device)
+        working = torch.uint8 if self.dtype is torch.uint8 else torch.float32
+        return torch.cat([part.to(working) for part in parts])[order.argsort()]
 
-    def _fit(self, batch: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        height, width = batch.shape[-2:]
-        scale = min(height / size[0], width / size[1])
-        part = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-        top, left = (height - part[0]) // 2, (width - part[1]) // 2
-        batch = batch[..., top : top + part[0], left : left + part[1]]
-        if part == size:
+    def _scaled(self, batch: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        if not self.stretch:
+            part = fitting_region(batch.shape[-2], batch.shape[-1], size)
+            batch = batch[..., part.top : part.top + part.height, part.left : part.left + part.width]
+        if batch.shape[-2:] == size:
             return batch
-        scaled = functional.interpolate(batch.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
+        return self._rounded(functional.interpolate(batch.float(), size=size, mode="bilinear", antialias=True))
+
+    def _rounded(self, scaled: torch.Tensor) -> torch.Tensor:
         return scaled.round_().clamp_(0, 255).to(torch.uint8) if self.dtype is torch.uint8 else scaled
 
     def _convert(self, batch: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,8 @@
 Loader workers read tars and entropy-decode (integer work, no network). The training process runs the codec's
 synthesis on its device in whole batches, so that images never travel between processes as pixels::
 
-    loader = CompressedLoader("out/", batch_size=256, size=224, dtype=torch.float32, shuffle=True, workers=4)
+    crop = RandomResizedCrop(size=(224, 224))
+    loader = CompressedLoader("out/", batch_size=256, crop=crop, dtype=torch.float32, shuffle=True, workers=4)
     for epoch in range(90):
         loader.set_epoch(epoch)
         for images, labels in loader: ...
@@ -11,51 +12,72 @@ synthesis on its device in whole batches, so that images never travel between pr
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, PipelineError
-from .batching import Chunk, ImageFinish, LoadedSample, collate_label, in_batches, unpack_chunk
-from .shardlist import count_samples, list_shards, recorded_weights
-from .shardstream import LoaderConfig, ShardStream, shards_of_epoch
+from .batching import Chunk, ImageFinish, collate_label, decode_chunk
+from .crops import CenterCrop, Crop
+from .locations import shown
+from .order import Shuffle
+from .shardset import Shards, ShardSet
+from .shardstream import LoaderConfig, ShardStream
+
+if TYPE_CHECKING:
+    from .s3_client import S3Options
+    from .shard_files import CacheOptions
 
 __all__ = ["CompressedLoader"]
 
 _log = logging.getLogger("discernible.loader")
 
+_STATE_VERSION = 1
+# Batches whose synthesis is under way on a GPU while the training step uses the one before.
+_AHEAD = 2
+
 
 class CompressedLoader:
     """Iterate over converted shards as batches of reconstructed images on a device.
 
-    ``shards`` is the path of a tar, a brace pattern (``"train-{0000..0146}.tar"``), a list of those, or a folder with
-    an ``index.json``. Each batch is a tuple ``(images, *labels)``, or with ``as_dict`` a dict with ``images``,
-    ``keys`` and a column for each label.
+    ``shards`` is the path of a tar, a brace pattern (``"train-{0000..0146}.tar"``), a folder with an ``index.json``, or
+    a list of those, each local, ``s3://`` or ``http(s)://``; or a mapping from those to weights, which mixes them:
+    ``{"a/": 3, "b/": 1}``. Each batch is a tuple ``(images, *labels)``, or with ``as_dict`` a dict with ``images``,
+    ``keys``, ``sizes`` (height and width of each whole image) and a column for each label.
 
-    ``images`` are uint8 (0..255), or floats (0..1, normalised by ``mean`` and ``std`` where given): one tensor
-    (B, 3, h, w) when ``size`` is given (an int for squares, or height and width; the central part is cut out and
-    scaled), otherwise a list of (3, H, W) tensors. ``labels`` names members of the samples (``"cls"``, ``("cls",
+    ``images`` are uint8 (0..255), or floats (0..1, normalised by ``mean`` and ``std`` where given): with ``crop`` one
+    tensor (B, 3, h, w), otherwise a list of (3, H, W) tensors. ``crop`` says which part of an image is taken, such as
+    ``RandomResizedCrop(size=(224, 224))``; only that part is synthesised. ``size`` is short for
+    ``CenterCrop(size=…)``, an int for squares. ``labels`` names members of the samples (``"cls"``, ``("cls",
     "json")``; ``()`` for none), decoded by webdataset's rules; integer labels arrive as an int64 tensor (B,) on the
     device, others as a list.
 
-    ``shuffle`` permutes the shards and, through a buffer of ``shuffle_buffer`` samples a worker, the samples, by
-    ``seed`` and epoch: the same seed, epoch and number of workers and ranks give the same order. Every iteration is
-    the next epoch unless ``set_epoch`` says otherwise. Whole shards are dealt out to ranks (``rank`` and
-    ``world_size``; by default those of torch.distributed or torchrun) and workers, so ranks can differ in length by
-    the last shard.
+    ``shuffle`` True or ``"window"`` permutes the shards, and the samples within windows of ``shuffle_window`` samples
+    or more; ``"full"`` permutes all samples, which reads each from another place. The order, and what random crops
+    take, depends on ``seed`` and epoch alone. Every iteration is the next epoch unless ``set_epoch`` says otherwise.
 
-    ``workers`` processes read and entropy-decode; 0 does so in the training process. They live until ``close()``, the
-    end of a ``with`` block, or the loader's own end. ``weights`` None takes the weights that the receipts name.
+    Each step takes the next ``batch_size`` samples for every rank (``rank`` and ``world_size``; by default those of
+    torch.distributed or torchrun), so all have the same number of batches. The last one is short, and filled up with
+    samples from the beginning of the epoch where the ranks could not share equally; ``drop_last`` leaves it out, and
+    without ``pad`` no sample comes twice, but ranks may differ by the last batch. :meth:`state_dict` and
+    :meth:`load_state_dict` resume in the middle of an epoch, also with other numbers of workers and ranks.
 
-    ``on_error="raise"`` ends the iteration with the error of the first sample that cannot be decoded; ``"skip"``
-    leaves out the sample (or the rest of an unreadable shard), logs why, and counts it in ``skipped``.
+    ``workers`` processes read and entropy-decode; 0 does so in the training process. Each has up to ``prefetch``
+    batches ready. They live until ``close()``, the end of a ``with`` block, or the loader's own end. ``weights`` None
+    takes the weights that the receipts name. ``s3`` says how S3 is reached; what is not local is fetched into
+    ``cache``, where each worker holds up to 16 shards.
+
+    ``on_error="raise"`` ends the iteration with the error of the first sample that cannot be decoded; ``"skip"`` leaves
+    it out, so that its batch is shorter; ``"substitute"`` puts the next one of the batch into its place. Both log why,
+    and count it in ``skipped``.
 
     Raises ConfigError for a wrong option, SourceError when no shard is found, WeightsError when the weights cannot be
     loaded or are not those of a stream.
@@ -63,77 +85,110 @@ class CompressedLoader:
 
     def __init__(
         self,
-        shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        shards: Shards | Mapping[str, float],
         *,
         batch_size: int = 64,
         labels: str | Sequence[str] = ("cls",),
         as_dict: bool = False,
         weights: str | None = None,
         device: str | torch.device = "auto",
+        crop: Crop | None = None,
         size: int | tuple[int, int] | None = None,
         dtype: torch.dtype = torch.uint8,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        shuffle: bool = False,
-        shuffle_buffer: int = 2048,
+        channels_last: bool = False,
+        shuffle: bool | Shuffle = False,
+        shuffle_window: int = 16384,
         seed: int = 0,
         drop_last: bool = False,
+        pad: bool = True,
         workers: int = 0,
+        prefetch: int = 2,
         mp_context: Literal["fork", "spawn", "forkserver"] | None = None,
         rank: int | None = None,
         world_size: int | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: Literal["raise", "skip", "substitute"] = "raise",
+        s3: S3Options | None = None,
+        cache: CacheOptions | None = None,
     ) -> None:
         if workers < 0:
             raise ConfigError(f"workers must be 0 or more, not {workers}")
+        if prefetch < 1:
+            raise ConfigError(f"prefetch must be at least 1, not {prefetch}")
+        if size is not None:
+            if crop is not None:
+                raise ConfigError("size and crop contradict each other: the crop has a size of its own")
+            crop = CenterCrop(size=(size, size) if isinstance(size, int) else size)
         self._finish = ImageFinish(
-            size=(size, size) if isinstance(size, int) else size,
+            size=None if crop is None else crop.size,
+            stretch=True,
             dtype=dtype,
             mean=None if mean is None else (mean[0], mean[1], mean[2]),
             std=None if std is None else (std[0], std[1], std[2]),
+            channels_last=channels_last,
         )
-        self.shards: tuple[Path, ...] = list_shards(shards)
         here, everyone = _position(rank, world_size)
+        self._set = ShardSet(shards, s3=s3, cache=cache)
+        kind: Shuffle = shuffle if isinstance(shuffle, str) else "window" if shuffle else "none"
+        self._order = self._set.order(shuffle=kind, window=shuffle_window, seed=seed)
         self.config = LoaderConfig(
-            weights=weights if weights is not None else recorded_weights(self.shards) or "default",
+            weights=weights if weights is not None else self._set.recorded_weights() or "default",
             labels=tuple(labels.split()) if isinstance(labels, str) else tuple(labels),
+            crop=crop,
             batch_size=batch_size,
-            shuffle=shuffle,
-            shuffle_buffer=shuffle_buffer,
             seed=seed,
             rank=here,
             world_size=everyone,
+            drop_last=drop_last,
+            pad=pad,
             on_error=on_error,
         )
-        if everyone > len(self.shards):
-            raise ConfigError(
-                f"{len(self.shards)} shards cannot be dealt out to {everyone} ranks: convert with a smaller "
-                "--shard-size, or use fewer ranks"
-            )
         self.skipped = 0
+        for fault in self._set.faults:
+            if on_error == "raise":
+                raise fault
+            self._skip(f"the rest of {fault.shard}", f"{type(fault).__name__}: {fault.message}")
+        self._identity = {
+            "shards": self._set.digest(),
+            "samples": len(self._order),
+            "seed": seed,
+            "shuffle": kind,
+            "shuffle_window": shuffle_window if kind == "window" else None,
+            "mixture": self._set.mixture,
+        }
         self._as_dict = as_dict
-        self._drop_last = drop_last
         self._epoch = 0
+        self._start = 0
+        self._steps = 0
         self._begun = False
-        self._counts: dict[Path, int | None] | None = None
         self._active: weakref.ref[Generator[Any]] | None = None
         self._closed = False
 
         from ..codec import Codec
 
         self._codec = Codec.load(self.config.weights, device=device)
-        self._stream = ShardStream(self.shards, self.config)
+        self._stream = ShardStream(self._set.reader(), self._order, self.config)
         self._dataloader: DataLoader[Chunk] | None = None
         if workers:
             self._dataloader = DataLoader(
                 self._stream,
                 batch_size=None,
                 num_workers=workers,
+                prefetch_factor=prefetch,
                 persistent_workers=True,
                 multiprocessing_context=mp_context,
+                pin_memory=self._codec.device.type == "cuda",
+                # Its own, so that the training script's random numbers do not depend on its data.
+                generator=torch.Generator(),
             )
         else:
             self._stream.codec = self._codec
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Paths or URLs of the tars."""
+        return tuple(shown(shard.location) for shard in self._set.shards)
 
     @property
     def device(self) -> torch.device:
@@ -141,36 +196,60 @@ class CompressedLoader:
         return self._codec.device
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of ``epoch``."""
+        """Make the next iteration that of ``epoch``, from its beginning."""
         if epoch < 0:
             raise ConfigError(f"epoch must be 0 or more, not {epoch}")
-        self._epoch = epoch
+        self._epoch, self._start, self._steps = epoch, 0, 0
         self._begun = False
 
     def __len__(self) -> int:
-        """Batches of this rank in the current epoch (the next one, before an iteration has begun).
+        """Batches of this rank in a whole epoch, those included that nothing in can be decoded."""
+        return len(self.config.plan(len(self._order)))
 
-        Skipped samples are counted, since nobody knows them beforehand. Raises TypeError when a shard has neither a
-        receipt nor an index beside it.
+    def state_dict(self) -> dict[str, Any]:
+        """Where the iteration stands, as JSON types: behind the last batch that was handed out on this rank.
+
+        The states of ranks that are in step are the same.
         """
-        if self._counts is None:
-            self._counts = count_samples(self.shards)
-        total = 0
-        for shard in shards_of_epoch(self.shards, self.config, self._epoch):
-            count = self._counts[shard]
-            if count is None:
-                raise TypeError(f"the loader has no length: {shard} has neither a receipt nor an index.json beside it")
-            total += count
-        return total // self.config.batch_size if self._drop_last else -(-total // self.config.batch_size)
+        plan = self.config.plan(len(self._order), self._start)
+        done = self._steps and self._steps >= len(plan)
+        epoch, used = (self._epoch + 1, 0) if done else (self._epoch, plan.used(self._steps))
+        return {"version": _STATE_VERSION, "epoch": epoch, "used": used, **self._identity}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the next iteration go on where the loader stood that gave this state.
+
+        Workers, ranks, batch size and what is done to images may differ. Raises ConfigError when the state is of
+        other shards, another seed or another way to shuffle.
+        """
+        try:
+            version, epoch, used = state["version"], int(state["epoch"]), int(state["used"])
+            identity = {name: state[name] for name in self._identity}
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ConfigError(f"not the state of a loader: {exc!r}") from exc
+        if version != _STATE_VERSION:
+            raise ConfigError(f"a loader's state of version {version!r}; this release reads {_STATE_VERSION}")
+        for name, mine in self._identity.items():
+            if json.dumps(identity[name]) != json.dumps(mine):
+                raise ConfigError(
+                    f"the state is of a loader with {name} = {identity[name]!r}, here it is {mine!r}: an epoch can "
+                    "only go on with the same samples in the same order"
+                )
+        if not 0 <= used <= len(self._order):
+            raise ConfigError(f"the state says that {used} of {len(self._order)} samples were used")
+        self._stop()
+        self.set_epoch(epoch)
+        self._start = used
 
     def __iter__(self) -> Iterator[Any]:
         if self._closed:
             raise PipelineError("this loader is closed: make a new one")
         self._stop()
         if self._begun:
-            self._epoch += 1
+            self.set_epoch(self._epoch + 1)
         self._begun = True
-        self._stream.set_epoch(self._epoch)
+        self._steps = 0
+        self._stream.set_place(self._epoch, self._start)
         # Made here, not at the first next(): workers begin to read at once.
         source: Iterable[Chunk] = self._stream if self._dataloader is None else self._dataloader
         batches = self._batches(iter(source))
@@ -187,6 +266,7 @@ class CompressedLoader:
         if shut_down is not None:
             shut_down()
         self._dataloader = None
+        self._set.close()
 
     def __enter__(self) -> CompressedLoader:
         return self
@@ -205,16 +285,36 @@ class CompressedLoader:
 
     def _batches(self, chunks: Iterator[Chunk]) -> Generator[Any]:
         skipped, used = self.skipped, False
-        for batch in in_batches(self._samples(chunks), self.config.batch_size, drop_last=self._drop_last):
-            used = True
-            yield self._decode(batch)
+        for batch in self._decoded(chunks):
+            self._steps += 1
+            if batch is not None:
+                used = True
+                yield batch
         if not used and self.skipped > skipped:
             raise PipelineError(
                 f"all {self.skipped - skipped} samples of this epoch were skipped; "
                 "the log of discernible.loader says why"
             )
 
-    def _samples(self, chunks: Iterator[Chunk]) -> Iterator[LoadedSample]:
+    def _decoded(self, chunks: Iterator[Chunk]) -> Iterator[Any]:
+        """Batches in order, None for one without a sample."""
+        if self.device.type != "cuda":
+            for chunk in self._received(chunks):
+                yield self._decode(chunk)
+            return
+        # On a stream of its own and ahead of the training step, which then only waits for an event.
+        stream = torch.cuda.Stream(self.device)
+        ready: deque[tuple[Any, torch.cuda.Event]] = deque()
+        for chunk in self._received(chunks):
+            with torch.cuda.stream(stream):
+                batch = self._decode(chunk)
+            ready.append((batch, stream.record_event()))
+            if len(ready) > _AHEAD:
+                yield _handed_over(*ready.popleft())
+        while ready:
+            yield _handed_over(*ready.popleft())
+
+    def _received(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         while True:
             try:
                 chunk = next(chunks)
@@ -224,19 +324,21 @@ class CompressedLoader:
                 # What the DataLoader raises when a worker was killed: what a worker itself reports arrives in chunks.
                 raise PipelineError(f"a DataLoader worker of the loader was lost: {exc}") from exc
             for skip in chunk.skipped:
-                self.skipped += 1
-                _log.warning("skipped %s: %s", skip.place, skip.reason)
-            yield from unpack_chunk(chunk)
+                self._skip(skip.place, skip.reason)
             if chunk.error is not None:
                 raise chunk.error
+            yield chunk
 
-    def _decode(self, samples: Sequence[LoadedSample]) -> tuple[Any, ...] | dict[str, Any]:
-        images: list[torch.Tensor | None] = [
-            torch.from_numpy(sample.pixels).to(self.device) if sample.pixels is not None else None for sample in samples
-        ]
-        latents = [sample.latents for sample in samples if sample.latents is not None]
-        decoded = iter(self._codec.synthesise(latents) if latents else [])
-        pictures = self._finish([next(decoded) if image is None else image for image in images])
+    def _skip(self, what: str, why: str) -> None:
+        self.skipped += 1
+        _log.warning("skipped %s: %s", what, why)
+
+    def _decode(self, chunk: Chunk) -> tuple[Any, ...] | dict[str, Any] | None:
+        samples = chunk.samples
+        if not samples:
+            return None
+        images = decode_chunk(chunk, self._codec)
+        pictures = self._finish(images, [sample.flip for sample in samples])
         columns = [
             collate_label(column, self.device) for column in zip(*(sample.labels for sample in samples), strict=True)
         ]
@@ -244,9 +346,22 @@ class CompressedLoader:
             return (pictures, *columns)
         return {
             "images": pictures,
-            "keys": [s.key for s in samples],
+            "keys": [sample.key for sample in samples],
+            "sizes": torch.tensor([sample.size for sample in samples]).to(self.device, non_blocking=True),
             **dict(zip(self.config.labels, columns, strict=True)),
         }
+
+
+def _handed_over(batch: Any, ready: torch.cuda.Event) -> Any:
+    """A batch that was made on another stream, for use on the present one."""
+    stream = torch.cuda.current_stream()
+    stream.wait_event(ready)
+    values = batch.values() if isinstance(batch, dict) else batch or ()
+    for value in values:
+        for tensor in value if isinstance(value, list) else [value]:
+            if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
+                tensor.record_stream(stream)
+    return batch
 
 
 def _position(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -17,16 +17,18 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import BinaryIO, Protocol
 
-from ..errors import SampleFormatError
+from ..errors import SampleFormatError, ShardError
 from .samples import Sample, split_member_name
-from .tarfiles import BLOCK_BYTES, TarMember, iter_members, padded
+from .tarfiles import BLOCK_BYTES, TarMember, iter_members, members_of, padded
 
 __all__ = [
     "SampleSpan",
     "ShardWriter",
     "TarGroups",
     "count_tar_samples",
+    "is_meta",
     "iter_tar_samples",
+    "sample_of",
 ]
 
 _RECORD_BYTES = 20 * BLOCK_BYTES
@@ -112,7 +114,7 @@ class TarGroups:
             split = split_member_name(member.name)
             if member.kind == "folder":
                 continue
-            if split is None or _is_meta(member.name):
+            if split is None or is_meta(member.name):
                 self.ignored += 1
                 continue
             key, extension = split
@@ -156,14 +158,22 @@ def iter_tar_samples(stream: BinaryIO, *, source: str, limit: int | None = None)
     return islice(TarGroups(source).group(iter_members(stream, shard=source)), limit)
 
 
+def sample_of(piece: bytes, *, source: str) -> Sample:
+    """The sample whose members are all that is in this piece of a tar. Raises ShardError, naming ``source``."""
+    samples = list(TarGroups(source).group(iter(members_of(piece, shard=source))))
+    if len(samples) != 1:
+        raise ShardError(f"{len(samples)} samples lie where there should be one", shard=source)
+    return samples[0]
+
+
 def count_tar_samples(stream: BinaryIO, *, source: str, limit: int | None = None) -> int:
     """How many samples a tar holds, counting up to ``limit``, without reading their data."""
     groups = TarGroups(source).group(iter_members(stream, shard=source, data=False))
     return sum(1 for _ in islice(groups, limit))
 
 
-def _is_meta(name: str) -> bool:
-    # WebDataset skips these, so a converted shard would lose them in every reader.
+def is_meta(name: str) -> bool:
+    """Whether a member belongs to no sample by its name: WebDataset skips ``__NAME__/…``, so do we."""
     first, slash, _ = name.partition("/")
     return bool(slash) and len(first) > 3 and first.startswith("__") and first.endswith("__")
 

@@ -1,19 +1,20 @@
-"""What a loader worker does: read shards, shuffle, entropy-decode, and hand over chunks."""
+"""What a loader worker does: read the samples of its batches, entropy-decode them, cut them, and hand over chunks."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..codec import cut_compact
 from ..errors import (
     ConfigError,
     DiscernibleError,
+    PipelineError,
     SampleError,
     SampleFormatError,
     ShardError,
@@ -21,22 +22,22 @@ from ..errors import (
     StreamError,
 )
 from .batching import Chunk, LoadedSample, SkippedSample, decode_label, pack_chunk
+from .crops import Crop, View
+from .order import BatchPlan, SampleOrder, uniforms
 from .pixels import decode_pixels
 from .samples import STREAM_EXTENSION, Sample, choose_image
-from .shards import iter_tar_samples
 from .worker_codec import worker_codec
 
 if TYPE_CHECKING:
     from ..codec import Codec
+    from .shard_reader import ShardReader
 
-__all__ = ["LoaderConfig", "ShardStream", "shards_of_epoch"]
+__all__ = ["LoaderConfig", "ShardStream", "load_sample"]
 
-#: A worker hands over what it has once it holds this many bytes of decoded arrays: bounds the shared memory in flight.
-_CHUNK_BYTES = 8 << 20
-_CHUNK_SAMPLES = 32
-
-#: What ``on_error="skip"`` may skip. Wrong weights are not among them: they would silently skip everything.
+#: What may be skipped or replaced. Wrong weights are not among them: they would silently skip everything.
 _SKIPPABLE = (SampleError, StreamError, ShardError, StorageError)
+# Shards that the samples up to here need are fetched meanwhile.
+_AHEAD_SAMPLES = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,128 +46,121 @@ class LoaderConfig:
 
     weights: str
     labels: tuple[str, ...] = ("cls",)
+    crop: Crop | None = None
     batch_size: int = 64
-    shuffle: bool = False
-    shuffle_buffer: int = 2048
     seed: int = 0
     rank: int = 0
     world_size: int = 1
-    on_error: Literal["raise", "skip"] = "raise"
+    drop_last: bool = False
+    pad: bool = True
+    on_error: Literal["raise", "skip", "substitute"] = "raise"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {self.batch_size}")
-        if self.shuffle_buffer < 1:
-            raise ConfigError(f"shuffle_buffer must be at least 1, not {self.shuffle_buffer}")
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank must be from 0 to world_size - 1 = {self.world_size - 1}, not {self.rank}")
-        if self.on_error not in ("raise", "skip"):
-            raise ConfigError(f'on_error must be "raise" or "skip", not {self.on_error!r}')
+        if self.on_error not in ("raise", "skip", "substitute"):
+            raise ConfigError(f'on_error must be "raise", "skip" or "substitute", not {self.on_error!r}')
         if len(set(self.labels)) != len(self.labels) or any(not name.strip() for name in self.labels):
             raise ConfigError(f"labels must be different member extensions such as cls or json, not {self.labels}")
 
-
-def shards_of_epoch(shards: Sequence[Path], config: LoaderConfig, epoch: int) -> list[Path]:
-    """The shards that ``config.rank`` reads in ``epoch``, in order: disjoint between ranks, together all of them."""
-    order = list(shards)
-    if config.shuffle:
-        # Seeded without the rank: every rank must deal out the same order.
-        random.Random(f"discernible shards {config.seed} {epoch}").shuffle(order)
-    return order[config.rank :: config.world_size]
+    def plan(self, length: int, start: int = 0) -> BatchPlan:
+        """The batches of this rank in an epoch of ``length`` positions, from ``start`` on."""
+        return BatchPlan(
+            length=length,
+            batch_size=self.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            drop_last=self.drop_last,
+            pad=self.pad,
+            start=start,
+        )
 
 
 class ShardStream(IterableDataset[Chunk]):
-    """Chunks of entropy-decoded samples; what one DataLoader worker (or the training process itself) iterates."""
+    """Chunks of entropy-decoded samples, one a batch; what a DataLoader worker (or the training process) iterates.
 
-    def __init__(self, shards: Sequence[Path], config: LoaderConfig) -> None:
+    Of W workers, the w-th makes the batches w, w + W, …: a DataLoader, which takes from its workers in turn, then gives
+    them in order.
+    """
+
+    def __init__(self, reader: ShardReader, order: SampleOrder, config: LoaderConfig) -> None:
         super().__init__()
-        self._shards = tuple(shards)
+        self._reader = reader
+        self._order = order
         self._config = config
-        # In shared memory, so that workers that live on between epochs see the epoch that is set for the next.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # In shared memory, so that workers that live on between epochs see what is set for the next.
+        self._place = torch.zeros(2, dtype=torch.int64).share_memory_()
         self.codec: Codec | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "codec": None}
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of iterations that start from now on."""
-        self._epoch.fill_(epoch)
+    def set_place(self, epoch: int, start: int) -> None:
+        """Set the epoch, and how many of its positions are used already, for iterations that start from now on."""
+        self._place.copy_(torch.tensor([epoch, start]))
 
     def __iter__(self) -> Iterator[Chunk]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
         if info is not None or self.codec is None:
             self.codec = worker_codec(self._config.weights)
-        epoch = int(self._epoch)
-        shards = shards_of_epoch(self._shards, self._config, epoch)[worker::workers]
-        return self._chunks(
-            shards, random.Random(f"discernible samples {self._config.seed} {epoch} {worker}"), self.codec
-        )
+        epoch, start = self._place.tolist()
+        return self._chunks(epoch, start, worker, workers, self.codec)
 
-    def _chunks(self, shards: Sequence[Path], rng: random.Random, codec: Codec) -> Iterator[Chunk]:
+    def _chunks(self, epoch: int, start: int, worker: int, workers: int, codec: Codec) -> Iterator[Chunk]:
+        self._reader.begin()
+        length = len(self._order)
+        plan = self._config.plan(length, start)
+        for step in range(worker, len(plan), workers):
+            used = plan.used(step)
+            ahead = self._order.shards_between(epoch, used, min(length, used + _AHEAD_SAMPLES))
+            self._reader.fetch(ahead[worker::workers])
+            yield self._chunk(epoch, plan[step], codec)
+
+    def _chunk(self, epoch: int, positions: np.ndarray[tuple[int], np.dtype[np.int64]], codec: Codec) -> Chunk:
         config = self._config
-        limit = min(config.batch_size, _CHUNK_SAMPLES)
-        loaded: list[LoadedSample] = []
+        shards, samples = self._order.locate(epoch, positions)
+        loaded: list[LoadedSample | None] = [None] * len(positions)
         skipped: list[SkippedSample] = []
-        size = 0
-        raw = _read(shards)
-        for item in _shuffled(raw, config.shuffle_buffer, rng) if config.shuffle else raw:
+        # In the order of the bytes on disk, whatever the order of the batch.
+        for number in np.lexsort((samples, shards)).tolist():
             try:
-                if isinstance(item, DiscernibleError):
-                    raise item
-                shard, sample = item
-                image = _load(shard, sample, config.labels, codec)
+                loaded[number] = load_sample(
+                    self._reader.read(int(shards[number]), int(samples[number])),
+                    self._reader.location(int(shards[number])),
+                    config.labels,
+                    codec,
+                    config.crop,
+                    uniforms(config.seed, epoch, int(positions[number])),
+                )
             except DiscernibleError as exc:
                 if config.on_error == "raise" or not isinstance(exc, _SKIPPABLE):
-                    yield pack_chunk(loaded, skipped, exc)
-                    return
-                skipped.append(
-                    SkippedSample(shard=exc.shard or "?", key=exc.key, reason=f"{type(exc).__name__}: {exc.message}")
-                )
-                continue
-            loaded.append(image)
-            size += image.nbytes
-            if len(loaded) >= limit or size >= _CHUNK_BYTES:
-                yield pack_chunk(loaded, skipped)
-                loaded, skipped, size = [], [], 0
-        if loaded or skipped:
-            yield pack_chunk(loaded, skipped)
+                    return pack_chunk([], skipped, exc)
+                reason = f"{type(exc).__name__}: {exc.message}"
+                skipped.append(SkippedSample(shard=exc.shard or "?", key=exc.key, reason=reason))
+        good = [sample for sample in loaded if sample is not None]
+        if not good and (config.on_error == "substitute" or config.world_size > 1):
+            # Without this batch, this rank would be done before the others, and they would wait for it.
+            return pack_chunk([], skipped, PipelineError(f"none of the {len(loaded)} samples of a batch can be used"))
+        return pack_chunk(_substituted(loaded) if config.on_error == "substitute" else good, skipped)
 
 
-def _read(shards: Iterable[Path]) -> Iterator[tuple[str, Sample] | DiscernibleError]:
-    """Samples of ``shards`` in order; an unreadable shard yields its error in place of its remaining samples."""
-    for shard in shards:
-        try:
-            with shard.open("rb") as file:
-                for sample in iter_tar_samples(file, source=str(shard)):
-                    yield str(shard), sample
-        except OSError as exc:
-            yield StorageError(f"cannot be read: {exc}", shard=str(shard))
-        except DiscernibleError as exc:
-            exc.shard = exc.shard or str(shard)
-            yield exc
+def _substituted(loaded: Sequence[LoadedSample | None]) -> list[LoadedSample]:
+    """Each sample that is missing replaced by the next that is there, going round."""
+    result: list[LoadedSample] = []
+    following = next(sample for sample in loaded if sample is not None)
+    for sample in reversed(loaded):
+        following = sample or following
+        result.append(following)
+    return result[::-1]
 
 
-_Item = tuple[str, Sample] | DiscernibleError
-
-
-def _shuffled(items: Iterable[_Item], size: int, rng: random.Random) -> Iterator[_Item]:
-    """Shuffle a stream through a buffer: each new item takes the place of a random one, which is given out."""
-    buffer: list[_Item] = []
-    for item in items:
-        if len(buffer) < size:
-            buffer.append(item)
-            continue
-        place = rng.randrange(size)
-        buffer[place], item = item, buffer[place]
-        yield item
-    rng.shuffle(buffer)
-    yield from buffer
-
-
-def _load(shard: str, sample: Sample, labels: Sequence[str], codec: Codec) -> LoadedSample:
-    """Entropy-decode one sample's image and decode its labels; errors carry shard and key."""
+def load_sample(
+    sample: Sample, shard: str, labels: Sequence[str], codec: Codec, crop: Crop | None, draws: Iterator[float]
+) -> LoadedSample:
+    """Entropy-decode one sample's image, cut it, and decode its labels; errors carry shard and key."""
     try:
         if sample.fault is not None:
             raise sample.fault
@@ -174,12 +168,26 @@ def _load(shard: str, sample: Sample, labels: Sequence[str], codec: Codec) -> Lo
         data = sample.members[member]
         columns = tuple(_label(sample, name) for name in labels)
         if member.rpartition(".")[2] == STREAM_EXTENSION:
-            latents = codec.entropy_decode(data)
-            return LoadedSample(shard=shard, key=sample.key, latents=latents, labels=columns)
-        return LoadedSample(shard=shard, key=sample.key, pixels=decode_pixels(data).pixels, labels=columns)
+            latents = codec.entropy_decode_compact(data)
+            size = latents.frames[0].height, latents.frames[0].width
+            loaded = LoadedSample(shard=shard, key=sample.key, labels=columns, size=size, latents=latents)
+        else:
+            pixels = decode_pixels(data).pixels
+            size = pixels.shape[1], pixels.shape[2]
+            loaded = LoadedSample(shard=shard, key=sample.key, labels=columns, size=size, original=True, pixels=pixels)
+        return loaded if crop is None else _cut(loaded, crop.view(*size, draws), codec)
     except DiscernibleError as exc:
         exc.shard, exc.key = shard, sample.key
         raise
+
+
+def _cut(sample: LoadedSample, view: View, codec: Codec) -> LoadedSample:
+    if sample.latents is not None:
+        return replace(sample, flip=view.flip, latents=cut_compact(sample.latents, view.region, codec.margin))
+    assert sample.pixels is not None
+    part = view.region
+    pixels = sample.pixels[:, part.top : part.top + part.height, part.left : part.left + part.width]
+    return replace(sample, flip=view.flip, pixels=pixels)
 
 
 def _image_member(sample: Sample) -> str:

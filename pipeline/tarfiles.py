@@ -8,6 +8,8 @@ and never seeks back.
 
 from __future__ import annotations
 
+import io
+import struct
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import BinaryIO
 
 from ..errors import ShardError
 
-__all__ = ["BLOCK_BYTES", "TarMember", "iter_members", "padded"]
+__all__ = ["BLOCK_BYTES", "TarMember", "iter_members", "members_of", "padded"]
 
 BLOCK_BYTES = 512
 _MAX_EXTENDED = 1 << 20
@@ -54,6 +56,43 @@ def iter_members(stream: BinaryIO, *, shard: str, data: bool = True) -> Iterator
     while (member := reader.next_member(data)) is not None:
         yield member
     reader.finish()
+
+
+def members_of(piece: bytes, *, shard: str) -> list[TarMember]:
+    """The members in a piece of a tar that begins with a header and ends behind a member, in order.
+
+    Offsets count from the start of the piece. Raises ShardError, naming ``shard``, when it is anything else.
+    """
+    members = _ordinary_members(piece)
+    return list(iter_members(io.BytesIO(piece + bytes(2 * BLOCK_BYTES)), shard=shard)) if members is None else members
+
+
+# Of a header: name, size, checksum, type, magic, and the first byte of the name's prefix.
+_HEADER = struct.Struct("100s24x12s12x8sc100x6s82xB166x")
+
+
+def _ordinary_members(piece: bytes) -> list[TarMember] | None:
+    """The same where all are files with plain headers, in a third of the time; None for what needs a closer look."""
+    members = []
+    at = 0
+    try:
+        while at < len(piece):
+            name, size_field, checksum, kind, magic, prefix = _HEADER.unpack_from(piece, at)
+            start = at + BLOCK_BYTES
+            # The sum over the header counts its own eight bytes as spaces.
+            found = sum(piece[at:start]) - sum(checksum) + 8 * 32
+            name = name.rstrip(b"\0")
+            if magic != b"ustar\0" or kind != b"0" or prefix or b"\0" in name or int(checksum[:6], 8) != found:
+                return None
+            size = int(size_field[:11], 8)
+            end = start + -(-size // BLOCK_BYTES) * BLOCK_BYTES
+            if not start <= end <= len(piece):
+                return None
+            members.append(TarMember(name.decode("ascii"), "file", at, start, size, piece[start : start + size]))
+            at = end
+    except (struct.error, ValueError):
+        return None
+    return members
 
 
 class _Reader:

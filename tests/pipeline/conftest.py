@@ -19,6 +19,8 @@ from discernible.pipeline.receipts import Receipt, list_receipts, write_index
 from discernible.pipeline.shards import ShardWriter
 from discernible.pipeline.sources import open_source
 
+from .loader_setup import COUNTS, SIZES, write_shard, write_shards
+
 PLAN = "plan-1"
 
 
@@ -107,3 +109,35 @@ def convert_tar(converter: ShardConverter) -> Callable[..., Receipt]:
         return chosen.convert(shard, str(destination), PLAN)
 
     return convert
+
+
+@pytest.fixture(scope="session")
+def pictures(photos: Mapping[str, NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """Twenty-four small pictures of three sizes."""
+    names = sorted(photos)
+    result = []
+    for number in range(sum(COUNTS)):
+        height, width = SIZES[number % len(SIZES)]
+        top = 11 * number
+        result.append(np.ascontiguousarray(photos[names[number % len(names)]][:, top : top + height, 20 : 20 + width]))
+    return result
+
+
+@pytest.fixture(scope="session")
+def streams(codec: Codec, pictures: list[NDArray[np.uint8]]) -> list[bytes]:
+    """Their streams."""
+    return [codec.encode([picture], quality=50)[0] for picture in pictures]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory, streams: list[bytes]) -> Path:
+    """Four shards of them, with an index but without receipts."""
+    return write_shards(tmp_path_factory.mktemp("shards"), streams)
+
+
+@pytest.fixture(scope="session")
+def one_size(tmp_path_factory: pytest.TempPathFactory, streams: list[bytes]) -> Path:
+    """A single shard whose images all have one size: 48×64."""
+    same = [stream for number, stream in enumerate(streams) if number % len(SIZES) < 2][:6]
+    samples = [(f"k{number}", {"dci": stream, "cls": str(number).encode()}) for number, stream in enumerate(same)]
+    return write_shard(tmp_path_factory.mktemp("one") / "one.tar", samples)

@@ -1,0 +1,107 @@
+"""What part of an image a training step sees: chosen before the synthesis, so that only that part is synthesised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..codec import Region
+from ..errors import ConfigError
+
+__all__ = ["CenterCrop", "Crop", "RandomResizedCrop", "View", "fitting_region"]
+
+_TRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A region of an image, to be scaled to the size of the batch, and then mirrored when ``flip`` says so."""
+
+    region: Region
+    flip: bool = False
+
+
+class Crop(Protocol):
+    """Chooses the view of an image; all of a batch come out in one size."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the result in pixels."""
+
+    def view(self, height: int, width: int, draws: Iterator[float]) -> View:
+        """The view of an image of this size; ``draws`` are random numbers in [0, 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterCrop:
+    """The central part with the aspect ratio of ``size`` (height, width), scaled to it.
+
+    ``fraction`` is the side of that part as a share of the largest that fits: 0.875 is what scaling to 256 and cutting
+    out 224 sees.
+    """
+
+    size: tuple[int, int]
+    fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction must be above 0 and at most 1, not {self.fraction}")
+
+    def view(self, height: int, width: int, draws: Iterator[float]) -> View:
+        """Always the same one."""
+        return View(fitting_region(height, width, self.size, self.fraction))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomResizedCrop:
+    """A random part, scaled to ``size`` (height, width), mirrored with probability ``flip``.
+
+    Its share of the image's area is uniform in ``scale``, its aspect ratio (width / height) log-uniform in ``ratio``,
+    as torchvision's transform of the same name has it, after Szegedy et al., Going deeper with convolutions, 2015.
+    """
+
+    size: tuple[int, int]
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError(f"scale must be two shares of the area, above 0 and at most 1, not {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ConfigError(f"ratio must be two ratios above 0, the smaller first, not {self.ratio}")
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"flip must be a probability from 0 to 1, not {self.flip}")
+
+    def view(self, height: int, width: int, draws: Iterator[float]) -> View:
+        """A view that depends on the draws; the central one where none of ten tries fits into the image."""
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for _ in range(_TRIES):
+            area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * next(draws))
+            aspect = math.exp(low + (high - low) * next(draws))
+            h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if 0 < h <= height and 0 < w <= width:
+                top, left = int(next(draws) * (height - h + 1)), int(next(draws) * (width - w + 1))
+                region = Region(top=top, left=left, height=h, width=w)
+                break
+        else:
+            aspect = min(max(width / height, self.ratio[0]), self.ratio[1])
+            h, w = min(height, round(width / aspect)), min(width, round(height * aspect))
+            region = Region(top=(height - h) // 2, left=(width - w) // 2, height=max(1, h), width=max(1, w))
+        return View(region, next(draws) < self.flip)
+
+
+def fitting_region(height: int, width: int, size: tuple[int, int], fraction: float = 1.0) -> Region:
+    """The central part of an image with the aspect ratio of ``size``, to the pixel, as PIL.ImageOps.fit takes it."""
+    scale = fraction * min(height / size[0], width / size[1])
+    h, w = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    return Region(top=(height - h) // 2, left=(width - w) // 2, height=h, width=w)
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if len(size) != 2 or not all(1 <= side <= 65535 for side in size):
+        raise ConfigError(f"size must be one or two numbers from 1 to 65535, not {size}")
