@@ -1,7 +1,9 @@
-"""The codec of a process that decodes for a loader: on the CPU, one entropy-coding thread, loaded at first use."""
+"""The codecs of a process that decodes what comes along: loaded at first use, then kept."""
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,13 +11,35 @@ if TYPE_CHECKING:
 
 __all__ = ["worker_codec"]
 
-_loaded: dict[str, Codec] = {}
+_loaded: dict[tuple[str, str], Codec] = {}
+_lock = threading.Lock()
+_forked = False
 
 
-def worker_codec(weights: str) -> Codec:
-    """The codec of these weights, on the CPU also where there is a GPU; the same object at every call in a process."""
+def worker_codec(weights: str, device: str = "cpu") -> Codec:
+    """The codec of these weights, on the CPU also where there is a GPU; the same object at every call in a process.
+
+    Threads may call it, and use what it returns, at once. PyTorch's number of threads stays what it is, except in a
+    forked child, where it becomes one. Raises WeightsNotFoundError, WeightsFormatError, ConfigError.
+    """
     from ..codec import Codec
+    from ..codec.device import resolve_device
 
-    if weights not in _loaded:
-        _loaded[weights] = Codec.load(weights, device="cpu", threads=1)
-    return _loaded[weights]
+    key = (weights, str(resolve_device(device)))
+    with _lock:
+        if key not in _loaded:
+            _loaded[key] = Codec.load(weights, device=key[1], threads=1 if _forked else None)
+        return _loaded[key]
+
+
+def _in_forked_child() -> None:
+    """OpenMP's threads stay with the parent, and what shares work out among them would wait for them for ever."""
+    global _forked, _lock
+    _forked, _lock = True, threading.Lock()
+    if _loaded:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=_in_forked_child)

@@ -1,6 +1,7 @@
 """Documents are run: Python blocks and docstring examples are executed, command lines are held against the real ones.
 
-A Python block under ``<!-- not executed: REASON -->`` is only compiled. Blocks of one document share their names, as
+A Python block under ``<!-- not executed: REASON -->`` is only compiled, and so is one under ``<!-- needs: MODULE -->``
+where that module is not installed; the test then counts as skipped. Blocks of one document share their names, as
 they do for someone who pastes them one after the other, and find in the working directory what a reader would have
 there: ``photos/``, a folder of photographs, ``shards/``, the same converted, and ``photo.jpg``.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import re
 import shlex
 import shutil
@@ -45,30 +47,35 @@ MODULES_WITH_EXAMPLES = [
 
 
 class Block(NamedTuple):
-    """A fenced or indented block: its language, its text, its first line in the document, why it is not executed."""
+    """A fenced or indented block: its language, its text, its first line in the document, why it is not executed, and
+    which module it needs."""
 
     language: str
     text: str
     line: int
     exempt: str | None
+    needs: str | None = None
 
 
 def blocks(document: Path) -> list[Block]:
     found: list[Block] = []
     lines = document.read_text().splitlines()
     exempt: str | None = None
+    needs: str | None = None
     number = 0
     while number < len(lines):
         line = lines[number]
         if match := re.match(r"<!-- not executed: (.+) -->", line):
             exempt = match[1]
+        if match := re.match(r"<!-- needs: (\w+) -->", line):
+            needs = match[1]
         if match := re.match(r"^(\s*)```(\w*)", line):
             start = number + 1
             while not lines[number := number + 1].strip().startswith("```"):
                 pass
             text = "\n".join(part.removeprefix(match[1]) for part in lines[start:number])
-            found.append(Block(match[2], text, start + 1, exempt))
-            exempt = None
+            found.append(Block(match[2], text, start + 1, exempt, needs))
+            exempt = needs = None
         elif line.startswith("    ") and (number == 0 or not lines[number - 1].strip()):
             start = number
             while number < len(lines) and (lines[number].startswith("    ") or not lines[number].strip()):
@@ -121,17 +128,29 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, photo_files: Mapping[str
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:.*unclosed file:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:.*_io.FileIO:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # Ray Data, of its own defaults
 @pytest.mark.parametrize("document", PYTHON_DOCUMENTS, ids=ids)
-def test_python_blocks_run(document: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run(
+    document: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.chdir(workspace)
+    monkeypatch.setenv("HF_HOME", str(workspace / "hugging-face"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     names: dict[str, Any] = {"__name__": "__reader__"}
+    missing: set[str] = set()
     for block in blocks(document):
         if block.language != "python":
             continue
         # Line numbers of a traceback are then those of the document.
         code = compile("\n" * (block.line - 1) + block.text, str(document), "exec")
-        if block.exempt is None:
+        if block.needs is not None and importlib.util.find_spec(block.needs) is None:
+            missing.add(block.needs)
+        elif block.exempt is None:
+            if "import ray" in block.text:
+                request.getfixturevalue("local_ray")
             exec(code, names)
+    if missing:
+        pytest.skip(f"not installed: {', '.join(sorted(missing))}; all blocks that need nothing of these ran")
 
 
 @pytest.mark.parametrize("module", MODULES_WITH_EXAMPLES)

@@ -53,10 +53,10 @@ def test_conversion(repository: Path, tmp_path: Path) -> None:
     few = ("--tars", "2", "--samples", "8", "--rounds", "1", "--delay", "0.01")
     printed = run(repository, "benchmarks.speed.conversion", *few, "--out", tmp_path)
     assert (tmp_path / "conversion.md").read_text() in printed
-    shares = {
-        row.split(" | ")[0].strip("| "): float(row.split(" | ")[2].strip("| ")) for row in printed.splitlines()[2:6]
-    }
-    assert min(shares["pixels"], shares["codec"], shares["entropy"]) == 1
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in printed.splitlines()[2:]]
+    shares = {name: float(share) for name, _, share in cells}
+    assert min(shares["codec"], shares["pool"]) == 1
+    assert shares["pool"] <= min(shares["pixels"], shares["quantise"], shares["entropy"])
 
 
 @pytest.mark.slow
@@ -75,3 +75,23 @@ def test_speed(repository: Path, tmp_path: Path) -> None:
     assert {row["size"] for row in rows} == {"256×256", "768×512"}
     assert {row["contender"] for row in rows} == {"discernible", "JPEG 4:2:0", "WebP method 6", "AVIF speed 6"}
     assert all(float(row["images_per_cpu_s"]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_loader_speed(repository: Path, tmp_path: Path) -> None:
+    few = ("--images", "16", "--batch", "8", "--rounds", "1", "--workers", "1", "--seconds", "0")
+    printed = run(repository, "benchmarks.loader.loader_speed", *few, "--peers", tmp_path, "--out", tmp_path)
+    assert "left out: LitData" in printed
+    assert "| 1 |" in printed.partition("images/s, whole loader")[2]
+    with (tmp_path / "loader_speed.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    contenders = {row["contender"] for row in rows}
+    assert {"discernible", "webdataset, Pillow JPEG", "webdataset, Pillow AVIF"} <= contenders
+    assert {row["workers"] for row in rows} == {"", "1"}
+    assert all(float(row["value"]) > 0 for row in rows)
+    assert {row["quantity"] for row in rows} == {"read", "decode", "wall", "cpu", "first_batch", "memory"}
+
+
+def test_gpu_step(repository: Path) -> None:
+    printed = run(repository, "benchmarks.loader.gpu_step", "--quick")
+    assert "no CUDA device: left out" in printed or "| discernible |" in printed
