@@ -278,7 +278,7 @@ class Codec:
         classes = send(torch.cat([torch.as_tensor(item.classes) for item in items]), self.device).int()
         gain_N = send(torch.tensor([gain(quality) for quality in qualities]), self.device).view(-1, 1, 1)
         t_N = quality_coordinate(send(torch.tensor(qualities), self.device))
-        latents_NBL = symbols.unflatten(0, (len(qualities), -1)) / gain_N
+        latents_NBL = symbols.unflatten(0, (len(qualities), -1)).div_(gain_N)
         latents_NBL += F.embedding(classes, self._means_KL).view_as(latents_NBL)
         if window is None:
             return _levels(self._synthesis(latents_NBL.unflatten(1, (rows, columns)), t_N, self.precision))
@@ -301,7 +301,8 @@ class Codec:
             by_key.setdefault(key, []).append(i)
         most = _PASS_PIXELS.get(self.device.type, 1 << 18) // BLOCK**2
         for members in by_key.values():
-            taken, size = [], 0
+            taken: list[int] = []
+            size = 0
             for i in members:
                 if taken and size + blocks[i] > most:
                     yield taken

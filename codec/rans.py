@@ -16,6 +16,8 @@ raw bits and by the sign.
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import numpy.typing as npt
 
@@ -45,6 +47,10 @@ __all__ = [
 # A round of the lanes may read this many words behind the end before it is noticed: four lanes that each open a block
 # and pull an escaped symbol.
 _SLACK = np.zeros(4 * 16, np.uint16)
+
+# Of images up to 512×512.
+_KEPT_SYMBOLS = 1024 * 320
+_local = threading.local()
 
 _I16 = npt.NDArray[np.int16]
 _U8 = npt.NDArray[np.uint8]
@@ -104,8 +110,9 @@ def decode_blocks(
     """
     if len(words) < 2 * lanes:
         return None
-    symbols = np.empty(rows * columns * channels, np.int16)
+    symbols = _room(rows * columns * channels)
     ends = np.zeros(rows * columns + 1, np.uint32)
+    groups = np.zeros(rows * columns, np.uint8)
     classes = np.zeros(rows * columns, np.uint8)
     whole = decode(
         np.concatenate([words, _SLACK]),
@@ -124,12 +131,23 @@ def decode_blocks(
         CONTEXT_LOOKUP,
         symbols,
         ends,
+        groups,
         classes,
     )
     if not whole:
         return None
-    # A copy, since the room for all symbols is several times as large.
-    return symbols[: ends[-1]].copy(), (np.diff(ends) // GROUP).astype(np.uint8), classes
+    return symbols[: ends[-1]].copy(), groups, classes
+
+
+def _room(size: int) -> _I16:
+    """Room for so many symbols, which this thread may use until it asks again: new memory costs more than most images
+    write into it."""
+    if size > _KEPT_SYMBOLS:
+        return np.empty(size, np.int16)
+    room: _I16 | None = getattr(_local, "room", None)
+    if room is None or len(room) < size:
+        room = _local.room = np.empty(size, np.int16)
+    return room
 
 
 def expand_blocks(symbols: _I16, groups: _U8, channels: int) -> _I16:

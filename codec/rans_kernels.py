@@ -360,6 +360,7 @@ def _open(
     class_lookup: npt.NDArray[np.uint8],
     last_cumulative: npt.NDArray[np.uint16],
     ends: npt.NDArray[np.uint32],
+    coded: npt.NDArray[np.uint8],
     classes: npt.NDArray[np.uint8],
 ) -> tuple[int, int, int, int, int, int]:
     """Open blocks until one has symbols. Returns state, position, blocks opened, the first and the end index of its
@@ -375,6 +376,7 @@ def _open(
         x, at, groups = _pull(x, words, at, last_cumulative, np.int64(expected_K[k]), np.int64(0))
         first = _U64(ends[opened])
         end = first + _U64(groups * GROUP)
+        coded[opened] = groups
         opened += 1
         ends[opened] = end
         if groups > 0:
@@ -443,13 +445,14 @@ def _turn(
     context_lookup: npt.NDArray[np.uint8],
     out: _I16,
     ends: npt.NDArray[np.uint32],
+    coded: npt.NDArray[np.uint8],
     classes: npt.NDArray[np.uint8],
 ) -> tuple[int, int, int, int, int, int, int]:
     """One turn of a lane: its state, the position, blocks opened; next symbol, end, way to the levels, energy."""
     if p == f:
         x, at, opened, p, f, o = _open(
             x, words, count, at, opened, columns, channels, expected_K, class_group, class_cumulative, class_lookup,
-            last_cumulative, ends, classes,
+            last_cumulative, ends, coded, classes,
         )  # fmt: skip
         e = _U64(0)
     if p < f:
@@ -479,9 +482,11 @@ def decode(
     context_lookup: npt.NDArray[np.uint8],
     out: _I16,
     ends: npt.NDArray[np.uint32],
+    coded: npt.NDArray[np.uint8],
     classes: npt.NDArray[np.uint8],
 ) -> bool:
-    """Write the coded symbols of all blocks behind one another, where those of each end, and the classes.
+    """Write the coded symbols of all blocks behind one another, where those of each end, how many groups they are, and
+    the classes.
 
     ``out`` has room for all channels of all blocks, ``ends`` one place more than blocks and 0 in its first. Returns
     True when the words were used up and every state came home; otherwise nothing is to be relied upon.
@@ -501,24 +506,24 @@ def decode(
         x0, at, opened, p0, f0, o0, e0 = _turn(
             x0, at, opened, p0, f0, o0, e0, words, count, columns, channels, levels, expected_K,
             symbol_packed, symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative,
-            context_lookup, out, ends, classes,
+            context_lookup, out, ends, coded, classes,
         )  # fmt: skip
         if lanes > 1:
             x1, at, opened, p1, f1, o1, e1 = _turn(
                 x1, at, opened, p1, f1, o1, e1, words, count, columns, channels, levels, expected_K,
                 symbol_packed, symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative,
-                context_lookup, out, ends, classes,
+                context_lookup, out, ends, coded, classes,
             )  # fmt: skip
         if lanes > 2:
             x2, at, opened, p2, f2, o2, e2 = _turn(
                 x2, at, opened, p2, f2, o2, e2, words, count, columns, channels, levels, expected_K,
                 symbol_packed, symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative,
-                context_lookup, out, ends, classes,
+                context_lookup, out, ends, coded, classes,
             )  # fmt: skip
             x3, at, opened, p3, f3, o3, e3 = _turn(
                 x3, at, opened, p3, f3, o3, e3, words, count, columns, channels, levels, expected_K,
                 symbol_packed, symbol_lookup, class_group, class_cumulative, class_lookup, last_cumulative,
-                context_lookup, out, ends, classes,
+                context_lookup, out, ends, coded, classes,
             )  # fmt: skip
         busy = at <= count and (opened < len(classes) or p0 < f0 or p1 < f1 or p2 < f2 or p3 < f3)
     floor = np.uint32(STATE_FLOOR)

@@ -74,8 +74,8 @@ def receptive_margin(config: TransformConfig) -> int:
 class GatedBlock(nn.Module):
     """Residual block on the working grid: 1×1, depthwise 3×3, 1×1; then a gated 1×1 pair. Channels last (N, h, w, C).
 
-    Each branch's output is scaled per channel by a quadratic in the quality coordinate, which ``Synthesis.folded`` moves
-    into the branch's last weights, for one quality.
+    Each branch's output is scaled per channel by a quadratic in the quality coordinate, which ``Synthesis.folded``
+    moves into the branch's last weights, for one quality.
     """
 
     quality_gain: nn.Parameter | None
@@ -104,12 +104,26 @@ class GatedBlock(nn.Module):
         convolution is asked for."""
         u = F.leaky_relu(self.spatial_in(z_NhwC), 0.1, inplace=True)
         u, z_NhwC = convolve(self.depthwise, u, z_NhwC)
-        z_NhwC = self._scaled(0, self.spatial_out(u), t_N).add_(z_NhwC)
-        value, gate = self.gate_in(z_NhwC).chunk(2, dim=-1)
-        return self._scaled(1, self.gate_out(value * torch.sigmoid(gate)), t_N).add_(z_NhwC)
+        z_NhwC = self._plus(0, z_NhwC, self.spatial_out, u, t_N)
+        return self._plus(1, z_NhwC, self.gate_out, self._gated(z_NhwC), t_N)
 
-    def _scaled(self, branch: int, output: Tensor, t_N: Tensor) -> Tensor:
-        return output if self.quality_gain is None else output * self.gain(branch, t_N)
+    def _gated(self, z_NhwC: Tensor) -> Tensor:
+        # Two layers of one, and in place where that can be: what counts here is how much memory is touched.
+        value, gate = (
+            F.linear(z_NhwC, weight, bias)
+            for weight, bias in zip(self.gate_in.weight.chunk(2), self.gate_in.bias.chunk(2), strict=True)
+        )
+        gate.sigmoid_()
+        return value * gate if torch.is_grad_enabled() else gate.mul_(value)
+
+    def _plus(self, branch: int, z_NhwC: Tensor, last: nn.Linear, u_NhwC: Tensor, t_N: Tensor) -> Tensor:
+        """The residual stream and what a branch's last layer adds to it."""
+        if self.quality_gain is None:
+            channels = z_NhwC.shape[-1]
+            z_NhwC.view(-1, channels).addmm_(u_NhwC.view(-1, channels), last.weight.T)
+            return z_NhwC
+        output: Tensor = (last(u_NhwC) * self.gain(branch, t_N)).add_(z_NhwC)
+        return output
 
 
 class _Blocks(nn.Module):
@@ -168,13 +182,12 @@ class Synthesis(nn.Module):
         self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32, cells: Cells | None = None
     ) -> Tensor:
         """Latents to pixels, or only to those of ``cells``; ``precision`` is that inside the residual blocks."""
-        quads = self.split(latents_NyxL)
-        n, y, x, _ = quads.shape
-        z_NhwC = quads.view(n, y, x, 2, 2, -1).permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * y, 2 * x, -1)
+        n, y, x, _ = latents_NyxL.shape
+        quads = self.split(latents_NyxL).view(n, y, x, 2, 2, -1)
         if cells is None:
-            z_NhwC = self.body(z_NhwC, t_N, precision)
+            z_NhwC = self.body(quads.permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * y, 2 * x, -1), t_N, precision)
         else:
-            z_NhwC = self.body(cells.start(z_NhwC), t_N, precision, cells.steps)
+            z_NhwC = self.body(cells.start(quads), t_N, precision, cells.steps)
         return F.pixel_shuffle(self.patch(z_NhwC).permute(0, 3, 1, 2), PATCH).add_(127.5)
 
     @torch.no_grad()
@@ -187,16 +200,17 @@ class Synthesis(nn.Module):
         synthesis = copy.deepcopy(self)
         added = torch.zeros_like(synthesis.split.bias[: synthesis.patch.in_features])
         for block in synthesis.body.blocks:
+            assert isinstance(block, GatedBlock)
             for branch, (first, last) in enumerate(
                 ((block.spatial_in, block.spatial_out), (block.gate_in, block.gate_out))
             ):
                 gain = block.gain(branch, t).flatten()
-                first.bias += first.weight @ added
+                first.bias.add_(first.weight @ added)
                 added = added + gain * last.bias
-                last.weight *= gain[:, None]
-                last.bias = None
+                last.weight.mul_(gain[:, None])
+                last.register_parameter("bias", None)
             block.quality_gain = None
-        synthesis.patch.bias += synthesis.patch.weight @ added
+        synthesis.patch.bias.add_(synthesis.patch.weight @ added)
         for layer in synthesis.modules():
             if isinstance(layer, nn.Linear):
                 # As the matrix product takes it, which it otherwise turns it into in every pass.

@@ -1,8 +1,8 @@
 """Which cells of the working grid a region needs, residual block by residual block, and how the blocks come by them.
 
-A depthwise 3×3 convolution needs a ring of cells around those that it gives, so the needed area shrinks by a cell on each
-side with every block. Where the grid ends the convolution sees zeros, in a whole image and here alike; that is why a
-region has the pixels that it has in the whole image.
+A depthwise 3×3 convolution needs a ring of cells around those that it gives, so the needed area shrinks by a cell on
+each side with every block. Where the grid ends the convolution sees zeros, in a whole image and here alike; that is why
+a region has the pixels that it has in the whole image.
 
 Regions of any places and sizes share a pass. The linear layers see one list of all their cells. For the convolutions
 the cells lie on a canvas, on which gaps keep the regions apart and are the zeros beyond the ends of their grids.
@@ -10,6 +10,7 @@ the cells lie on a canvas, on which gaps keep the regions apart and are the zero
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,7 +27,8 @@ __all__ = ["Cells", "Step", "Window", "everywhere"]
 _I64 = npt.NDArray[np.int64]
 
 Step = Callable[[nn.Conv2d, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""How a block convolves: from the layer, its input and the residual stream to its output and the stream at those cells."""
+"""How a block convolves: from the layer, its input and the residual stream to its output, and the stream, at the cells
+that are wanted."""
 
 
 def everywhere(depthwise: nn.Conv2d, u_NhwC: Tensor, z_NhwC: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,13 +72,12 @@ class Cells:
         self._windows = [window for _, _, window in grids]
         boxes = [window.grown(layers, 2 * rows, 2 * columns) for rows, columns, window in grids]
         shape, corners = _shelves([(box.bottom - box.top, box.right - box.left) for box in boxes])
-        below = 2 * sum(rows * columns for rows, columns, _ in grids)
         blocks = 0
         sources, places, lives = [], [], []
         for (rows, columns, window), box, (top, left) in zip(grids, boxes, corners, strict=True):
             y, x = np.arange(box.top, box.bottom)[:, None], np.arange(box.left, box.right)
-            sources.append((2 * blocks + below * (y % 2) + 2 * columns * (y // 2) + x).ravel())
-            places.append((shape[1] * (y - box.top + top) + x - box.left + left).ravel())
+            sources.append((4 * (blocks + columns * (y // 2)) + 2 * (y % 2) + (x + 2 * (x // 2))).ravel())
+            places.append((shape[1] * (y - box.top + top) + (x - box.left + left)).ravel())
             outside = np.maximum(_outside(y, window.top, window.bottom), _outside(x, window.left, window.right))
             lives.append((layers - outside).ravel())
             blocks += rows * columns
@@ -91,13 +92,13 @@ class Cells:
         self.steps: list[Step]
         if compiled:
             numbers = np.full(shape[0] * shape[1], -1)
-            self.steps = [_Compiled(shape[1], numbers, *sent[at : at + 2]) for at in range(0, 2 * layers, 2)]
+            self.steps = [_Compiled(shape[1], numbers, sent[at], sent[at + 1]) for at in range(0, 2 * layers, 2)]
         else:
-            self.steps = [_Spread(shape, *sent[at : at + 3]) for at in range(0, 2 * layers, 2)]
+            self.steps = [_Spread(shape, sent[at], sent[at + 1], sent[at + 2]) for at in range(0, 2 * layers, 2)]
 
-    def start(self, z_NhwC: Tensor) -> Tensor:
-        """The cells that the first residual block needs, of the grid (1, 2, 2·blocks, C) that the latents make."""
-        return z_NhwC.flatten(0, 2).index_select(0, self._source)[None, None]
+    def start(self, quads_11B22C: Tensor) -> Tensor:
+        """The cells that the first residual block needs, of those that the latents make, 2×2 from each block."""
+        return quads_11B22C.flatten(0, 4).index_select(0, self._source)[None, None]
 
     def pictures(self, strip_13HW: Tensor) -> list[Tensor]:
         """The pixels (3, 8·h, 8·w) of each window, from what the pass makes of its list of cells."""
@@ -111,8 +112,10 @@ class Cells:
         return found
 
 
-class _Spread(NamedTuple):
-    """A :data:`Step` on a canvas of that shape: ``places`` of the cells, which of these are ``given``, and where those lie."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Spread:
+    """A :data:`Step` on a canvas of that shape: ``places`` of the cells, which of these are ``given``, and where those
+    lie."""
 
     shape: tuple[int, int]
     places: Tensor
@@ -126,7 +129,8 @@ class _Spread(NamedTuple):
         return results.reshape(canvas.shape).index_select(0, self.given_places)[None, None], _some(z_11MC, self.given)
 
 
-class _Compiled(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Compiled:
     """The same without a canvas: ``numbers`` is for noting which cell lies where on one that is ``width`` wide."""
 
     width: int
@@ -157,13 +161,13 @@ def _some(cells_11MC: Tensor, which: Tensor) -> Tensor:
 
 def _outside(at: _I64, first: int, end: int) -> _I64:
     """How far from the range that is, 0 inside it."""
-    found: _I64 = np.maximum(np.maximum(first - at, at - end + 1), 0)
+    found: _I64 = np.maximum.reduce([first - at, at - end + 1, np.zeros_like(at)])
     return found
 
 
 def _shelves(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], list[tuple[int, int]]]:
     """Height and width of a canvas for rectangles with a gap of one cell around each, and their top left corners."""
-    width = max(max(w for _, w in sizes), round(sum((h + 1) * (w + 1) for h, w in sizes) ** 0.5))
+    width = max(round(sum((h + 1) * (w + 1) for h, w in sizes) ** 0.5), *(w for _, w in sizes))
     corners = [(0, 0)] * len(sizes)
     top, left, bottom, right = 1, 1, 0, 0
     # The highest first: then a shelf is as high as the first that stands on it.

@@ -53,6 +53,7 @@ class ShardReader:
 
     def _start(self) -> None:
         self._process = os.getpid()
+        self._shown = [shown(shard.location) for shard in self._shards]
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
         self._broken: dict[int, DiscernibleError] = {}
         self._fetched: set[int] = set()
@@ -67,7 +68,7 @@ class ShardReader:
 
     def location(self, shard: int) -> str:
         """Path or URL of a shard, as messages show it."""
-        return shown(self._shards[shard].location)
+        return self._shown[shard]
 
     def index(self, shard: int) -> ShardIndex:
         """Where the samples of a shard are. Raises ShardError, StorageError."""
