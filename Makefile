@@ -53,9 +53,11 @@ lint: $(VENV)/.installed-dev  ## format, lint rules, import contracts, types, sh
 	MYPYPATH=build/typecheck $(BIN)/mypy -p discernible
 
 .PHONY: bench
-bench: $(VENV)/.installed-bench build/compressai/compressai  ## the quick variant of every benchmark; results in $(OUT)/benchmarks
+bench: $(VENV)/.installed-bench build/compressai/compressai build/loader_peers/litdata  ## the quick variant of every benchmark; results in $(OUT)/benchmarks
 	$(BIN)/python -m benchmarks.speed.codec_speed --quick --out $(OUT)/benchmarks
 	$(BIN)/python -m benchmarks.speed.dispatch --quick --out $(OUT)/benchmarks
+	$(BIN)/python -m benchmarks.loader.loader_speed --quick --out $(OUT)/benchmarks
+	$(BIN)/python -m benchmarks.loader.gpu_step --quick --out $(OUT)/benchmarks
 	$(BIN)/python -m benchmarks.rate_distortion.kodak --quick --out $(OUT)/benchmarks
 
 # A second implementation of S3 for the tests, in a folder of its own: it wants one certain version of botocore.
@@ -68,6 +70,15 @@ build/compressai/compressai: | $(VENV)/.installed-bench
 	-$(PIP) install --quiet --no-deps --only-binary :all: --target build/compressai \
 		compressai==1.2.8 einops==0.8.1 pytorch-msssim==1.0.0 tomli==2.2.1 torch-geometric==2.6.1 tqdm==4.67.1 \
 		pandas==2.3.3 psutil==7.0.0 pytz==2025.2 tzdata==2025.2 xxhash==3.5.0
+
+# Peers of the loader benchmark, without the packages that only their ways to clouds and their ready-made datasets need.
+# Streaming cannot use a newer filelock. torchvision is the one for the torch of constraints.txt; PyPI has it only for a torch
+# with CUDA. Each that is missing or cannot be imported is left out, and the benchmark says so.
+build/loader_peers/litdata: | $(VENV)/.installed-bench
+	-$(PIP) install --quiet --no-deps --only-binary :all: --target build/loader_peers \
+		simplejpeg==1.9.0 torchvision==0.28.0 litdata==0.2.76 lightning-utilities==0.15.3 obstore==0.12.1 \
+		mosaicml-streaming==0.13.0 brotli==1.2.1 catalogue==2.0.10 cramjam==2.14.0 filelock==3.18.0 \
+		python-snappy==0.7.3 tqdm==4.70.1 xxhash==4.1.0 zstd==1.5.7.2
 
 .PHONY: constraints
 constraints: $(VENV)/bin/python  ## pin the newest allowed versions again: constraints.txt (keeps the old pins that still fit)

@@ -1,244 +1,217 @@
-"""Images per second of the loader, by stage and by workers, beside webdataset with Pillow on the same photos.
+"""Our loader beside its peers, on the same cores and photographs: what workers pay for an image, and whole loaders.
 
     python -m benchmarks.loader.loader_speed --out out/benchmarks
 
-Photographs that scikit-image and scikit-learn ship are cut to 256×256 and written twice: as shards of ``.dci`` streams
-and as shards of JPEG files whose quality gives the PSNR nearest to ours. First the stages of one process on one thread
-(seconds of *processor* time; of wall time where synthesis runs on a GPU): reading the tar, entropy decoding, synthesis
-in batches; and for JPEG reading and Pillow's decode. Then whole loaders with 0, 1 and 2 workers in turn, in wall time
-over whole epochs, workers already running: :class:`CompressedLoader`, webdataset with ``decode_dci`` (synthesis in the
-workers) and webdataset with Pillow's JPEG.
+Photographs are written in each codec at the quality where a classifier (``--judge``) sees the same class as in the
+original for 90 % of the images (:mod:`benchmarks.loader.photos`), 256×256, and as originals of 500×375 that are scaled
+when they are loaded. A round gives every contender its turn, in a process of its own each time
+(:mod:`benchmarks.loader.processes`); figures are medians over the rounds.
 
-On a machine with a GPU the synthesis moves there (``--device``); the workers then only do the first two stages, and
-"workers alone" says what they can feed it. Medians over the rounds; prints tables in Markdown and writes
-``loader_speed.csv``.
+The first table is the processor time of what workers do, in one process: reading files out of their container, and
+decoding: ours to latents, which a GPU would turn into pixels; all others to pixels. The others are whole loaders, with
+0, 1, 2, … workers that run already, one thread a process: images a second, processor time an image of all processes,
+the time from building the loader in a fresh process to its first batch, and the memory of all processes. On a CPU ours
+does the synthesis too, and so is the slowest by far; "its workers alone" is what a GPU would be fed with. ``--device``
+moves the synthesis.
+
+Peers that are not installed are left out, and the script says so; ``make bench`` installs those that it can into
+``build/loader_peers``. Prints tables in Markdown and writes ``loader_speed.csv``, a line for each turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import io
 import os
 import statistics
 import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-import webdataset as wds
-from PIL import Image
-from torch.utils.data import DataLoader
+from benchmarks.loader.contenders import (
+    CONTENDERS,
+    LEFT_OUT,
+    ORIGINALS,
+    OUR_WORKERS,
+    OURS,
+    PILLOW_JPEG,
+    WEIGHTS,
+    Contender,
+)
+from benchmarks.loader.datasets import bytes_of, convert, tar_rows, write_tars
+from benchmarks.loader.photos import AGREEMENT, AT_AGREEMENT, FINGERPRINT, SIDE, encoded, setting
+from benchmarks.loader.processes import ContenderMissing, Contest, Task
+from benchmarks.peers import markdown_table
+from discernible.codec import Codec
 
-from benchmarks.peers import JPEG_420, Pixels, cut_photos, markdown_table, planes, psnr_pixels
-from discernible import CompressedLoader, decode_dci
-from discernible.codec import Codec, Latents
-from discernible.pipeline.shards import ShardWriter, iter_tar_samples
+COLUMNS = ("judge", "contender", "workers", "quantity", "round", "value")
+# The workers of ours may cost at most one part in so many of what these cost.
+WANTED = {PILLOW_JPEG: 3, ORIGINALS: 10}
+# Of whole loaders: what a table holds, and how it is printed.
+WHOLE: dict[str, Callable[[dict[str, float]], str]] = {
+    "images/s": lambda turn: f"{1 / turn['wall']:,.0f}",
+    "processor ms an image": lambda turn: f"{1e3 * turn['cpu']:.2f}",
+    "s to the first batch": lambda turn: f"{turn['first_batch']:.2f}",
+    "MB of memory": lambda turn: f"{turn['memory'] / 1e6:,.0f}",
+}
 
-SIDE = 256
-SHARDS = 4
-
-
-def jpeg_at(images: list[Image.Image], psnr: float) -> int:
-    """The JPEG quality whose mean PSNR is nearest to that."""
-
-    def distance(quality: int) -> float:
-        found = [psnr_pixels(np.asarray(image), JPEG_420.decode(JPEG_420.encode(image, quality))) for image in images]
-        return abs(statistics.fmean(found) - psnr)
-
-    return min(range(10, 96, 5), key=distance)
-
-
-def write_shards(folder: Path, extension: str, streams: list[bytes]) -> list[Path]:
-    """The same number of samples in each of a few tars."""
-    folder.mkdir()
-    paths = []
-    for shard in range(SHARDS):
-        path = folder / f"{shard:05d}.tar"
-        with path.open("wb") as file:
-            writer = ShardWriter(file)
-            for number in range(shard, len(streams), SHARDS):
-                writer.add(f"{number:06d}", {extension: streams[number], "cls": str(number % 10).encode()})
-            writer.finish()
-        paths.append(path)
-    return paths
+Key = tuple[str, int | None]  # contender; workers, or None for what one worker does
+Turn = dict[str, float]  # quantity → value
 
 
-def read(paths: list[Path]) -> list[dict[str, bytes]]:
-    """The members of all samples."""
-    found = []
-    for path in paths:
-        with path.open("rb") as file:
-            found += [sample.members for sample in iter_tar_samples(file, source=path.name)]
-    return found
+def write_all(root: Path, options: argparse.Namespace) -> dict[str, float]:
+    """All photographs in all formats, as tars; the mean bytes of a file by format."""
+    qualities = AT_AGREEMENT[options.judge]
+    files = encoded(options.images, qualities)
+    for data, some in files.items():
+        write_tars(root / data, "jpg" if data == "original" else data, some)
+    codec = Codec.load(WEIGHTS)
+    print(f"ours: weights {codec.name} ({codec.fingerprint})")
+    if codec.fingerprint != FINGERPRINT:
+        print(f"quality {qualities.ours} was found for weights {FINGERPRINT}")
+    convert(root / "png", root / "dci", codec, qualities.ours)
+    files["dci"] = [row["image"] for row in tar_rows(root / "dci", "dci")]
+    return {data: statistics.fmean(map(len, some)) for data, some in files.items()}
 
 
-def pillow_pixels(data: bytes) -> Pixels:
-    """As webdataset's image handler for torchrgb8 does it."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB")).transpose(2, 0, 1).copy()
+def prepared(contest: Contest, task: Callable[..., Task]) -> list[Contender]:
+    """Those whose packages are there, with their containers written; says which are not."""
+    there = []
+    for contender in CONTENDERS:
+        try:
+            if contender.needs is not None:
+                contest.answer(task("prepare", contender.name))
+        except ContenderMissing as exc:
+            print(f"left out: {contender.name}: {exc}")
+        else:
+            there.append(contender)
+    for name, why in LEFT_OUT.items():
+        print(f"left out: {name}: {why}")
+    return there
 
 
-def timed(work: Callable[[], Any], clock: Callable[[], float]) -> tuple[Any, float]:
-    """The result and the seconds it took."""
-    start = clock()
-    result = work()
-    return result, clock() - start
+def measure(
+    contest: Contest, task: Callable[..., Task], there: list[Contender], options: argparse.Namespace
+) -> dict[Key, list[Turn]]:
+    """All rounds."""
+    turns: dict[Key, list[Turn]] = defaultdict(list)
+    for _ in range(options.rounds):
+        for contender in there:
+            if contender.read is not None:
+                turns[contender.name, None].append(contest.answer(task("feed", contender.name)))
+        for workers in options.workers:
+            for contender in there:
+                turns[contender.name, workers].append(contest.epochs(task("epochs", contender.name, workers=workers)))
+    return turns
 
 
-def synthesise(codec: Codec, latents: list[Latents], batch: int) -> None:
-    """All images in batches, finished on the device when this returns."""
-    for start in range(0, len(latents), batch):
-        codec.synthesise(latents[start : start + batch])
-    if codec.device.type == "cuda":
-        torch.cuda.synchronize(codec.device)
+def median(turns: list[Turn]) -> Turn:
+    """Of each quantity."""
+    return {quantity: statistics.median(turn[quantity] for turn in turns) for quantity in turns[0]}
 
 
-def stages(codec: Codec, ours: list[Path], jpeg: list[Path], batch: int, rounds: int) -> dict[str, float]:
-    """Median seconds of processor time for all images, by stage."""
-    spent: dict[str, list[float]] = {}
-    clock = time.process_time if codec.device.type == "cpu" else time.perf_counter
-
-    def run(stage: str, work: Callable[[], Any]) -> Any:
-        result, seconds = timed(work, clock)
-        spent.setdefault(stage, []).append(seconds)
-        return result
-
-    for turn in range(rounds + 1):
-        if turn == 1:
-            # The first turn loads kernels and fills caches.
-            spent.clear()
-        members = run("ours: tar read", lambda: read(ours))
-        latents = run("ours: entropy decode", lambda m=members: [codec.entropy_decode(one["dci"]) for one in m])
-        run("ours: synthesis", lambda part=latents: synthesise(codec, part, batch))
-        members = run("JPEG: tar read", lambda: read(jpeg))
-        run("JPEG: Pillow decode", lambda m=members: [pillow_pixels(one["jpg"]) for one in m])
-    return {stage: statistics.median(seconds) for stage, seconds in spent.items()}
+def feed_table(there: list[Contender], middle: dict[Key, Turn], file_bytes: dict[str, float], judge: str) -> str:
+    """What one worker pays for an image."""
+    ours = sum(middle[OURS, None].values())
+    rows = []
+    for contender in there:
+        if contender.read is None:
+            continue
+        read, decode = (middle[contender.name, None][part] for part in ("read", "decode"))
+        at = setting(AT_AGREEMENT[judge], contender.data)
+        times = [f"{1e3 * seconds:.3f}" for seconds in (read, decode, read + decode)]
+        rows.append([contender.name, at, f"{file_bytes[contender.data]:,.0f}", *times, f"{(read + decode) / ours:.1f}"])
+    header = ["processor ms an image, in a worker", "files", "bytes", "read", "decode", "both", "ours = 1"]
+    return markdown_table(header, rows)
 
 
-def drain(loader: Iterable[Any]) -> int:
-    """Use up an epoch; how many images came."""
-    count = sum(len(batch[0]) for batch in loader)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return count
+def verdicts(middle: dict[Key, Turn], workers: list[int]) -> list[str]:
+    """The workers of ours beside what they are to undercut: alone, and whole with all that sending a batch costs."""
+    lines = []
+    for peer, parts in WANTED.items():
+        alone = sum(middle[peer, None].values()) / sum(middle[OURS, None].values())
+        whole = [f"1/{middle[peer, n]['cpu'] / middle[OUR_WORKERS, n]['cpu']:.1f} with {n} workers" for n in workers]
+        times = ", ".join([f"1/{alone:.1f}", *whole])
+        lines.append(f"processor time of ours, to latents, beside {peer}: {times} (wanted: at most 1/{parts})")
+    return lines
 
 
-def webdataset_loader(paths: list[Path], handler: Any, extension: str, batch: int, workers: int) -> Iterable[Any]:
-    """A stock pipeline with batches of stacked tensors."""
-    dataset = wds.WebDataset([str(path) for path in paths], shardshuffle=False, empty_check=False)
-    dataset = dataset.decode(handler).to_tuple(extension, "cls").batched(batch)
-    return DataLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
-
-
-def whole_loaders(
-    ours: list[Path], jpeg: list[Path], options: argparse.Namespace, count: int
-) -> dict[tuple[str, int], float]:
-    """Median wall seconds of an epoch, by contender and workers."""
-    spent: dict[tuple[str, int], float] = {}
-    for workers in options.workers:
-        with CompressedLoader(
-            ours, batch_size=options.batch, size=SIDE, workers=workers, device=options.device, weights=options.weights
-        ) as loader:
-            contenders: dict[str, Iterable[Any]] = {
-                "CompressedLoader": loader,
-                "webdataset + decode_dci": webdataset_loader(
-                    ours, decode_dci("torchrgb8", weights=options.weights), "dci", options.batch, workers
-                ),
-                "webdataset + Pillow JPEG": webdataset_loader(jpeg, "torchrgb8", "jpg", options.batch, workers),
-            }
-            for contender in contenders.values():
-                drain(contender)
-            seconds: dict[str, list[float]] = {name: [] for name in contenders}
-            for _ in range(options.rounds):
-                for name, contender in contenders.items():
-                    came, wall = timed(lambda c=contender: drain(c), time.perf_counter)
-                    assert came == count
-                    seconds[name].append(wall)
-        spent |= {(name, workers): statistics.median(times) for name, times in seconds.items()}
-    return spent
+def whole_tables(there: list[Contender], middle: dict[Key, Turn], options: argparse.Namespace) -> list[str]:
+    """Whole loaders, a table for each quantity."""
+    tables = []
+    for what, text in WHOLE.items():
+        rows = [
+            [contender.name, *(text(middle[contender.name, workers]) for workers in options.workers)]
+            for contender in there
+        ]
+        tables.append(markdown_table([f"{what}, whole loader, by workers", *map(str, options.workers)], rows))
+    return tables
 
 
 def main() -> None:
     """Measure, print the tables, write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="where the CSV goes")
-    parser.add_argument("--weights", default="default", help="name or file of the codec weights")
-    parser.add_argument("--device", default="cpu", help="where synthesis runs")
-    parser.add_argument("--quality", type=int, default=50)
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--judge", choices=list(AT_AGREEMENT), default="EfficientNet-Lite2", help="whose agreement")
+    parser.add_argument("--device", default="cpu", help="where the synthesis of ours runs")
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="128 images, 3 rounds")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--workers", type=int, nargs="*", default=[0, 1, 2], help="of whole loaders; none: one process only"
+    )
+    parser.add_argument("--seconds", type=float, default=2.0, help="that a turn's epochs take at least")
+    parser.add_argument("--peers", type=Path, default=Path("build/loader_peers"), help="folder of peers' packages")
+    parser.add_argument("--quick", action="store_true", help="64 images, 1 round, 0 and 1 workers")
     options = parser.parse_args()
     if options.quick:
-        options.images, options.rounds = 128, 3
-    # webdataset warns when there are more workers than it can give equal parts to.
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+        options.images, options.batch, options.rounds, options.workers, options.seconds = 64, 16, 1, [0, 1], 0.2
 
-    codec = Codec.load(options.weights, device=options.device, threads=1)
-    images = cut_photos(options.images, SIDE)
-    streams: list[bytes] = []
-    for start in range(0, len(images), options.batch):
-        part = [planes(image) for image in images[start : start + options.batch]]
-        streams += codec.encode(part, quality=options.quality)
-    some = images[:14]
-    psnr = statistics.fmean(
-        psnr_pixels(planes(image), restored.cpu().numpy())
-        for image, restored in zip(some, codec.decode(streams[: len(some)]), strict=True)
-    )
-    quality = jpeg_at(some, psnr)
-    files = [JPEG_420.encode(image, quality) for image in images]
+    with tempfile.TemporaryDirectory(prefix="discernible-loader-") as folder:
+        root = Path(folder)
+        file_bytes = write_all(root, options)
+        contest = Contest(options.peers, root / "scratch")
+        task = partial(
+            Task,
+            data=str(root),
+            images=options.images,
+            batch=options.batch,
+            device=options.device,
+            seconds=options.seconds,
+        )
+        there = prepared(contest, task)
+        turns = measure(contest, task, there, options)
+        read_bytes = {each.name: bytes_of(root / each.folder) / options.images for each in there}
 
-    with tempfile.TemporaryDirectory() as folder:
-        ours = write_shards(Path(folder) / "dci", "dci", streams)
-        jpeg = write_shards(Path(folder) / "jpg", "jpg", files)
-        by_stage = stages(codec, ours, jpeg, options.batch, options.rounds)
-        whole = whole_loaders(ours, jpeg, options, len(images))
-
-    count = len(images)
-    pixels = count * SIDE * SIDE
+    middle = {key: median(some) for key, some in turns.items()}
     print(
-        f"{count} images of {SIDE}×{SIDE}, batches of {options.batch}, {options.rounds} rounds, {os.cpu_count()} cores"
+        f"{options.images} photographs, {SIDE}×{SIDE}, agreement of {options.judge} {AGREEMENT:.0%}; batches of "
+        f"{options.batch}, {options.rounds} rounds, {os.cpu_count()} cores, synthesis on {options.device}\n"
     )
-    print(f"weights {codec.name} ({codec.fingerprint}), synthesis on {codec.device}")
-    print(f"ours: quality {options.quality}, {psnr:.1f} dB, {8 * sum(map(len, streams)) / pixels:.3f} bpp")
-    print(f"JPEG: quality {quality}, {8 * sum(map(len, files)) / pixels:.3f} bpp\n")
-    feed = by_stage["ours: tar read"] + by_stage["ours: entropy decode"]
-    stage_rows = [
-        [stage, f"{count / seconds:,.0f}", f"{1e3 * seconds / count:.3f}"] for stage, seconds in by_stage.items()
-    ]
-    stage_rows.append(["ours: workers alone (read + entropy)", f"{count / feed:,.0f}", f"{1e3 * feed / count:.3f}"])
-    print(markdown_table(["stage, one thread", "images/s", "ms an image"], stage_rows))
-    print()
-    names = list(dict.fromkeys(name for name, _ in whole))
-    rows = [[name, *(f"{count / whole[name, workers]:,.0f}" for workers in options.workers)] for name in names]
-    print(markdown_table(["images/s, whole loader", *(f"{n} workers" for n in options.workers)], rows))
+    print(feed_table(there, middle, file_bytes, options.judge), end="\n\n")
+    for line in verdicts(middle, options.workers):
+        print(f"- {line}")
+    if options.workers:
+        for table in whole_tables(there, middle, options):
+            print(f"\n{table}")
+    rows = [[name, f"{count:,.0f}"] for name, count in read_bytes.items()]
+    print(f"\n{markdown_table(['loader', 'bytes read an image, container and label included'], rows)}")
+    write_csv(options.out, options.judge, turns)
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "loader_speed.csv"
+
+def write_csv(folder: Path, judge: str, turns: dict[Key, list[Turn]]) -> None:
+    """A line for each value of each turn, in seconds an image (``first_batch``: seconds) and bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "loader_speed.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("what", "workers", "clock", "images", "seconds", "images_per_s"))
-        for stage, seconds in by_stage.items():
-            writer.writerow(
-                (
-                    stage,
-                    "",
-                    "wall" if codec.device.type == "cuda" else "processor",
-                    count,
-                    f"{seconds:.4f}",
-                    f"{count / seconds:.1f}",
-                )
-            )
-        for (name, workers), seconds in whole.items():
-            writer.writerow((name, workers, "wall", count, f"{seconds:.4f}", f"{count / seconds:.1f}"))
+        writer.writerow(COLUMNS)
+        for (name, workers), some in turns.items():
+            for number, turn in enumerate(some):
+                for quantity, value in turn.items():
+                    writer.writerow((judge, name, "" if workers is None else workers, quantity, number, f"{value:.9g}"))
     print(f"\nWritten: {path}")
 
 
