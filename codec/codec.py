@@ -82,7 +82,7 @@ class Codec:
             weights: name of shipped weights, or a path.
             device: ``auto`` (CUDA when there is one), ``cpu``, ``cuda``, ``cuda:1``, or a ``torch.device``.
             precision: ``float32``, ``bfloat16`` (inside the residual blocks), or ``auto``: bfloat16 where the hardware
-                multiplies it natively. Streams decode to the same latents whatever the precision; pixels may differ by
+                multiplies it faster. Streams decode to the same latents whatever the precision; pixels may differ by
                 rounding.
             threads: sets PyTorch's thread count for the whole process; None leaves it.
 

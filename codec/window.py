@@ -11,6 +11,7 @@ the cells lie on a canvas, on which gaps keep the regions apart and are the zero
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -55,11 +56,14 @@ class Window(NamedTuple):
 
 
 class Cells:
-    """What a pass over windows of some grids computes, as a list of cells, shape (1, 1, M, C), with M falling.
+    """What a pass over windows of some grids computes, as a list of cells, shape (1, 1, M, C).
+
+    The cells that are needed longest come first, so that what a block needs is the beginning of what the one before it
+    needed. Of the windows' own cells those of one grid follow those of the other, row by row.
 
     Args:
         grids: of each grid its rows and columns in blocks, and its window in cells. The pass gets the latents of all
-            blocks, those of one grid after those of the other, as one row: (1, 1, blocks, L).
+            blocks, grid by grid, as one row: (1, 1, blocks, L).
         layers: how many residual blocks there are.
         device: where the pass runs.
         compiled: convolve by numba instead of PyTorch: float32 on the CPU only. It takes no time to look at a new size,
@@ -71,30 +75,31 @@ class Cells:
     ) -> None:
         self._windows = [window for _, _, window in grids]
         boxes = [window.grown(layers, 2 * rows, 2 * columns) for rows, columns, window in grids]
-        shape, corners = _shelves([(box.bottom - box.top, box.right - box.left) for box in boxes])
+        (height, width), corners = _shelves([(box.bottom - box.top, box.right - box.left) for box in boxes])
         blocks = 0
         sources, places, lives = [], [], []
         for (rows, columns, window), box, (top, left) in zip(grids, boxes, corners, strict=True):
             y, x = np.arange(box.top, box.bottom)[:, None], np.arange(box.left, box.right)
             sources.append((4 * (blocks + columns * (y // 2)) + 2 * (y % 2) + (x + 2 * (x // 2))).ravel())
-            places.append((shape[1] * (y - box.top + top) + (x - box.left + left)).ravel())
-            outside = np.maximum(_outside(y, window.top, window.bottom), _outside(x, window.left, window.right))
-            lives.append((layers - outside).ravel())
+            places.append((width * (y - box.top + top) + (x - box.left + left)).ravel())
+            life_y = layers - _outside(y, window.top, window.bottom)
+            life_x = layers - _outside(x, window.left, window.right)
+            lives.append(np.minimum(life_y, life_x).ravel())
             blocks += rows * columns
-        source, place, life = (np.concatenate(arrays) for arrays in (sources, places, lives))
-        indices = [source]
-        for layer in range(layers):
-            given = np.flatnonzero(life > layer)
-            indices += [place, given]
-            place, life = place[given], life[given]
-        indices.append(place)
-        self._source, *sent = send(torch.from_numpy(np.concatenate(indices)), device).split([*map(len, indices)])
+        life = np.concatenate(lives)
+        order = np.argsort(-life, kind="stable")
+        source, place = np.concatenate(sources)[order], np.concatenate(places)[order]
+        self._source, places_M = send(torch.from_numpy(np.stack([source, place])), device)
+        counts = np.bincount(life, minlength=layers + 1)[::-1].cumsum()[::-1].tolist()
         self.steps: list[Step]
         if compiled:
-            numbers = np.full(shape[0] * shape[1], -1)
-            self.steps = [_Compiled(shape[1], numbers, sent[at], sent[at + 1]) for at in range(0, 2 * layers, 2)]
+            numbers = np.full(height * width, -1)
+            numbers[place] = np.arange(len(place))
+            self.steps = [_Compiled(width, numbers, place, given) for given in counts[1:]]
         else:
-            self.steps = [_Spread(shape, sent[at], sent[at + 1], sent[at + 2]) for at in range(0, 2 * layers, 2)]
+            self.steps = [
+                _Spread((height, width), places_M[:count], given) for count, given in itertools.pairwise(counts)
+            ]
 
     def start(self, quads_11B22C: Tensor) -> Tensor:
         """The cells that the first residual block needs, of those that the latents make, 2×2 from each block."""
@@ -114,38 +119,36 @@ class Cells:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Spread:
-    """A :data:`Step` on a canvas of that shape: ``places`` of the cells, which of these are ``given``, and where those
-    lie."""
+    """A :data:`Step` on a canvas of that shape: the ``places`` of its cells, and how many of them are ``given``."""
 
     shape: tuple[int, int]
     places: Tensor
-    given: Tensor
-    given_places: Tensor
+    given: int
 
     def __call__(self, depthwise: nn.Conv2d, u_11MC: Tensor, z_11MC: Tensor) -> tuple[Tensor, Tensor]:
         canvas = u_11MC.new_zeros(self.shape[0] * self.shape[1], u_11MC.shape[-1])
         canvas.index_copy_(0, self.places, u_11MC[0, 0])
         results, _ = everywhere(depthwise, canvas.view(1, *self.shape, -1), z_11MC)
-        return results.reshape(canvas.shape).index_select(0, self.given_places)[None, None], _some(z_11MC, self.given)
+        results_MC = results.reshape(canvas.shape).index_select(0, self.places[: self.given])
+        return results_MC[None, None], z_11MC[:, :, : self.given]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Compiled:
-    """The same without a canvas: ``numbers`` is for noting which cell lies where on one that is ``width`` wide."""
+    """The same without a canvas, but that ``numbers`` has for each place of it which cell lies there."""
 
     width: int
     numbers: _I64
-    places: Tensor
-    given: Tensor
+    places: _I64
+    given: int
 
     def __call__(self, depthwise: nn.Conv2d, u_11MC: Tensor, z_11MC: Tensor) -> tuple[Tensor, Tensor]:
-        z_11MC = _some(z_11MC, self.given)
+        z_11MC = z_11MC[:, :, : self.given]
         results = torch.empty_like(z_11MC)
         assert depthwise.bias is not None
         convolve_cells(
             u_11MC[0, 0].numpy(),
-            self.places.numpy(),
-            self.given.numpy(),
+            self.places,
             self.width,
             self.numbers,
             depthwise.weight.detach().squeeze(1).permute(1, 2, 0).contiguous().numpy(),
@@ -153,10 +156,6 @@ class _Compiled:
             results[0, 0].numpy(),
         )
         return results, z_11MC
-
-
-def _some(cells_11MC: Tensor, which: Tensor) -> Tensor:
-    return cells_11MC[0, 0].index_select(0, which)[None, None]
 
 
 def _outside(at: _I64, first: int, end: int) -> _I64:

@@ -19,23 +19,20 @@ _jit = numba.njit(nogil=True, cache=True, boundscheck=False, fastmath={"contract
 
 @_jit
 def convolve_cells(
-    cells: _F32, places: _I64, given: _I64, width: int, numbers: _I64, weight: _F32, bias: _F32, results: _F32
+    cells: _F32, places: _I64, width: int, numbers: _I64, weight: _F32, bias: _F32, results: _F32
 ) -> None:
     """Convolve a list of cells depthwise with 3×3 taps.
 
-    ``cells`` (M, C) lie at ``places`` (M,) of a canvas that is ``width`` wide; ``results`` (M', C) become what there is
-    at the places of those of them that ``given`` (M',) numbers. ``weight`` (3, 3, C), ``bias`` (C,). ``numbers`` has an
-    entry for every place of the canvas, -1 where no cell ever is; those of ``cells`` are overwritten.
+    Cell i lies at ``places[i]`` of a canvas that is ``width`` wide, and ``numbers`` says which cell lies at a place, -1
+    for none: there the canvas is 0. ``cells`` (M, C), ``weight`` (3, 3, C), ``bias`` (C,), ``results`` (M', C) for the
+    first M' cells.
     """
     channels = cells.shape[1]
-    for i in range(len(places)):
-        numbers[places[i]] = i
-    for i in range(len(given)):
-        place = places[given[i]]
+    for i in range(len(results)):
         for c in range(channels):
             results[i, c] = bias[c]
         for dy in range(3):
-            at = place + (dy - 1) * width
+            at = places[i] + (dy - 1) * width
             left, middle, right = numbers[at - 1], numbers[at], numbers[at + 1]
             # Three taps a time take a third fewer loads and stores of the sum.
             if min(left, middle, right) >= 0:
