@@ -79,17 +79,16 @@ def test_speed(repository: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_loader_speed(repository: Path, tmp_path: Path) -> None:
-    few = ("--images", "16", "--batch", "8", "--rounds", "1", "--workers", "1", "--seconds", "0")
+    # Without whole loaders, which need a process for every turn: `make bench` has those.
+    few = ("--images", "16", "--batch", "8", "--rounds", "1", "--workers", "--seconds", "0")
     printed = run(repository, "benchmarks.loader.loader_speed", *few, "--peers", tmp_path, "--out", tmp_path)
     assert "left out: LitData" in printed
-    assert "| 1 |" in printed.partition("images/s, whole loader")[2]
     with (tmp_path / "loader_speed.csv").open() as file:
         rows = list(csv.DictReader(file))
     contenders = {row["contender"] for row in rows}
     assert {"discernible", "webdataset, Pillow JPEG", "webdataset, Pillow AVIF"} <= contenders
-    assert {row["workers"] for row in rows} == {"", "1"}
     assert all(float(row["value"]) > 0 for row in rows)
-    assert {row["quantity"] for row in rows} == {"read", "decode", "wall", "cpu", "first_batch", "memory"}
+    assert {row["quantity"] for row in rows} == {"read", "decode"}
 
 
 def test_gpu_step(repository: Path) -> None:
