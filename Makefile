@@ -64,6 +64,10 @@ bench: $(VENV)/.installed-bench build/compressai/compressai build/loader_peers/l
 build/ministack/ministack: | $(VENV)/.installed-dev
 	$(PIP) install --quiet --no-warn-conflicts --target build/ministack ministack==1.5.33
 
+# For the test of the Lightning example, which is skipped without it.
+build/lightning/lightning: | $(VENV)/.installed-dev
+	$(PIP) install --quiet --no-deps --target build/lightning lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0
+
 # A peer of the speed benchmark. Its declared dependencies (numpy below 2, torchvision) fit no current environment, so what
 # its image models import is installed into a folder of its own. Without it the benchmark says so and goes on.
 build/compressai/compressai: | $(VENV)/.installed-bench
