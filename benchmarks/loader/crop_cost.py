@@ -24,15 +24,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import cut_photos, markdown_table, planes
 from discernible import RandomResizedCrop
 from discernible.codec import Codec, Latents, LatentsPart, Region, cut_latents
+from discernible.codec.bitstream import BLOCK, block_grid
+from discernible.codec.transforms import PATCH
+from discernible.codec.window import Window
 
 SIDES = (256, 512)
 COLUMNS = (
@@ -100,11 +103,23 @@ def part_way(codec: Codec, latents: list[Latents], regions: list[Region], batch:
     return in_batches(codec, [cut_latents(image, region, codec.margin) for image, region in pairs], batch)
 
 
-def flops(work: Callable[[], object]) -> int:
-    """How many the work needs."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return int(counter.get_total_flops())
+def share_of_macs(codec: Codec, image: Latents, region: Region) -> float:
+    """The multiply-accumulates that a region needs, of those of its image. Counted here: numba's are not PyTorch's."""
+    config = codec.weights.config
+    rows, columns = block_grid(image.height, image.width)
+    blocks = cut_latents(image, region, codec.margin).blocks
+    window = Window(
+        region.top // PATCH,
+        region.left // PATCH,
+        -(-(region.top + region.height) // PATCH),
+        -(-(region.left + region.width) // PATCH),
+    )
+    grown = [window.grown(cells, 2 * rows, 2 * columns) for cells in range(config.synthesis_blocks, -1, -1)]
+    cells = [(one.bottom - one.top) * (one.right - one.left) for one in grown]
+    c = config.channels
+    linear = 4 * c * config.latents * blocks + 3 * PATCH**2 * c * cells[-1]
+    residual = sum(c * c * needed + (4 * c * c + 9 * c) * given for needed, given in pairwise(cells))
+    return (linear + residual) / (config.macs_per_pixel()["synthesis"] * rows * columns * BLOCK**2)
 
 
 def one_round(
@@ -124,8 +139,8 @@ def one_round(
     pixels = sum(one.numel() for one in differences)
     measured.equal.append(sum(int((one == 0).sum()) for one in differences) / pixels)
     measured.pixels.append(pixels / sum(3 * image.height * image.width for image in latents))
-    needed = flops(lambda: part_way(codec, latents, regions, batch))
-    measured.macs.append(needed / flops(lambda: whole_way(codec, latents, regions, batch)))
+    pairs = zip(latents, regions, strict=True)
+    measured.macs.append(statistics.fmean(share_of_macs(codec, image, region) for image, region in pairs))
 
 
 def main() -> None:

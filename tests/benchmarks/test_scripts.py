@@ -94,3 +94,15 @@ def test_loader_speed(repository: Path, tmp_path: Path) -> None:
 def test_gpu_step(repository: Path) -> None:
     printed = run(repository, "benchmarks.loader.gpu_step", "--quick")
     assert "no CUDA device: left out" in printed or "| discernible |" in printed
+
+
+@pytest.mark.slow
+def test_crop_cost(repository: Path, tmp_path: Path) -> None:
+    few = ("--images", "2", "--rounds", "1", "--precision", "float32")
+    printed = run(repository, "benchmarks.loader.crop_cost", *few, "--out", tmp_path)
+    assert "| 512×512, RandomResizedCrop |" in printed
+    with (tmp_path / "crop_cost.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["side"] for row in rows} == {"256", "512"}
+    assert all(float(row["share_of_pixels"]) < float(row["share_of_macs"]) <= 1 for row in rows)
+    assert all(int(row["largest_difference"]) <= 1 for row in rows)

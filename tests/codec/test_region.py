@@ -145,3 +145,37 @@ def test_bfloat16_agrees(photos: Mapping[str, NDArray[np.uint8]]) -> None:
     (whole,) = codec.synthesise([latents])
     (part,) = codec.synthesise([cut_latents(latents, region, codec.margin)])
     assert (part.int() - whole[:, 37:107, 41:107].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("weights", ["default", "fidelity"])
+def test_pytorchs_convolution_agrees_with_the_compiled_one(
+    weights: str, photos: Mapping[str, NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs take PyTorch's, on a canvas; here it runs on the CPU."""
+    codec = Codec.load(weights, device="cpu", precision="float32", threads=1)
+    latents = codec.analyse([photo[:, :130, :170] for photo in photos.values()], 40)
+    wholes = codec.synthesise(latents)
+    regions = [
+        Region(top=13 * number, left=11 * number, height=20 + 5 * number, width=90 - 3 * number)
+        for number in range(len(latents))
+    ]
+    parts = [cut_latents(item, region, codec.margin) for item, region in zip(latents, regions, strict=True)]
+    compiled = codec.synthesise(parts)
+    monkeypatch.setattr(codec, "_compiled", False)
+    for whole, region, one, other in zip(wholes, regions, compiled, codec.synthesise(parts), strict=True):
+        check(codec, whole, one, region)
+        check(codec, whole, other, region)
+
+
+def test_few_pixels_of_photographs_are_rounded_otherwise(
+    codec: Codec, photos: Mapping[str, NDArray[np.uint8]]
+) -> None:
+    latents = codec.analyse([photo[:, :256, :256] for photo in photos.values()], 50)
+    region = Region(top=65, left=61, height=128, width=128)
+    parts = codec.synthesise([cut_latents(item, region, codec.margin) for item in latents])
+    differences = [
+        (part.int() - whole[:, 65:193, 61:189].int()).abs()
+        for part, whole in zip(parts, codec.synthesise(latents), strict=True)
+    ]
+    assert torch.stack(differences).max() <= 1
+    assert torch.stack(differences).float().mean() < 0.0005
