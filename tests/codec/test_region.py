@@ -167,9 +167,7 @@ def test_pytorchs_convolution_agrees_with_the_compiled_one(
         check(codec, whole, other, region)
 
 
-def test_few_pixels_of_photographs_are_rounded_otherwise(
-    codec: Codec, photos: Mapping[str, NDArray[np.uint8]]
-) -> None:
+def test_few_pixels_of_photographs_are_rounded_otherwise(codec: Codec, photos: Mapping[str, NDArray[np.uint8]]) -> None:
     latents = codec.analyse([photo[:, :256, :256] for photo in photos.values()], 50)
     region = Region(top=65, left=61, height=128, width=128)
     parts = codec.synthesise([cut_latents(item, region, codec.margin) for item in latents])
