@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import ConfigError
 from .bitstream import BLOCK, block_grid
 from .latents import Latents, LatentsPart
+from .transforms import PATCH
 
 __all__ = ["Region", "cut_latents"]
 
@@ -28,7 +29,7 @@ class Region:
 
 
 def cut_latents(latents: Latents, region: Region, margin: int) -> LatentsPart:
-    """The blocks of a region and up to ``margin`` more on each side (see ``Codec.margin``), copied.
+    """The blocks of a region and of ``margin`` patches of 8×8 pixels on each side (see ``Codec.margin``), copied.
 
     Raises ConfigError when the region is not inside the image, or the margin is negative.
     """
@@ -39,10 +40,13 @@ def cut_latents(latents: Latents, region: Region, margin: int) -> LatentsPart:
             "columns; choose one inside the image"
         )
     if margin < 0:
-        raise ConfigError(f"the margin must be at least 0 blocks, not {margin}; take Codec.margin")
+        raise ConfigError(f"the margin must be at least 0 patches, not {margin}; take Codec.margin")
     rows, columns = block_grid(latents.height, latents.width)
-    top, left = max(0, region.top // BLOCK - margin), max(0, region.left // BLOCK - margin)
-    below, behind = min(rows, -(-bottom // BLOCK) + margin), min(columns, -(-right // BLOCK) + margin)
+    top, left = (max(0, start // PATCH - margin) * PATCH // BLOCK for start in (region.top, region.left))
+    below, behind = (
+        min(count, -(-(-(-end // PATCH) + margin) * PATCH // BLOCK))
+        for end, count in ((bottom, rows), (right, columns))
+    )
     blocks = (columns * np.arange(top, below)[:, None] + np.arange(left, behind)).ravel()
     return LatentsPart(
         symbols=latents.symbols[blocks],

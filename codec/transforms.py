@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable
-from itertools import repeat
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +20,15 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .bitstream import BLOCK
-from .window import Cells, Step, everywhere
+from .blocks import FoldedBlocks, ResidualBlocks
+from .window import Cells
 
-__all__ = ["BLOCK", "PATCH", "Analysis", "Synthesis", "TransformConfig", "quality_coordinate", "receptive_margin"]
+__all__ = ["BLOCK", "PATCH", "Analysis", "Synthesis", "TransformConfig", "quality_coordinate"]
 
 PATCH = 8
 _PATCH_SAMPLES = 3 * PATCH * PATCH
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,82 +68,6 @@ def quality_coordinate(quality_N: Tensor) -> Tensor:
     return (quality_N.float() - 50.5) / 49.5
 
 
-def receptive_margin(config: TransformConfig) -> int:
-    """Blocks of 16×16 pixels that the synthesis of a block looks at beyond its own edge, on each side."""
-    return -(-config.synthesis_blocks * PATCH // BLOCK)
-
-
-class GatedBlock(nn.Module):
-    """Residual block on the working grid: 1×1, depthwise 3×3, 1×1; then a gated 1×1 pair. Channels last (N, h, w, C).
-
-    Each branch's output is scaled per channel by a quadratic in the quality coordinate, which ``Synthesis.folded``
-    moves into the branch's last weights, for one quality.
-    """
-
-    quality_gain: nn.Parameter | None
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.spatial_in = nn.Linear(channels, channels)
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.spatial_out = nn.Linear(channels, channels)
-        self.gate_in = nn.Linear(channels, 2 * channels)
-        self.gate_out = nn.Linear(channels, channels)
-        self.quality_gain = nn.Parameter(torch.zeros(2, 2, channels))
-        for last in (self.spatial_out, self.gate_out):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-
-    def gain(self, branch: int, t_N: Tensor) -> Tensor:
-        """What the first or second branch is scaled by, (N, 1, 1, C)."""
-        assert self.quality_gain is not None
-        linear, square = self.quality_gain[branch].unbind()
-        t = t_N.view(-1, 1, 1, 1)
-        return 1 + t * linear + t * t * square
-
-    def forward(self, z_NhwC: Tensor, t_N: Tensor, convolve: Step = everywhere) -> Tensor:
-        """Working grid (N, h, w, C) and quality coordinate (N,) to the working grid, or to those of its cells that the
-        convolution is asked for."""
-        u = F.leaky_relu(self.spatial_in(z_NhwC), 0.1, inplace=True)
-        u, z_NhwC = convolve(self.depthwise, u, z_NhwC)
-        z_NhwC = self._plus(0, z_NhwC, self.spatial_out, u, t_N)
-        return self._plus(1, z_NhwC, self.gate_out, self._gated(z_NhwC), t_N)
-
-    def _gated(self, z_NhwC: Tensor) -> Tensor:
-        # Two layers of one, and in place where that can be: what counts here is how much memory is touched.
-        value, gate = (
-            F.linear(z_NhwC, weight, bias)
-            for weight, bias in zip(self.gate_in.weight.chunk(2), self.gate_in.bias.chunk(2), strict=True)
-        )
-        gate.sigmoid_()
-        return value * gate if torch.is_grad_enabled() else gate.mul_(value)
-
-    def _plus(self, branch: int, z_NhwC: Tensor, last: nn.Linear, u_NhwC: Tensor, t_N: Tensor) -> Tensor:
-        """The residual stream and what a branch's last layer adds to it."""
-        if self.quality_gain is None:
-            channels = z_NhwC.shape[-1]
-            z_NhwC.view(-1, channels).addmm_(u_NhwC.view(-1, channels), last.weight.T)
-            return z_NhwC
-        output: Tensor = (last(u_NhwC) * self.gain(branch, t_N)).add_(z_NhwC)
-        return output
-
-
-class _Blocks(nn.Module):
-    """The residual blocks; their inside may run in bfloat16 while the residual stream stays float32."""
-
-    def __init__(self, channels: int, count: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(GatedBlock(channels) for _ in range(count))
-
-    def forward(
-        self, z_NhwC: Tensor, t_N: Tensor, precision: torch.dtype, convolve: Iterable[Step] = repeat(everywhere)
-    ) -> Tensor:
-        with torch.autocast(z_NhwC.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-            for block, step in zip(self.blocks, convolve, strict=False):
-                z_NhwC = block(z_NhwC, t_N, step)
-        return z_NhwC
-
-
 class Analysis(nn.Module):
     """Pixels to latents.
 
@@ -149,10 +75,12 @@ class Analysis(nn.Module):
     Returns latents (N, y, x, L) float32 in units of the pixel scale (an orthonormal transform at the start).
     """
 
+    body: ResidualBlocks | FoldedBlocks
+
     def __init__(self, config: TransformConfig) -> None:
         super().__init__()
         self.patch = nn.Linear(_PATCH_SAMPLES, config.channels)
-        self.body = _Blocks(config.channels, config.analysis_blocks)
+        self.body = ResidualBlocks(config.channels, config.analysis_blocks)
         self.merge = nn.Linear(4 * config.channels, config.latents)
 
     def forward(self, pixels_N3HW: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
@@ -164,6 +92,15 @@ class Analysis(nn.Module):
         latents: Tensor = self.merge(quads)
         return latents
 
+    @torch.no_grad()
+    def folded(self, t: Tensor) -> Analysis:
+        """The same for one quality coordinate (), see ``Synthesis.folded``."""
+        assert isinstance(self.body, ResidualBlocks)
+        analysis = copy.deepcopy(self)
+        analysis.body, added = self.body.folded(t)
+        analysis.merge.bias.add_(analysis.merge.weight @ added.repeat(4))
+        return _as_multiplied(analysis)
+
 
 class Synthesis(nn.Module):
     """Latents to pixels, the mirror image of :class:`Analysis`.
@@ -172,50 +109,45 @@ class Synthesis(nn.Module):
     float32, about 0…255, neither clipped nor rounded.
     """
 
+    body: ResidualBlocks | FoldedBlocks
+
     def __init__(self, config: TransformConfig) -> None:
         super().__init__()
         self.split = nn.Linear(config.latents, 4 * config.channels)
-        self.body = _Blocks(config.channels, config.synthesis_blocks)
+        self.body = ResidualBlocks(config.channels, config.synthesis_blocks)
         self.patch = nn.Linear(config.channels, _PATCH_SAMPLES)
 
-    def forward(
-        self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32, cells: Cells | None = None
-    ) -> Tensor:
-        """Latents to pixels, or only to those of ``cells``; ``precision`` is that inside the residual blocks."""
+    def forward(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+        """Latents to pixels; ``precision`` is that inside the residual blocks."""
+        return F.pixel_shuffle(self.patches(latents_NyxL, t_N, precision).permute(0, 3, 1, 2), PATCH)
+
+    def patches(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype, cells: Cells | None = None) -> Tensor:
+        """The same as (N, h, w, 192), red, green and blue of 8×8 pixels each; or only those of ``cells``."""
         n, y, x, _ = latents_NyxL.shape
         quads = self.split(latents_NyxL).view(n, y, x, 2, 2, -1)
         if cells is None:
             z_NhwC = self.body(quads.permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * y, 2 * x, -1), t_N, precision)
         else:
             z_NhwC = self.body(cells.start(quads), t_N, precision, cells.steps)
-        return F.pixel_shuffle(self.patch(z_NhwC).permute(0, 3, 1, 2), PATCH).add_(127.5)
+        patches: Tensor = self.patch(z_NhwC).add_(127.5)
+        return patches
 
     @torch.no_grad()
     def folded(self, t: Tensor) -> Synthesis:
-        """The same for one quality coordinate (), told by the weights: in float32 a fifth less work, other roundings.
-
-        Gains go into the weights before them. What biases add to the residual stream is the same everywhere, so it
-        goes into the biases of the layers that read the stream.
-        """
+        """The same for one quality coordinate (), told by the weights: in float32 less time, other roundings."""
+        assert isinstance(self.body, ResidualBlocks)
         synthesis = copy.deepcopy(self)
-        added = torch.zeros_like(synthesis.split.bias[: synthesis.patch.in_features])
-        for block in synthesis.body.blocks:
-            assert isinstance(block, GatedBlock)
-            for branch, (first, last) in enumerate(
-                ((block.spatial_in, block.spatial_out), (block.gate_in, block.gate_out))
-            ):
-                gain = block.gain(branch, t).flatten()
-                first.bias.add_(first.weight @ added)
-                added = added + gain * last.bias
-                last.weight.mul_(gain[:, None])
-                last.register_parameter("bias", None)
-            block.quality_gain = None
+        synthesis.body, added = self.body.folded(t)
         synthesis.patch.bias.add_(synthesis.patch.weight @ added)
-        for layer in synthesis.modules():
-            if isinstance(layer, nn.Linear):
-                # As the matrix product takes it, which it otherwise turns it into in every pass.
-                layer.weight.data = layer.weight.T.contiguous().T
-        return synthesis
+        return _as_multiplied(synthesis)
+
+
+def _as_multiplied(network: _Network) -> _Network:
+    """Linear weights in the order in memory that the product of matrices otherwise brings them to in every pass."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data = layer.weight.T.contiguous().T
+    return network
 
 
 @torch.no_grad()

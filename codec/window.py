@@ -2,7 +2,8 @@
 
 A depthwise 3×3 convolution needs a ring of cells around those that it gives, so the needed area shrinks by a cell on
 each side with every block. Where the grid ends the convolution sees zeros, in a whole image and here alike; that is why
-a region has the pixels that it has in the whole image.
+a region has the pixels that it has in the whole image. What comes from the far rings is faint, though, and half of them
+do: then the area shrinks with every second block only, and in the others its outermost cells see zeros too.
 
 Regions of any places and sizes share a pass. The linear layers see one list of all their cells. For the convolutions
 the cells lie on a canvas, on which gaps keep the regions apart and are the zeros beyond the ends of their grids.
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from .device import send
-from .window_kernels import convolve_cells
+from .window_kernels import convolve_cells, list_cells
 
-__all__ = ["Cells", "Step", "Window", "everywhere"]
+__all__ = ["Cells", "Step", "Window", "everywhere", "reaches"]
 
 _I64 = npt.NDArray[np.int64]
 
@@ -35,6 +36,12 @@ that are wanted."""
 def everywhere(depthwise: nn.Conv2d, u_NhwC: Tensor, z_NhwC: Tensor) -> tuple[Tensor, Tensor]:
     """The :data:`Step` that gives every cell of whole grids."""
     return depthwise(u_NhwC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), z_NhwC
+
+
+def reaches(layers: int, *, exact: bool) -> list[int]:
+    """How many cells around a window count before the first residual block, and after each: layers + 1 numbers down to
+    0, half as many cells (rounded up) unless ``exact``."""
+    return [left if exact else -(-left // 2) for left in range(layers, -1, -1)]
 
 
 class Window(NamedTuple):
@@ -58,42 +65,39 @@ class Window(NamedTuple):
 class Cells:
     """What a pass over windows of some grids computes, as a list of cells, shape (1, 1, M, C).
 
-    The cells that are needed longest come first, so that what a block needs is the beginning of what the one before it
+    The cells nearest to the windows come first, so that what a block needs is the beginning of what the one before it
     needed. Of the windows' own cells those of one grid follow those of the other, row by row.
 
     Args:
         grids: of each grid its rows and columns in blocks, and its window in cells. The pass gets the latents of all
             blocks, grid by grid, as one row: (1, 1, blocks, L).
-        layers: how many residual blocks there are.
+        reaches: of the residual blocks, see :func:`reaches`.
         device: where the pass runs.
         compiled: convolve by numba instead of PyTorch: float32 on the CPU only. It takes no time to look at a new size,
             where PyTorch's library generates code, for longer than the convolution of a crop takes.
     """
 
     def __init__(
-        self, grids: Sequence[tuple[int, int, Window]], layers: int, device: torch.device, *, compiled: bool
+        self, grids: Sequence[tuple[int, int, Window]], reaches: Sequence[int], device: torch.device, *, compiled: bool
     ) -> None:
         self._windows = [window for _, _, window in grids]
-        boxes = [window.grown(layers, 2 * rows, 2 * columns) for rows, columns, window in grids]
+        boxes = [window.grown(reaches[0], 2 * rows, 2 * columns) for rows, columns, window in grids]
         (height, width), corners = _shelves([(box.bottom - box.top, box.right - box.left) for box in boxes])
-        blocks = 0
-        sources, places, lives = [], [], []
-        for (rows, columns, window), box, (top, left) in zip(grids, boxes, corners, strict=True):
-            y, x = np.arange(box.top, box.bottom)[:, None], np.arange(box.left, box.right)
-            sources.append((4 * (blocks + columns * (y // 2)) + 2 * (y % 2) + (x + 2 * (x // 2))).ravel())
-            places.append((width * (y - box.top + top) + (x - box.left + left)).ravel())
-            life_y = layers - _outside(y, window.top, window.bottom)
-            life_x = layers - _outside(x, window.left, window.right)
-            lives.append(np.minimum(life_y, life_x).ravel())
-            blocks += rows * columns
-        life = np.concatenate(lives)
-        order = np.argsort(-life, kind="stable")
-        source, place = np.concatenate(sources)[order], np.concatenate(places)[order]
-        self._source, places_M = send(torch.from_numpy(np.stack([source, place])), device)
-        counts = np.bincount(life, minlength=layers + 1)[::-1].cumsum()[::-1].tolist()
+        within = np.zeros(reaches[0] + 1, dtype=np.int64)
+        found = list_cells(
+            np.array(boxes),
+            np.array(self._windows),
+            np.array([grid[:2] for grid in grids]),
+            np.array(corners),
+            width,
+            within,
+        )
+        self._source, places_M = send(torch.from_numpy(found), device)
+        place = found[1]
+        counts = within[list(reaches)].tolist()
         self.steps: list[Step]
         if compiled:
-            numbers = np.full(height * width, -1)
+            numbers = np.full(height * width, len(place))
             numbers[place] = np.arange(len(place))
             self.steps = [_Compiled(width, numbers, place, given) for given in counts[1:]]
         else:
@@ -105,15 +109,14 @@ class Cells:
         """The cells that the first residual block needs, of those that the latents make, 2×2 from each block."""
         return quads_11B22C.flatten(0, 4).index_select(0, self._source)[None, None]
 
-    def pictures(self, strip_13HW: Tensor) -> list[Tensor]:
-        """The pixels (3, 8·h, 8·w) of each window, from what the pass makes of its list of cells."""
+    def windows(self, results_11MX: Tensor) -> list[Tensor]:
+        """What the pass makes of its list of cells, (h, w, X) for each window."""
         found = []
-        size, start = strip_13HW.shape[2], 0
+        start = 0
         for top, left, bottom, right in self._windows:
             h, w = bottom - top, right - left
-            cells = strip_13HW[0, :, :, start : start + size * h * w].view(3, size, h, w, size)
-            found.append(cells.transpose(1, 2).reshape(3, size * h, size * w))
-            start += size * h * w
+            found.append(results_11MX[0, 0, start : start + h * w].view(h, w, -1))
+            start += h * w
         return found
 
 
@@ -135,7 +138,8 @@ class _Spread:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Compiled:
-    """The same without a canvas, but that ``numbers`` has for each place of it which cell lies there."""
+    """The same without a canvas, but that ``numbers`` has for each place of it which cell lies there, and a large
+    number where none does."""
 
     width: int
     numbers: _I64
@@ -156,12 +160,6 @@ class _Compiled:
             results[0, 0].numpy(),
         )
         return results, z_11MC
-
-
-def _outside(at: _I64, first: int, end: int) -> _I64:
-    """How far from the range that is, 0 inside it."""
-    found: _I64 = np.maximum.reduce([first - at, at - end + 1, np.zeros_like(at)])
-    return found
 
 
 def _shelves(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], list[tuple[int, int]]]:

@@ -61,12 +61,16 @@ class RandomResizedCrop:
 
     Its share of the image's area is uniform in ``scale``, its aspect ratio (width / height) log-uniform in ``ratio``,
     as torchvision's transform of the same name has it, after Szegedy et al., Going deeper with convolutions, 2015.
+
+    With ``grid`` above 1 its edges lie on multiples of so many pixels, where the image is that large. 8 are the patches
+    that the synthesis makes, and no part of a patch is then made in vain: a tenth less work for crops of 128 pixels.
     """
 
     size: tuple[int, int]
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    grid: int = 1
 
     def __post_init__(self) -> None:
         _check_size(self.size)
@@ -76,16 +80,24 @@ class RandomResizedCrop:
             raise ConfigError(f"ratio must be two ratios above 0, the smaller first, not {self.ratio}")
         if not 0 <= self.flip <= 1:
             raise ConfigError(f"flip must be a probability from 0 to 1, not {self.flip}")
+        if self.grid < 1:
+            raise ConfigError(f"grid must be at least 1 pixel, not {self.grid}")
 
     def view(self, height: int, width: int, draws: Iterator[float]) -> View:
         """A view that depends on the draws; the central one where none of ten tries fits into the image."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        step = self.grid if self.grid <= min(height, width) else 1
         for _ in range(_TRIES):
             area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * next(draws))
             aspect = math.exp(low + (high - low) * next(draws))
             h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
             if 0 < h <= height and 0 < w <= width:
-                top, left = int(next(draws) * (height - h + 1)), int(next(draws) * (width - w + 1))
+                h, w = (
+                    step * min(max(1, round(side / step)), whole // step) for side, whole in ((h, height), (w, width))
+                )
+                top, left = (
+                    step * int(next(draws) * ((whole - side) // step + 1)) for side, whole in ((h, height), (w, width))
+                )
                 region = Region(top=top, left=left, height=h, width=w)
                 break
         else:

@@ -21,14 +21,24 @@ def codec() -> Codec:
     return Codec.load("default", device="cpu", precision="float32", threads=1)
 
 
-def check(codec: Codec, whole: torch.Tensor, part: torch.Tensor, region: Region) -> None:
+@pytest.fixture(scope="module")
+def exact() -> Codec:
+    return Codec.load("default", device="cpu", precision="float32", threads=1, exact_crops=True)
+
+
+def check(whole: torch.Tensor, part: torch.Tensor, region: Region, *, exact: bool = False) -> None:
     bottom, right = region.top + region.height, region.left + region.width
     expected = whole[:, region.top : bottom, region.left : right]
     assert part.shape == expected.shape
-    # A rounding may go the other way.
     difference = (part.int() - expected.int()).abs()
-    assert difference.max() <= 1
-    assert (difference > 0).float().mean() < 0.02
+    if exact:
+        # A rounding may go the other way.
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() < 0.02
+    else:
+        assert difference.max() <= 2
+        # Of a handful of pixels all may be those that are off.
+        assert (difference > 0).sum() < 40 + 0.06 * difference.numel()
 
 
 @settings(deadline=None, max_examples=40)
@@ -40,7 +50,7 @@ def check(codec: Codec, whole: torch.Tensor, part: torch.Tensor, region: Region)
     data=st.data(),
 )
 def test_a_region_is_cut_out_of_the_whole(
-    codec: Codec, height: int, width: int, quality: int, seed: int, data: st.DataObject
+    codec: Codec, exact: Codec, height: int, width: int, quality: int, seed: int, data: st.DataObject
 ) -> None:
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     region = Region(
@@ -53,7 +63,8 @@ def test_a_region_is_cut_out_of_the_whole(
     (latents,) = codec.analyse([image], quality)
     (whole,) = codec.synthesise([latents])
     (part,) = codec.synthesise([cut_latents(latents, region, codec.margin)])
-    check(codec, whole, part, region)
+    check(whole, part, region)
+    check(whole, *exact.synthesise([cut_latents(latents, region, exact.margin)]), region, exact=True)
     # The same by way of the stream, without what is 0 anyway.
     compact = cut_compact(codec.entropy_decode_compact(codec.entropy_encode(latents)), region, codec.margin)
     arrays = [torch.from_numpy(array) for array in (compact.symbols, compact.groups, compact.colours, compact.classes)]
@@ -81,7 +92,7 @@ def test_many_regions_and_images_at_once(codec: Codec, photos: Mapping[str, NDAr
         items.append(item)
         expected.append((wholes[number], Region(top=0, left=0, height=200, width=260)))
     for part, (whole, region) in zip(codec.synthesise(items), expected, strict=True):
-        check(codec, whole, part, region)
+        check(whole, part, region)
     # Tensors may stand in for the arrays.
     given = [
         type(item)(
@@ -107,10 +118,11 @@ def test_parts_own_their_memory_and_are_small(codec: Codec, photos: Mapping[str,
     (latents,) = codec.analyse([photos["coffee"][:, :320, :320]])
     part = cut_latents(latents, Region(top=100, left=100, height=64, width=64), codec.margin)
     assert not np.shares_memory(part.symbols, latents.symbols)
-    side = 5 + 2 * codec.margin
-    assert (part.rows, part.columns) == (side, side)
-    assert part.symbols.shape == (side * side, codec.channels)
-    assert part.top == part.left == 16 * codec.margin + 4
+    # Patches 12 to 20 and three on each side, 9 to 23, are in blocks 4 to 11.
+    assert codec.margin == 3
+    assert (part.rows, part.columns) == (8, 8)
+    assert part.symbols.shape == (64, codec.channels)
+    assert part.top == part.left == 100 - 64
     assert part.borders == (False, False, False, False)
 
 
@@ -163,12 +175,18 @@ def test_pytorchs_convolution_agrees_with_the_compiled_one(
     compiled = codec.synthesise(parts)
     monkeypatch.setattr(codec, "_compiled", False)
     for whole, region, one, other in zip(wholes, regions, compiled, codec.synthesise(parts), strict=True):
-        check(codec, whole, one, region)
-        check(codec, whole, other, region)
+        check(whole, one, region)
+        check(whole, other, region)
 
 
-def test_few_pixels_of_photographs_are_rounded_otherwise(codec: Codec, photos: Mapping[str, NDArray[np.uint8]]) -> None:
-    latents = codec.analyse([photo[:, :256, :256] for photo in photos.values()], 50)
+@pytest.mark.parametrize(("exact_crops", "share"), [(False, 0.02), (True, 0.0005)])
+@pytest.mark.parametrize("quality", [20, 50])
+@pytest.mark.parametrize("weights", ["default", "fidelity"])
+def test_few_pixels_of_photographs_are_one_level_off(
+    weights: str, quality: int, exact_crops: bool, share: float, photos: Mapping[str, NDArray[np.uint8]]
+) -> None:
+    codec = Codec.load(weights, device="cpu", precision="float32", exact_crops=exact_crops)
+    latents = codec.analyse([photo[:, :256, :256] for photo in photos.values()], quality)
     region = Region(top=65, left=61, height=128, width=128)
     parts = codec.synthesise([cut_latents(item, region, codec.margin) for item in latents])
     differences = [
@@ -176,4 +194,12 @@ def test_few_pixels_of_photographs_are_rounded_otherwise(codec: Codec, photos: M
         for part, whole in zip(parts, codec.synthesise(latents), strict=True)
     ]
     assert torch.stack(differences).max() <= 1
-    assert torch.stack(differences).float().mean() < 0.0005
+    assert torch.stack(differences).float().mean() < share
+
+
+def test_a_part_with_more_around_it_than_it_needs(exact: Codec, photos: Mapping[str, NDArray[np.uint8]]) -> None:
+    (latents,) = exact.analyse([photos["coffee"][:, :256, :256]], 50)
+    region = Region(top=85, left=93, height=70, width=66)
+    large, small = (cut_latents(latents, region, margin) for margin in (exact.margin + 3, exact.margin))
+    assert large.blocks > small.blocks
+    assert torch.equal(*exact.synthesise([large]), *exact.synthesise([small]))

@@ -22,7 +22,8 @@ from discernible.codec.prior import (
 from discernible.codec.quality import gain, trade_off
 from discernible.codec.tables import CONTEXT_EDGES
 from discernible.codec.training import CodecNetwork
-from discernible.codec.transforms import Analysis, Synthesis, TransformConfig, initialise_with_klt, receptive_margin
+from discernible.codec.transforms import Analysis, Synthesis, TransformConfig, initialise_with_klt
+from discernible.codec.window import reaches
 from discernible.errors import ConfigError
 
 SMALL = TransformConfig(channels=48, latents=96, analysis_blocks=1, synthesis_blocks=2)
@@ -58,9 +59,27 @@ def test_synthesis_of_a_block_looks_no_further_than_its_margin() -> None:
     image[:, :, 64:80, 64:80].sum().backward()
     assert latents.grad is not None
     touched = latents.grad.abs().sum(-1)[0].nonzero()
-    margin = receptive_margin(SMALL)
+    margin = -(-reaches(SMALL.synthesis_blocks, exact=True)[0] // 2)
     assert touched.min() == 4 - margin
     assert touched.max() == 4 + margin
+
+
+@pytest.mark.parametrize("blocks", [0, 3])
+def test_transforms_folded_for_a_quality_are_the_trained_ones(blocks: int) -> None:
+    torch.manual_seed(0)
+    config = TransformConfig(channels=32, latents=96, analysis_blocks=blocks, synthesis_blocks=blocks)
+    analysis, synthesis = Analysis(config), Synthesis(config)
+    for parameter in (*analysis.parameters(), *synthesis.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1)
+    pixels = 255 * torch.rand(2, 3, 48, 64)
+    for t in (-1.0, 0.3):
+        t_N = torch.full((2,), t)
+        with torch.inference_mode():
+            latents = analysis(pixels, t_N)
+            assert torch.allclose(analysis.folded(t_N[0])(pixels, t_N), latents, rtol=1e-3, atol=1e-3)
+            assert torch.allclose(synthesis.folded(t_N[0])(latents, t_N), synthesis(latents, t_N), rtol=1e-3, atol=1e-3)
+            # They themselves are as before.
+            assert torch.equal(analysis(pixels, t_N), latents)
 
 
 def test_macs_match_the_layers() -> None:

@@ -45,6 +45,28 @@ def test_random_views_lie_inside_the_image(height: int, width: int, seed: int) -
     assert min(region.height, region.width) >= 1
 
 
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), st.integers(0, 1 << 62))
+def test_random_views_on_a_grid(height: int, width: int, grid: int, seed: int) -> None:
+    region = RandomResizedCrop(size=(9, 9), grid=grid).view(height, width, uniforms(seed)).region
+    free = RandomResizedCrop(size=(9, 9)).view(height, width, uniforms(seed)).region
+    assert 0 <= region.top <= region.top + region.height <= height
+    assert 0 <= region.left <= region.left + region.width <= width
+    if grid > min(height, width):
+        assert region == free
+    else:
+        assert max(abs(region.height - free.height), abs(region.width - free.width)) <= grid
+
+
+def test_views_on_a_grid_have_edges_there_and_reach_all_of_the_image() -> None:
+    crop = RandomResizedCrop(size=(224, 224), scale=(0.1, 0.5), grid=8)
+    regions = [crop.view(256, 300, uniforms(3, number)).region for number in range(2000)]
+    assert all(value % 8 == 0 for r in regions for value in (r.top, r.left, r.height, r.width))
+    assert {r.top for r in regions} >= set(range(0, 120, 8))
+    assert max(r.top + r.height for r in regions) == 256
+    # The last four pixels of a row are no whole patch.
+    assert max(r.left + r.width for r in regions) == 296
+
+
 def test_random_views_are_distributed_as_they_should_be() -> None:
     # So that every one fits: what does not is drawn again, which shifts the mean.
     crop = RandomResizedCrop(size=(224, 224), scale=(0.1, 0.4))
@@ -70,6 +92,7 @@ def test_a_view_that_cannot_fit_is_the_central_one() -> None:
     [
         {"size": (0, 3)}, {"size": (3, 3), "scale": (0, 1)}, {"size": (3, 3), "scale": (0.5, 0.2)},
         {"size": (3, 3), "ratio": (2, 1)}, {"size": (3, 3), "flip": 2},
+        {"size": (3, 3), "grid": 0},
     ],
 )  # fmt: skip
 def test_wrong_crops_are_refused(options: dict[str, Any]) -> None:
