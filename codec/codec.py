@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import ConfigError, ImageError, StreamCorruptError, WeightsMismatchError
 from .bitstream import block_grid, check_size, lanes_for, pack_stream, parse_stream
 from .compact import CompactLatents
-from .device import finish_transfers, receive, resolve_device, resolve_precision, send
+from .device import Received, Sent, Transfers, resolve_device, resolve_precision, send
 from .latents import Latents, LatentsPart
 from .prior import PREDICTED, class_costs, median_edge_prediction
 from .quality import STEPS_PER_OCTAVE, check_quality, gain
@@ -59,6 +59,7 @@ class Codec:
         self.weights = weights
         self.device = device
         self.precision = precision
+        self._transfers = Transfers(device)
         self._reaches = reaches(weights.config.synthesis_blocks, exact=exact_crops)
         self._analysis = weights.analysis.to(device)
         self._synthesis = weights.synthesis.to(device)
@@ -185,14 +186,19 @@ class Codec:
             frames=(Latents(symbols=None, classes=None, height=info.height, width=info.width, quality=info.quality),),
         )
 
+    def send(self, images: Sequence[Image]) -> Sent:
+        """Begin to move images to the device, ahead of what is to be done with them and beside what it does now. The
+        result's ``tensors()`` are then taken like the images themselves. Raises ImageError."""
+        return self._transfers.send([_check_image(image) for image in images])
+
     def analyse(self, images: Sequence[Image], quality: int | Sequence[int] = 50) -> list[Latents]:
         """Images to latents: ``transform``, then ``quantise``. Raises ImageError, ConfigError."""
         return [self.quantise(transformed) for transformed in self.transform(images, quality)]
 
     @torch.inference_mode()
     def transform(self, images: Sequence[Image], quality: int | Sequence[int] = 50) -> list[Transformed]:
-        """What of ``analyse`` is done on the device, in passes over images of one padded size; it waits for the device
-        once, when all has been asked of it. Raises ImageError, ConfigError."""
+        """What of ``analyse`` is done on the device, in passes over images of one padded size. A GPU is only asked for
+        it, and ``quantise`` waits for the results. Raises ImageError, ConfigError."""
         if isinstance(quality, int):
             qualities = [check_quality(quality)] * len(images)
         else:
@@ -200,19 +206,21 @@ class Codec:
             if len(qualities) != len(images):
                 raise ConfigError(f"{len(qualities)} qualities for {len(images)} images")
         tensors = [_check_image(image) for image in images]
-        received: dict[int, tuple[Tensor, Tensor]] = {}
+        found: dict[int, tuple[Tensor, Tensor, Received]] = {}
         grids = [block_grid(*image.shape[1:]) for image in tensors]
         keys = [(grid, quality if self._folds else None) for grid, quality in zip(grids, qualities, strict=True)]
         for members in self._passes(keys, [rows * columns for rows, columns in grids]):
             rows, columns = grids[members[0]]
             padded = [_pad(send(tensors[i], self.device), rows, columns) for i in members]
-            pairs = zip(*self._transform(torch.stack(padded), [qualities[i] for i in members]), strict=True)
-            received.update(zip(members, pairs, strict=True))
-        finish_transfers(self.device)
+            results = self._transform(torch.stack(padded), [qualities[i] for i in members])
+            (values, candidates), received = self._transfers.receive(results)
+            for number, i in enumerate(members):
+                found[i] = values[number], candidates[number], received
         return [
             Transformed(
-                values=received[i][0].numpy(),
-                candidates=received[i][1].numpy(),
+                values=found[i][0].numpy(),
+                candidates=found[i][1].numpy(),
+                received=found[i][2],
                 height=image.shape[1],
                 width=image.shape[2],
                 quality=qualities[i],
@@ -237,10 +245,11 @@ class Codec:
             scale_QKL, mean_QKL, usage_QK = scale_QKL[which_N], mean_QKL[which_N], usage_QK[which_N]
         costs = class_costs(residual, scale_QKL, mean_QKL, usage_QK)
         candidates = costs.topk(min(_CLASSES_TRIED, costs.shape[-1]), largest=False).indices.to(torch.uint8)
-        return receive(scaled.flatten(1, 2)), receive(candidates)
+        return scaled.flatten(1, 2), candidates
 
     def quantise(self, transformed: Transformed) -> Latents:
         """The encoder's choices, the other part of ``analyse``; on the CPU, without the interpreter lock."""
+        transformed.received.wait()
         quality, height, width = transformed.quality, transformed.height, transformed.width
         symbols, classes = quantise(
             transformed.values,

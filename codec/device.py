@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
 
-__all__ = ["finish_transfers", "receive", "resolve_device", "resolve_precision", "send"]
+__all__ = ["Received", "Sent", "Transfers", "resolve_device", "resolve_precision", "send"]
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -41,20 +43,67 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def receive(tensor: Tensor) -> Tensor:
-    """The tensor in host memory. From CUDA it comes into pinned memory, all of it only after ``finish_transfers``."""
-    if tensor.device.type != "cuda":
-        return tensor.cpu()
-    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+class Sent:
+    """Tensors on their way to a device."""
+
+    def __init__(self, tensors: Sequence[Tensor], arrived: torch.cuda.Event | None) -> None:
+        self._tensors = list(tensors)
+        self._arrived = arrived
+
+    def tensors(self) -> list[Tensor]:
+        """For use on the current stream, which waits for them; the caller does not."""
+        if self._arrived is not None:
+            stream = torch.cuda.current_stream(self._tensors[0].device)
+            stream.wait_event(self._arrived)
+            for tensor in self._tensors:
+                # Their memory belongs to the other stream, which would give it away too early.
+                tensor.record_stream(stream)
+        return self._tensors
 
 
-def finish_transfers(device: torch.device) -> None:
-    """Wait until the device has done what its current stream holds so far, and for nothing that comes later."""
-    if device.type == "cuda":
-        # Blocking, because waiting busily would take a core from the threads that quantise.
-        event = torch.cuda.Event(blocking=True)
-        event.record(torch.cuda.current_stream(device))
-        event.synchronize()
+class Received:
+    """That tensors are on their way to host memory."""
+
+    def __init__(self, arrived: torch.cuda.Event | None) -> None:
+        self._arrived = arrived
+
+    def wait(self) -> None:
+        """Until they are there; without the interpreter lock."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+
+
+class Transfers:
+    """Copies between host and device beside what the device computes: on CUDA each way on a stream of its own, from and
+    to pinned memory. Elsewhere there is nothing to do."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        cuda = device.type == "cuda"
+        self._up, self._down = (torch.cuda.Stream(device), torch.cuda.Stream(device)) if cuda else (None, None)
+
+    def send(self, tensors: Sequence[Tensor]) -> Sent:
+        """Begin to send tensors; from any thread, and ahead of the work on them."""
+        if self._up is None or not tensors:
+            return Sent([tensor.to(self._device) for tensor in tensors], None)
+        with torch.cuda.stream(self._up):
+            return Sent([send(tensor, self._device) for tensor in tensors], self._up.record_event())
+
+    def receive(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Received]:
+        """Begin to receive what the current stream makes; the results in host memory are complete after ``wait``."""
+        if self._down is None:
+            return [tensor.cpu() for tensor in tensors], Received(None)
+        # A thread that waits busily would take a core from those that quantise.
+        arrived = torch.cuda.Event(blocking=True)
+        self._down.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._down):
+            hosts = []
+            for tensor in tensors:
+                host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+                hosts.append(host.copy_(tensor, non_blocking=True))
+                tensor.record_stream(self._down)
+            arrived.record(self._down)
+        return hosts, Received(arrived)
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

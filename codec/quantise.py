@@ -13,6 +13,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from .device import Received
 from .prior import ROUNDING_VALUE
 from .quantise_kernels import quantise_blocks
 from .rans import predict_colours
@@ -26,7 +27,7 @@ _F32 = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transformed:
-    """One image between transform and quantisation, in host memory.
+    """One image between transform and quantisation, in host memory: all of it after ``received.wait()``.
 
     ``values`` float32 (blocks, L): latents in quantised units. ``candidates`` uint8 (blocks, M): the classes that are
     worth trying for each block. Blocks run row by row; sizes are in pixels.
@@ -34,6 +35,7 @@ class Transformed:
 
     values: _F32
     candidates: npt.NDArray[np.uint8]
+    received: Received
     height: int
     width: int
     quality: int

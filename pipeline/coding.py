@@ -1,6 +1,7 @@
 """One batch through the codec's device side: latents out, and how well they describe the pixels.
 
-In two halves, so that the device can begin a batch while the latents of the one before it are quantised elsewhere.
+In three steps: pixels are sent while the device works on the batch before, and the device can begin a batch while the
+latents of the one before it are quantised elsewhere.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     import torch
 
     from ..codec import Codec, Latents
+    from ..codec.device import Sent
     from ..codec.quantise import Transformed
 
-__all__ = ["AnalysedImage", "BegunBatch", "analyse_image", "begin_batch", "finish_batch"]
+__all__ = ["AnalysedImage", "BegunBatch", "SentBatch", "analyse_image", "begin_batch", "finish_batch", "send_batch"]
 
 _Images = Sequence[npt.NDArray[np.uint8]]
 
@@ -36,8 +38,16 @@ class AnalysedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class SentBatch:
+    """Images uint8 (3, H, W) that are on their way to the device; ``sent`` is None when there was no room for them."""
+
+    images: _Images
+    sent: Sent | None
+
+
+@dataclass(frozen=True, slots=True)
 class BegunBatch:
-    """Images that the device has transformed: they themselves, on the host and on the device, and their latents to be.
+    """Images that the device transforms: they themselves, on the host and on the device, and their latents to be.
 
     ``latents`` is empty when the transform failed on them.
     """
@@ -48,21 +58,30 @@ class BegunBatch:
     latents: Sequence[Future[Latents]]
 
 
-def begin_batch(
-    codec: Codec, images: _Images, quality: int, quantise: Callable[[Transformed], Future[Latents]]
-) -> BegunBatch:
-    """Transform uint8 images of shape (3, H, W) together, and have each quantised by ``quantise``, in another thread.
-
-    What is wrong with an image is kept for ``finish_batch``. Errors that are not about the images (a lost device) are
-    raised.
-    """
+def send_batch(codec: Codec, images: _Images) -> SentBatch:
+    """Begin to send images to the device. What is wrong with one is kept for ``finish_batch``; errors that are not
+    about the images (a lost device) are raised."""
     try:
-        pixels = _send(codec, images)
+        return SentBatch(images, codec.send(images))
+    except (CodecError, RuntimeError, MemoryError) as exc:
+        _about_images(exc)
+        return SentBatch(images, None)
+
+
+def begin_batch(
+    codec: Codec, batch: SentBatch, quality: int, quantise: Callable[[Transformed], Future[Latents]]
+) -> BegunBatch:
+    """Transform images together, and have each quantised by ``quantise``, in another thread. Errors as with
+    ``send_batch``."""
+    if batch.sent is None:
+        return BegunBatch(batch.images, quality, (), ())
+    try:
+        pixels = batch.sent.tensors()
         transformed = codec.transform(pixels, quality)
     except (CodecError, RuntimeError, MemoryError) as exc:
         _about_images(exc)
-        return BegunBatch(images, quality, (), ())
-    return BegunBatch(images, quality, pixels, [quantise(each) for each in transformed])
+        return BegunBatch(batch.images, quality, (), ())
+    return BegunBatch(batch.images, quality, pixels, [quantise(each) for each in transformed])
 
 
 def finish_batch(codec: Codec, batch: BegunBatch, *, measure: bool) -> list[AnalysedImage | CodecError | PipelineError]:
@@ -85,20 +104,11 @@ def analyse_image(
 ) -> AnalysedImage | CodecError | PipelineError:
     """A batch of one, quantised in the caller's thread."""
     try:
-        pixels = _send(codec, [image])
+        pixels = codec.send([image]).tensors()
         (result,) = _measured(codec, pixels, codec.analyse(pixels, quality), measure)
     except (CodecError, RuntimeError, MemoryError) as exc:
         return _about_images(exc)
     return result
-
-
-def _send(codec: Codec, images: _Images) -> list[torch.Tensor]:
-    """Moved once, and used for the analysis and for the comparison."""
-    import torch
-
-    from ..codec.device import send
-
-    return [send(torch.from_numpy(image), codec.device) for image in images]
 
 
 def _measured(

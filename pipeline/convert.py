@@ -6,7 +6,8 @@ Stages run side by side, joined by bounded queues::
     thread  pool      thread     device       pool            device  pool              caller's thread
 
 One thread serves the device: when a batch is transformed, the pool quantises it, while the device decodes the batch
-before it for its PSNR and transforms the one behind it.
+before it for its PSNR and transforms the one behind it. A GPU is sent the pixels of the batch behind that meanwhile,
+and sends latents back, on streams of their own.
 
 The output depends on the samples and the configuration alone: batches are composed by position (:mod:`.grouping`),
 samples are written in source order, and nothing written names a time or a machine. Memory is bounded by the queues:
@@ -29,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import CodecError, ConfigError, ImageMissingError, PipelineError, ShardError
-from .coding import AnalysedImage, BegunBatch, analyse_image, begin_batch, finish_batch
+from .coding import AnalysedImage, BegunBatch, SentBatch, analyse_image, begin_batch, finish_batch, send_batch
 from .grouping import BatchComposer
 from .items import Item
 from .output import SampleFacts, ShardOutput, ShardProgress
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from .s3_client import S3Options
 
 __all__ = ["ConvertConfig", "ShardConverter", "ShardProgress", "StageTimings"]
+
+_Batch = tuple[list[Item], SentBatch]
 
 _PROGRESS_SECONDS = 0.25
 # What one step of quality brings at least, so that a second try is rarely too much.
@@ -241,7 +244,7 @@ class ShardConverter:
                 with Stages() as stages:
                     decoding: Channel[Item] = stages.channel(threads + 2, name="decoding", watch=watch)
                     # The next batch is complete by the time that the codec is done with one.
-                    batches: Channel[list[Item]] = stages.channel(1, name="batches", watch=watch)
+                    batches: Channel[_Batch] = stages.channel(1, name="batches", watch=watch)
                     # Whole batches, so that one is entropy coded while the codec works on the next.
                     coding: Channel[list[Item]] = stages.channel(threads + 2, name="coding", watch=watch)
 
@@ -290,7 +293,7 @@ class ShardConverter:
         with watch.measure("pixels"):
             return decode_pixels(data, self.config.pixels)
 
-    def _compose(self, source: Channel[Item], batches: Channel[list[Item]], out: Channel[list[Item]]) -> None:
+    def _compose(self, source: Channel[Item], batches: Channel[_Batch], out: Channel[list[Item]]) -> None:
         composer: BatchComposer[Item] = BatchComposer(
             block=self._block, batch_pixels=self.config.batch_pixels, lookahead=self.config.lookahead
         )
@@ -302,17 +305,20 @@ class ShardConverter:
             else:
                 complete = composer.add(item.index, item, *item.pixels.shape[1:])
             for batch in complete:
-                batches.put(batch)
+                batches.put(self._sent(batch))
         for batch in composer.finish():
-            batches.put(batch)
+            batches.put(self._sent(batch))
         batches.close()
 
+    def _sent(self, batch: list[Item]) -> _Batch:
+        return batch, send_batch(self.codec, [item.pixels for item in batch if item.pixels is not None])
+
     def _code(
-        self, batches: Channel[list[Item]], pool: ThreadPoolExecutor, out: Channel[list[Item]], watch: Stopwatch
+        self, batches: Channel[_Batch], pool: ThreadPoolExecutor, out: Channel[list[Item]], watch: Stopwatch
     ) -> None:
         begun: tuple[list[Item], BegunBatch] | None = None
-        for batch in batches:
-            following = batch, self._begin(batch, pool, watch)
+        for batch, sent in batches:
+            following = batch, self._begin(sent, pool, watch)
             # Only now, so that the device was at work while the latents of the batch before were quantised.
             if begun is not None:
                 self._finish(*begun, pool, out, watch)
@@ -321,11 +327,10 @@ class ShardConverter:
             self._finish(*begun, pool, out, watch)
         out.close()
 
-    def _begin(self, batch: list[Item], pool: ThreadPoolExecutor, watch: Stopwatch) -> BegunBatch:
-        images = [item.pixels for item in batch if item.pixels is not None]
+    def _begin(self, batch: SentBatch, pool: ThreadPoolExecutor, watch: Stopwatch) -> BegunBatch:
         with watch.measure("codec"):
             return begin_batch(
-                self.codec, images, self.config.quality, lambda each: pool.submit(self._quantise, each, watch)
+                self.codec, batch, self.config.quality, lambda each: pool.submit(self._quantise, each, watch)
             )
 
     def _finish(
@@ -376,6 +381,8 @@ class ShardConverter:
         return quality, result
 
     def _quantise(self, transformed: Transformed, watch: Stopwatch) -> Latents:
+        # Not a part of the work, if it is a GPU that this waits for.
+        transformed.received.wait()
         with watch.measure("quantise"):
             return self.codec.quantise(transformed)
 

@@ -30,7 +30,7 @@ import torch
 from benchmarks.peers import cut_photos, markdown_table
 from discernible.codec import Codec, Latents
 from discernible.codec.quantise import Transformed
-from discernible.pipeline.coding import begin_batch, finish_batch
+from discernible.pipeline.coding import begin_batch, finish_batch, send_batch
 from discernible.pipeline.convert import ConvertConfig, ShardConverter
 from discernible.pipeline.local_storage import LocalStorage
 from discernible.pipeline.pixels import PixelPolicy, decode_pixels
@@ -104,7 +104,7 @@ def alone(codec: Codec, files: list[bytes]) -> Iterator[tuple[str, Callable[[], 
             return future
 
         for batch in batches:
-            finish_batch(codec, begin_batch(codec, batch, 50, quantised), measure=True)
+            finish_batch(codec, begin_batch(codec, send_batch(codec, batch), 50, quantised), measure=True)
 
     yield "pixels", lambda: [decode_pixels(data, policy) for data in files]
     yield "codec", code

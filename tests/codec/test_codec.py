@@ -272,11 +272,13 @@ def test_cuda_and_cpu_streams_are_interchangeable(codec: Codec, images: list[tor
 def test_what_comes_from_cuda_is_complete_and_stays(images: list[torch.Tensor]) -> None:
     """It lies in pinned memory, which later batches must not reuse while it is held."""
     device = Codec.load(device="cuda", precision="float32")
-    first = device.transform(images, 60)
+    first = device.transform(device.send(images).tensors(), 60)
+    for each in first:
+        each.received.wait()
     kept = [(each.values.copy(), each.candidates.copy()) for each in first]
     assert torch.from_numpy(first[0].values).is_pinned()
     for quality in (20, 90):
-        device.transform(images, quality)
+        device.transform(device.send(images).tensors(), quality)
     for each, (values, candidates) in zip(first, kept, strict=True):
         assert np.array_equal(each.values, values)
         assert np.array_equal(each.candidates, candidates)

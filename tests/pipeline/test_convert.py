@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tarfile
@@ -13,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from discernible.codec import Codec, Latents, read_stream_info
+from discernible.codec.device import Sent
 from discernible.codec.quantise import Transformed
 from discernible.errors import ConfigError, ImageError, ShardError
 from discernible.pipeline.convert import ConvertConfig, ShardConverter, ShardProgress
@@ -191,6 +194,10 @@ class PickyCodec:
         if stage == self._stage and self._width in widths:
             raise self._error
 
+    def send(self, images: Sequence[Any]) -> Sent:
+        self._check("send", (image.shape[-1] for image in images))
+        return self._codec.send(images)
+
     def transform(self, images: Sequence[Any], quality: int = 50) -> list[Transformed]:
         self._check("transform", (image.shape[-1] for image in images))
         return self._codec.transform(images, quality)
@@ -207,7 +214,7 @@ class PickyCodec:
         return self._codec.synthesise(latents)
 
 
-@pytest.mark.parametrize("stage", ["transform", "quantise", "synthesise"])
+@pytest.mark.parametrize("stage", ["send", "transform", "quantise", "synthesise"])
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -227,7 +234,7 @@ def test_an_image_that_the_codec_refuses_leaves_its_batch(
     assert 0 < receipt.committed < 14
 
 
-@pytest.mark.parametrize("stage", ["transform", "quantise", "synthesise"])
+@pytest.mark.parametrize("stage", ["send", "transform", "quantise", "synthesise"])
 def test_a_lost_device_ends_the_shard(image_folder: Path, codec: Codec, tmp_path: Path, stage: str) -> None:
     (shard,) = open_source(str(image_folder)).shards
     before = threading.active_count()
@@ -262,6 +269,44 @@ def test_the_device_begins_a_batch_while_another_is_quantised(image_folder: Path
     receipt = ShardConverter(config, codec=slow).convert(shard, str(tmp_path / "out"), PLAN)
     assert receipt.committed == 14
     assert transforms > 2
+
+
+def test_pixels_are_sent_while_the_device_works(image_folder: Path, codec: Codec, tmp_path: Path) -> None:
+    """The first batch is done with only when the second is on its way."""
+    sent = 0
+    second = threading.Event()
+
+    class Slow(PickyCodec):
+        def send(self, images: Sequence[Any]) -> Sent:
+            nonlocal sent
+            sent += 1
+            if sent == 2:
+                second.set()
+            return super().send(images)
+
+        def transform(self, images: Sequence[Any], quality: int = 50) -> list[Transformed]:
+            assert second.wait(20)
+            return super().transform(images, quality)
+
+    slow: Any = Slow(codec, "", ImageError("never"))
+    (shard, *_) = open_source(str(image_folder)).shards
+    config = ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5)
+    assert ShardConverter(config, codec=slow).convert(shard, str(tmp_path / "out"), PLAN).committed == 14
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_converts_what_the_processor_converts(image_folder: Path, converted: Path, tmp_path: Path) -> None:
+    (shard, *_) = open_source(str(image_folder)).shards
+    config = ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, threads=2, device="cuda")
+    for attempt in ("a", "b"):
+        ShardConverter(config).convert(shard, str(tmp_path / attempt), PLAN)
+    first, again, expected = (rows_of(folder) for folder in (tmp_path / "a", tmp_path / "b", converted))
+    assert first == again
+    assert first.keys() == expected.keys()
+    for key, row in first.items():
+        assert row.error_type == expected[key].error_type
+        if row.psnr is not None and math.isfinite(row.psnr):
+            assert row.psnr == pytest.approx(expected[key].psnr, abs=0.2)
 
 
 def test_progress_reports_and_can_abort(image_folder: Path, converter: ShardConverter, tmp_path: Path) -> None:
