@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,10 +186,16 @@ class Codec:
             frames=(Latents(symbols=None, classes=None, height=info.height, width=info.width, quality=info.quality),),
         )
 
-    def send(self, images: Sequence[Image]) -> Sent:
+    def send(self, images: Sequence[Image] | Callable[[], Sequence[Image]]) -> Sent:
         """Begin to move images to the device, ahead of what is to be done with them and beside what it does now. The
-        result's ``tensors()`` are then taken like the images themselves. Raises ImageError."""
-        return self._transfers.send([_check_image(image) for image in images])
+        result's ``tensors()`` are then taken like the images themselves.
+
+        A function may make them, on the device even: it is called with the stream for this as the current one. Raises
+        ImageError.
+        """
+        return self._transfers.send(
+            lambda: [_check_image(image) for image in (images() if callable(images) else images)]
+        )
 
     def analyse(self, images: Sequence[Image], quality: int | Sequence[int] = 50) -> list[Latents]:
         """Images to latents: ``transform``, then ``quantise``. Raises ImageError, ConfigError."""

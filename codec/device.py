@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class Sent:
 
     def tensors(self) -> list[Tensor]:
         """For use on the current stream, which waits for them; the caller does not."""
-        if self._arrived is not None:
+        if self._arrived is not None and self._tensors:
             stream = torch.cuda.current_stream(self._tensors[0].device)
             stream.wait_event(self._arrived)
             for tensor in self._tensors:
@@ -82,12 +82,12 @@ class Transfers:
         cuda = device.type == "cuda"
         self._up, self._down = (torch.cuda.Stream(device), torch.cuda.Stream(device)) if cuda else (None, None)
 
-    def send(self, tensors: Sequence[Tensor]) -> Sent:
-        """Begin to send tensors; from any thread, and ahead of the work on them."""
-        if self._up is None or not tensors:
-            return Sent([tensor.to(self._device) for tensor in tensors], None)
+    def send(self, make: Callable[[], Sequence[Tensor]]) -> Sent:
+        """Begin to send what a function returns, on its stream; from any thread, and ahead of the work on it."""
+        if self._up is None:
+            return Sent([tensor.to(self._device) for tensor in make()], None)
         with torch.cuda.stream(self._up):
-            return Sent([send(tensor, self._device) for tensor in tensors], self._up.record_event())
+            return Sent([send(tensor, self._device) for tensor in make()], self._up.record_event())
 
     def receive(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Received]:
         """Begin to receive what the current stream makes; the results in host memory are complete after ``wait``."""

@@ -58,6 +58,9 @@ MissingImage = Annotated[
 MaxPixels = Annotated[int, typer.Option(help="Quarantine images with more pixels than this.")]
 Background = Annotated[str, typer.Option(metavar="RRGGBB", help="Colour behind transparent pixels.")]
 Animated = Annotated[Literal["first", "refuse"], typer.Option(help="Animated images: first frame, or quarantine.")]
+Jpeg = Annotated[
+    Literal["cpu", "gpu"], typer.Option(help="Who decodes JPEG files: Pillow, or GPUs (needs torchvision).")
+]
 Psnr = Annotated[bool, typer.Option("--psnr/--no-psnr", help="Decode every image again to measure its PSNR.")]
 MinPsnr = Annotated[
     float | None, typer.Option(metavar="DB", help="Code worse images at a higher quality, or keep them as they are.")
@@ -179,6 +182,7 @@ def job_spec(
     max_pixels: MaxPixels = 178_956_970,
     background: Background = "ffffff",
     animated: Animated = "first",
+    jpeg: Jpeg = "cpu",
     psnr: Psnr = True,
     min_psnr: MinPsnr = None,
     min_size: MinSize = None,
@@ -207,6 +211,7 @@ def job_spec(
         max_pixels=max_pixels,
         background=_colour(background),
         animated=animated,
+        jpeg=jpeg,
         measure_psnr=psnr,
         min_psnr=min_psnr,
         min_size=min_size,
@@ -236,6 +241,7 @@ def job_arguments(spec: JobSpec) -> list[str]:
         "missing_image",
         "max_pixels",
         "animated",
+        "jpeg",
         "min_psnr",
         "min_size",
         "resize",

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from ..pipeline.sources import Source
     from ..pipeline.storage import Storage
 
-__all__ = ["Animated", "JobSpec", "MissingImage", "plan_identity", "resolve_location", "resolve_weights"]
+__all__ = ["Animated", "JobSpec", "JpegDecoder", "MissingImage", "plan_identity", "resolve_location", "resolve_weights"]
 
 MissingImage = Literal["quarantine", "passthrough"]
 Animated = Literal["first", "refuse"]
+JpegDecoder = Literal["cpu", "gpu"]
 
 # Part of every plan id. Raised when the same options come to mean other output bytes.
 OUTPUT_FORMAT = 1
@@ -42,8 +43,8 @@ class JobSpec:
     says whether a sample without one is quarantined or passed through. ``max_pixels`` (width × height), ``background``
     (RGB, 0..255, behind transparency) and ``animated`` are the pixel policy. ``batch_pixels`` is how many pixels the
     codec takes at once; None leaves it to the pipeline. ``measure_psnr`` decodes every image again; ``min_psnr`` and
-    ``passthrough_smaller`` are those of ``ConvertConfig``, ``min_size`` and ``resize`` those of ``PixelPolicy``.
-    ``overwrite`` removes a conversion with another plan from the destination.
+    ``passthrough_smaller`` are those of ``ConvertConfig``, ``min_size``, ``resize`` and ``jpeg`` those of
+    ``PixelPolicy``. ``overwrite`` removes a conversion with another plan from the destination.
 
     Raises:
         ConfigError: a field is out of range, or two contradict each other.
@@ -62,6 +63,7 @@ class JobSpec:
     max_pixels: int = 178_956_970
     background: tuple[int, int, int] = (255, 255, 255)
     animated: Animated = "first"
+    jpeg: JpegDecoder = "cpu"
     batch_pixels: int | None = None
     measure_psnr: bool = True
     min_psnr: float | None = None
@@ -100,7 +102,13 @@ class JobSpec:
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
         if self.device == "cpu" and self.gpus_per_worker:
             raise ConfigError("device cpu and gpus per worker contradict each other")
-        for name, allowed in (("missing_image", ("quarantine", "passthrough")), ("animated", ("first", "refuse"))):
+        if self.device == "cpu" and self.jpeg == "gpu":
+            raise ConfigError("device cpu and JPEG decoding on a GPU contradict each other")
+        for name, allowed in (
+            ("missing_image", ("quarantine", "passthrough")),
+            ("animated", ("first", "refuse")),
+            ("jpeg", ("cpu", "gpu")),
+        ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(
                     f"{name.replace('_', ' ')} must be {' or '.join(allowed)}, not {getattr(self, name)!r}"
@@ -153,6 +161,7 @@ class JobSpec:
                 max_pixels=self.max_pixels,
                 background=self.background,
                 animated=self.animated,
+                jpeg=self.jpeg,
                 min_size=self.min_size,
                 resize=self.resize,
             ),

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CodecError, ImageTooLargeError, PipelineError
+from .gpu_jpeg import GpuJpeg, JpegFile
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AnalysedImage", "BegunBatch", "SentBatch", "analyse_image", "begin_batch", "finish_batch", "send_batch"]
 
-_Images = Sequence[npt.NDArray[np.uint8]]
+_Image = npt.NDArray[np.uint8] | JpegFile
+_Images = Sequence[_Image]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class AnalysedImage:
 
 @dataclass(frozen=True, slots=True)
 class SentBatch:
-    """Images uint8 (3, H, W) that are on their way to the device; ``sent`` is None when there was no room for them."""
+    """Images uint8 (3, H, W), or files of such, that are on their way to the device; ``sent`` is None when something is
+    wrong with them."""
 
     images: _Images
     sent: Sent | None
@@ -58,12 +61,12 @@ class BegunBatch:
     latents: Sequence[Future[Latents]]
 
 
-def send_batch(codec: Codec, images: _Images) -> SentBatch:
-    """Begin to send images to the device. What is wrong with one is kept for ``finish_batch``; errors that are not
-    about the images (a lost device) are raised."""
+def send_batch(codec: Codec, images: _Images, jpeg: GpuJpeg | None = None) -> SentBatch:
+    """Begin to send images to the device, where ``jpeg`` decodes files. What is wrong with one is kept for
+    ``finish_batch``; errors that are not about the images (a lost device) are raised."""
     try:
-        return SentBatch(images, codec.send(images))
-    except (CodecError, RuntimeError, MemoryError) as exc:
+        return SentBatch(images, _send(codec, images, jpeg))
+    except (CodecError, PipelineError, RuntimeError, MemoryError) as exc:
         _about_images(exc)
         return SentBatch(images, None)
 
@@ -84,7 +87,9 @@ def begin_batch(
     return BegunBatch(batch.images, quality, pixels, [quantise(each) for each in transformed])
 
 
-def finish_batch(codec: Codec, batch: BegunBatch, *, measure: bool) -> list[AnalysedImage | CodecError | PipelineError]:
+def finish_batch(
+    codec: Codec, batch: BegunBatch, *, measure: bool, jpeg: GpuJpeg | None = None
+) -> list[AnalysedImage | CodecError | PipelineError]:
     """Wait for the latents of a batch and, with ``measure``, compare what they decode to with the images.
 
     An image that fails has its error in its place: when the batch fails as a whole, its images are tried one by one, so
@@ -96,19 +101,27 @@ def finish_batch(codec: Codec, batch: BegunBatch, *, measure: bool) -> list[Anal
             return list(_measured(codec, batch.pixels, latents, measure))
         except (CodecError, RuntimeError, MemoryError) as exc:
             _about_images(exc)
-    return [analyse_image(codec, image, batch.quality, measure=measure) for image in batch.images]
+    return [analyse_image(codec, image, batch.quality, measure=measure, jpeg=jpeg) for image in batch.images]
 
 
 def analyse_image(
-    codec: Codec, image: npt.NDArray[np.uint8], quality: int, *, measure: bool
+    codec: Codec, image: _Image, quality: int, *, measure: bool, jpeg: GpuJpeg | None = None
 ) -> AnalysedImage | CodecError | PipelineError:
     """A batch of one, quantised in the caller's thread."""
     try:
-        pixels = codec.send([image]).tensors()
+        pixels = _send(codec, [image], jpeg).tensors()
         (result,) = _measured(codec, pixels, codec.analyse(pixels, quality), measure)
-    except (CodecError, RuntimeError, MemoryError) as exc:
+    except (CodecError, PipelineError, RuntimeError, MemoryError) as exc:
         return _about_images(exc)
     return result
+
+
+def _send(codec: Codec, images: _Images, jpeg: GpuJpeg | None) -> Sent:
+    if jpeg is not None:
+        return codec.send(lambda: jpeg.pixels(images))
+    arrays = [image for image in images if not isinstance(image, JpegFile)]
+    assert len(arrays) == len(images)
+    return codec.send(arrays)
 
 
 def _measured(
@@ -139,9 +152,9 @@ def _psnr(squared_error: int, samples: int) -> float:
     return math.inf if squared_error == 0 else 10 * math.log10(255 * 255 * samples / squared_error)
 
 
-def _about_images(exc: CodecError | RuntimeError | MemoryError) -> CodecError | PipelineError:
+def _about_images(exc: CodecError | PipelineError | RuntimeError | MemoryError) -> CodecError | PipelineError:
     """What an error says about the images; raises one that says nothing about them."""
-    if isinstance(exc, CodecError):
+    if isinstance(exc, CodecError | PipelineError):
         return exc
     if not _is_out_of_memory(exc):
         raise exc

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import CodecError, ConfigError, ImageMissingError, PipelineError, ShardError
 from .coding import AnalysedImage, BegunBatch, SentBatch, analyse_image, begin_batch, finish_batch, send_batch
+from .gpu_jpeg import GpuJpeg, JpegFile, plain_jpeg
 from .grouping import BatchComposer
 from .items import Item
 from .output import SampleFacts, ShardOutput, ShardProgress
@@ -156,7 +157,8 @@ class StageTimings:
 
 
 class ShardConverter:
-    """Converts shards with weights that it loads once. Raises WeightsError when it cannot.
+    """Converts shards with weights that it loads once. Raises WeightsError when it cannot, and ConfigError when JPEG
+    files are to be decoded on a GPU and that cannot be done.
 
     Two threads may convert a shard each: one has the codec, the other meanwhile reads ahead or writes what is left, so
     that the codec need not wait for a store between two shards.
@@ -168,6 +170,7 @@ class ShardConverter:
 
         self.config = config
         self.codec = codec or Codec.load(config.weights, device=config.device, threads=config.threads)
+        self._jpeg = GpuJpeg(self.codec.device) if config.pixels.jpeg == "gpu" else None
         self._turn = threading.Lock()
         self._local = threading.local()
         self._block = BLOCK
@@ -289,9 +292,11 @@ class ShardConverter:
                 item.fault = exc
         return item
 
-    def _decode(self, data: bytes, watch: Stopwatch) -> DecodedImage:
+    def _decode(self, data: bytes, watch: Stopwatch) -> DecodedImage | JpegFile:
+        policy = self.config.pixels
         with watch.measure("pixels"):
-            return decode_pixels(data, self.config.pixels)
+            file = None if self._jpeg is None else plain_jpeg(data, policy)
+            return decode_pixels(data, policy) if file is None else file
 
     def _compose(self, source: Channel[Item], batches: Channel[_Batch], out: Channel[list[Item]]) -> None:
         composer: BatchComposer[Item] = BatchComposer(
@@ -311,7 +316,7 @@ class ShardConverter:
         batches.close()
 
     def _sent(self, batch: list[Item]) -> _Batch:
-        return batch, send_batch(self.codec, [item.pixels for item in batch if item.pixels is not None])
+        return batch, send_batch(self.codec, [item.pixels for item in batch if item.pixels is not None], self._jpeg)
 
     def _code(
         self, batches: Channel[_Batch], pool: ThreadPoolExecutor, out: Channel[list[Item]], watch: Stopwatch
@@ -344,7 +349,7 @@ class ShardConverter:
         with watch.measure("quantising late"):
             wait(begun.latents)
         with watch.measure("codec"):
-            results = finish_batch(self.codec, begun, measure=self.config.measure_psnr)
+            results = finish_batch(self.codec, begun, measure=self.config.measure_psnr, jpeg=self._jpeg)
         for item, result in zip(batch, results, strict=True):
             with watch.measure("codec"):
                 item.quality, result = self._guarded(item.pixels, self.config.quality, result)
@@ -366,7 +371,10 @@ class ShardConverter:
         return self.config.min_psnr is not None and psnr is not None and psnr < self.config.min_psnr
 
     def _guarded(
-        self, pixels: npt.NDArray[np.uint8] | None, quality: int, result: AnalysedImage | CodecError | PipelineError
+        self,
+        pixels: npt.NDArray[np.uint8] | JpegFile | None,
+        quality: int,
+        result: AnalysedImage | CodecError | PipelineError,
     ) -> tuple[int, AnalysedImage | CodecError | PipelineError]:
         """The result at a quality that is good enough, or at the highest one, and that quality."""
         while (
@@ -377,7 +385,7 @@ class ShardConverter:
         ):
             missing = (self.config.min_psnr or 0.0) - (result.psnr or 0.0)
             quality = min(100, quality + max(1, math.ceil(missing / _DECIBELS_A_STEP)))
-            result = analyse_image(self.codec, pixels, quality, measure=True)
+            result = analyse_image(self.codec, pixels, quality, measure=True, jpeg=self._jpeg)
         return quality, result
 
     def _quantise(self, transformed: Transformed, watch: Stopwatch) -> Latents:

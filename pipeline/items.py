@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from .gpu_jpeg import JpegFile
+
 __all__ = ["Item"]
 
 
@@ -22,7 +24,8 @@ __all__ = ["Item"]
 class Item:
     """A sample that waits first for its pixels, then for its stream, or for nothing when it has a fault.
 
-    ``extension`` is that of its image, ``original`` the image's file where that may be needed again.
+    ``extension`` is that of its image, ``original`` the image's file where that may be needed again. ``pixels`` is a
+    JPEG file where the device is to decode it.
     """
 
     index: int
@@ -31,8 +34,8 @@ class Item:
     extension: str = ""
     fault: CodecError | PipelineError | None = None
     passthrough: bool = False
-    decoding: Future[DecodedImage] | None = None
-    pixels: npt.NDArray[np.uint8] | None = None
+    decoding: Future[DecodedImage | JpegFile] | None = None
+    pixels: npt.NDArray[np.uint8] | JpegFile | None = None
     quality: int = 0
     psnr: float | None = None
     coding: Future[bytes] | None = None
@@ -53,9 +56,10 @@ class Item:
             self.facts = replace(self.facts, bytes_in=bytes_in)
             self.fault = exc
             return
-        self.pixels = image.pixels
-        _, height, width = image.pixels.shape
-        self.facts = SampleFacts(self.facts.bytes_read, bytes_in, height, width, image.format, image.notes)
+        self.pixels = image.pixels if isinstance(image, DecodedImage) else image
+        name, notes = (image.format, image.notes) if isinstance(image, DecodedImage) else ("JPEG", ())
+        _, height, width = self.pixels.shape
+        self.facts = SampleFacts(self.facts.bytes_read, bytes_in, height, width, name, notes)
 
     def stream(self) -> bytes | None:
         """Wait for the stream; None when there is none, and the fault says why."""

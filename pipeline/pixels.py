@@ -18,12 +18,15 @@ large               where a size is asked for, reduced to it, never enlarged
 ==================  ==================================================================================================
 
 Only raster formats that Pillow decodes in-process are accepted; formats that run other programs (EPS, WMF) are not.
+JPEG files that need nothing of the above may be left to a GPU (:mod:`.gpu_jpeg`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +37,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from ..errors import ConfigError, ImageFilteredError, ImageTooLargeError, ImageUnreadableError, SampleError
 from .colour import to_rgb
 
-__all__ = ["ACCEPTED_FORMATS", "MAX_SIDE", "DecodedImage", "PixelPolicy", "decode_pixels"]
+__all__ = ["ACCEPTED_FORMATS", "MAX_SIDE", "DecodedImage", "PixelPolicy", "decode_pixels", "plain_jpeg_size"]
 
 ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "DIB", "PPM", "TGA", "GIF", "QOI")
 """Formats tried, by Pillow's names, whatever the file is called. JPEG covers MPO, which Pillow finds out later."""
@@ -60,7 +63,9 @@ class PixelPolicy:
     ``max_pixels`` is width times height; Pillow's own limit (``2 * Image.MAX_IMAGE_PIXELS``, which is the default here)
     holds as well. ``background`` is an sRGB colour, 0..255 each. ``animated`` says what to do with animations: take the
     ``first`` frame or ``refuse``. Images whose shorter side is below ``min_size`` are filtered; those where it is above
-    ``resize`` are reduced until it is that (Lanczos, after JPEG's own reduction to at least twice that size).
+    ``resize`` are reduced until it is that (Lanczos, after JPEG's own reduction to at least twice that size). ``jpeg``
+    says who decodes plain JPEG files: Pillow (``cpu``), or nvJPEG (``gpu``), whose pixels are a few levels off
+    Pillow's.
     """
 
     max_pixels: int = 178_956_970
@@ -68,6 +73,7 @@ class PixelPolicy:
     animated: Literal["first", "refuse"] = "first"
     min_size: int | None = None
     resize: int | None = None
+    jpeg: Literal["cpu", "gpu"] = "cpu"
 
     def __post_init__(self) -> None:
         if self.max_pixels < 1:
@@ -76,6 +82,8 @@ class PixelPolicy:
             raise ConfigError(f"background must be three integers from 0 to 255, not {self.background!r}")
         if self.animated not in ("first", "refuse"):
             raise ConfigError(f"animated must be 'first' or 'refuse', not {self.animated!r}")
+        if self.jpeg not in ("cpu", "gpu"):
+            raise ConfigError(f"jpeg must be 'cpu' or 'gpu', not {self.jpeg!r}")
         for name in ("min_size", "resize"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MAX_SIDE:
@@ -118,11 +126,38 @@ def decode_pixels(data: bytes, policy: PixelPolicy = _DEFAULT_POLICY) -> Decoded
     Raises ImageTooLargeError, ImageFilteredError, or ImageUnreadableError for everything else that is wrong with the
     bytes, whatever the decoder behind it stumbled over.
     """
+    with _opened(data) as image:
+        return _decode(image, policy)
+
+
+def plain_jpeg_size(data: bytes, policy: PixelPolicy) -> tuple[int, int] | None:
+    """Height and width of a JPEG file that only has to be decoded; None for all other images.
+
+    That is one of grey or YCbCr components without a colour profile, upright, complete, and not to be reduced. Raises
+    as ``decode_pixels`` does for what a header tells.
+    """
+    with _opened(data) as image:
+        _check_size(image, policy)
+        plain = (
+            image.format == "JPEG"
+            and data.endswith(b"\xff\xd9")
+            and image.mode in ("L", "RGB")
+            # 0: the components are red, green and blue.
+            and image.info.get("adobe_transform", 1) == 1
+            and not image.info.get("icc_profile")
+            and _reduced_size(image.size, policy.resize) is None
+            and _orientation(image, []) in (0, 1)
+        )
+        return (image.height, image.width) if plain else None
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
     if not data:
         raise ImageUnreadableError("the image is empty: zero bytes")
     try:
         with Image.open(io.BytesIO(data), formats=ACCEPTED_FORMATS) as image:
-            return _decode(image, policy)
+            yield image
     except SampleError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
@@ -136,7 +171,7 @@ def decode_pixels(data: bytes, policy: PixelPolicy = _DEFAULT_POLICY) -> Decoded
         raise ImageUnreadableError(f"the image cannot be decoded: {exc or type(exc).__name__}") from exc
 
 
-def _decode(image: Image.Image, policy: PixelPolicy) -> DecodedImage:
+def _check_size(image: Image.Image, policy: PixelPolicy) -> None:
     width, height = image.size
     if width * height > policy.max_pixels:
         raise ImageTooLargeError(f"the image is {width} x {height}, more than the {policy.max_pixels:,} pixels allowed")
@@ -146,6 +181,11 @@ def _decode(image: Image.Image, policy: PixelPolicy) -> DecodedImage:
         raise ImageUnreadableError(f"the image is {width} x {height}")
     if policy.min_size is not None and min(width, height) < policy.min_size:
         raise ImageFilteredError(f"the image is {width} x {height}, smaller than {policy.min_size}")
+
+
+def _decode(image: Image.Image, policy: PixelPolicy) -> DecodedImage:
+    _check_size(image, policy)
+    width, height = image.size
     name, mode = image.format or "", image.mode
     reduced = _reduced_size(image.size, policy.resize)
     if reduced is not None:

@@ -99,6 +99,7 @@ def test_only_what_changes_bytes_changes_the_plan_id(photos: Path, tmp_path: Pat
         {"background": (0, 0, 0)},
         {"max_pixels": 1000},
         {"animated": "refuse"},
+        {"jpeg": "gpu"},
         {"missing_image": "passthrough"},
         {"image_member": "png"},
     ]
