@@ -28,7 +28,7 @@ demo: $(VENV)/.installed-demo  ## convert photographs that an installed package 
 	$(BIN)/discernible demo --out $(OUT)/demo
 
 .PHONY: test
-test: $(VENV)/.installed-dev build/ministack/ministack  ## all tests; PYTEST_ARGS="-k tar -x" narrows them
+test: $(VENV)/.installed-dev build/ministack/ministack build/lightning/lightning  ## all tests; PYTEST_ARGS="-k tar -x" narrows them
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 .PHONY: chaos
@@ -53,18 +53,21 @@ lint: $(VENV)/.installed-dev  ## format, lint rules, import contracts, types, sh
 	MYPYPATH=build/typecheck $(BIN)/mypy -p discernible
 
 .PHONY: bench
-bench: $(VENV)/.installed-bench build/compressai/compressai build/loader_peers/litdata  ## the quick variant of every benchmark; results in $(OUT)/benchmarks
+bench: $(VENV)/.installed-bench build/compressai/compressai build/loader_peers/litdata  ## the quick variants of the benchmarks; results in $(OUT)/benchmarks
 	$(BIN)/python -m benchmarks.speed.codec_speed --quick --out $(OUT)/benchmarks
 	$(BIN)/python -m benchmarks.speed.dispatch --quick --out $(OUT)/benchmarks
+	$(BIN)/python -m benchmarks.speed.conversion --quick --out $(OUT)/benchmarks
 	$(BIN)/python -m benchmarks.loader.loader_speed --quick --out $(OUT)/benchmarks
 	$(BIN)/python -m benchmarks.loader.gpu_step --quick --out $(OUT)/benchmarks
+	$(BIN)/python -m benchmarks.loader.crop_cost --quick --out $(OUT)/benchmarks
+	$(BIN)/python -m benchmarks.loader.training_equality --quick --out $(OUT)/benchmarks
 	$(BIN)/python -m benchmarks.rate_distortion.kodak --quick --out $(OUT)/benchmarks
 
 # A second implementation of S3 for the tests, in a folder of its own: it wants one certain version of botocore.
 build/ministack/ministack: | $(VENV)/.installed-dev
 	$(PIP) install --quiet --no-warn-conflicts --target build/ministack ministack==1.5.33
 
-# For the test of the Lightning example, which is skipped without it.
+# For the test of the Lightning example, which is skipped without it: the three packages that it needs beside ours.
 build/lightning/lightning: | $(VENV)/.installed-dev
 	$(PIP) install --quiet --no-deps --target build/lightning lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0
 
