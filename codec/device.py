@@ -79,8 +79,10 @@ class Transfers:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        cuda = device.type == "cuda"
-        self._up, self._down = (torch.cuda.Stream(device), torch.cuda.Stream(device)) if cuda else (None, None)
+        self._up: torch.cuda.Stream | None = None
+        self._down: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._up, self._down = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
     def send(self, make: Callable[[], Sequence[Tensor]]) -> Sent:
         """Begin to send what a function returns, on its stream; from any thread, and ahead of the work on it."""
