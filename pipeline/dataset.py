@@ -24,9 +24,10 @@ __all__ = ["CompressedDataset"]
 class CompressedDataset(Dataset[tuple[Any, ...]]):
     """Samples of converted shards by their number, for any sampler and any ``DataLoader``.
 
-    ``shards``, ``labels``, ``weights``, ``crop``, ``s3`` and ``cache`` are those of :class:`CompressedLoader`. A sample
-    is a tuple ``(image, *labels)``; ``image`` is a uint8 tensor (3, H, W), or of the crop's size, on the CPU, or what
-    ``transform`` makes of it. Random crops draw from PyTorch's generator, as torchvision's do.
+    ``shards``, ``labels``, ``weights``, ``crop``, ``exact_crops``, ``s3`` and ``cache`` are those of
+    :class:`CompressedLoader`. A sample is a tuple ``(image, *labels)``; ``image`` is a uint8 tensor (3, H, W), or of
+    the crop's size, on the CPU, or what ``transform`` makes of it. Random crops draw from PyTorch's generator, as
+    torchvision's do.
 
     Everything, synthesis included, happens in the process that asks, on the CPU: a ``DataLoader`` with workers uses as
     many cores. Where a GPU is to be fed, :class:`CompressedLoader` is many times as fast.
@@ -42,6 +43,7 @@ class CompressedDataset(Dataset[tuple[Any, ...]]):
         labels: str | Sequence[str] = ("cls",),
         weights: str | None = None,
         crop: Crop | None = None,
+        exact_crops: bool = False,
         transform: Callable[[torch.Tensor], Any] | None = None,
         s3: S3Options | None = None,
         cache: CacheOptions | None = None,
@@ -52,6 +54,7 @@ class CompressedDataset(Dataset[tuple[Any, ...]]):
         self._labels = tuple(labels.split()) if isinstance(labels, str) else tuple(labels)
         self._weights = weights if weights is not None else self._set.recorded_weights() or "default"
         self._crop = crop
+        self._exact_crops = exact_crops
         self._finish = ImageFinish(size=None if crop is None else crop.size, stretch=True)
         self._transform = transform
 
@@ -63,7 +66,7 @@ class CompressedDataset(Dataset[tuple[Any, ...]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, ...]]:
         """Several samples at once, as PyTorch's DataLoader asks for them: images of one size share a synthesis."""
-        codec = worker_codec(self._weights)
+        codec = worker_codec(self._weights, exact_crops=self._exact_crops)
         self._reader.begin()
         samples = []
         for index in indices:

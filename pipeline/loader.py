@@ -55,8 +55,9 @@ class CompressedLoader:
 
     ``images`` are uint8 (0..255), or floats (0..1, normalised by ``mean`` and ``std`` where given): with ``crop`` one
     tensor (B, 3, h, w), otherwise a list of (3, H, W) tensors. ``crop`` says which part of an image is taken, such as
-    ``RandomResizedCrop(size=(224, 224))``; only that part is synthesised. ``size`` is short for
-    ``CenterCrop(size=…)``, an int for squares. ``labels`` names members of the samples (``"cls"``, ``("cls",
+    ``RandomResizedCrop(size=(224, 224))``; only that part is synthesised, so that one pixel in 50 to 500 is one grey
+    level off the whole reconstruction, and next to none with ``exact_crops`` (see ``Codec.synthesise``). ``size`` is
+    short for ``CenterCrop(size=…)``, an int for squares. ``labels`` names members of the samples (``"cls"``, ``("cls",
     "json")``; ``()`` for none), decoded by webdataset's rules; integer labels arrive as an int64 tensor (B,) on the
     device, others as a list.
 
@@ -93,6 +94,7 @@ class CompressedLoader:
         weights: str | None = None,
         device: str | torch.device = "auto",
         crop: Crop | None = None,
+        exact_crops: bool = False,
         size: int | tuple[int, int] | None = None,
         dtype: torch.dtype = torch.uint8,
         mean: Sequence[float] | None = None,
@@ -136,6 +138,7 @@ class CompressedLoader:
             weights=weights if weights is not None else self._set.recorded_weights() or "default",
             labels=tuple(labels.split()) if isinstance(labels, str) else tuple(labels),
             crop=crop,
+            exact_crops=exact_crops,
             batch_size=batch_size,
             seed=seed,
             rank=here,
@@ -167,7 +170,7 @@ class CompressedLoader:
 
         from ..codec import Codec
 
-        self._codec = Codec.load(self.config.weights, device=device)
+        self._codec = Codec.load(self.config.weights, device=device, exact_crops=exact_crops)
         self._stream = ShardStream(self._set.reader(), self._order, self.config)
         self._dataloader: DataLoader[Chunk] | None = None
         if workers:

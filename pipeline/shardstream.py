@@ -47,6 +47,7 @@ class LoaderConfig:
     weights: str
     labels: tuple[str, ...] = ("cls",)
     crop: Crop | None = None
+    exact_crops: bool = False
     batch_size: int = 64
     seed: int = 0
     rank: int = 0
@@ -105,7 +106,7 @@ class ShardStream(IterableDataset[Chunk]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
         if info is not None or self.codec is None:
-            self.codec = worker_codec(self._config.weights)
+            self.codec = worker_codec(self._config.weights, exact_crops=self._config.exact_crops)
         epoch, start = self._place.tolist()
         return self._chunks(epoch, start, worker, workers, self.codec)
 

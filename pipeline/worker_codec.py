@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 __all__ = ["worker_codec"]
 
-_loaded: dict[tuple[str, str], Codec] = {}
+_loaded: dict[tuple[str, str, bool], Codec] = {}
 _lock = threading.Lock()
 _forked = False
 
 
-def worker_codec(weights: str, device: str = "cpu") -> Codec:
+def worker_codec(weights: str, device: str = "cpu", *, exact_crops: bool = False) -> Codec:
     """The codec of these weights, on the CPU also where there is a GPU; the same object at every call in a process.
 
     Threads may call it, and use what it returns, at once. PyTorch's number of threads stays what it is, except in a
@@ -25,10 +25,11 @@ def worker_codec(weights: str, device: str = "cpu") -> Codec:
     from ..codec import Codec
     from ..codec.device import resolve_device
 
-    key = (weights, str(resolve_device(device)))
+    key = (weights, str(resolve_device(device)), exact_crops)
     with _lock:
         if key not in _loaded:
-            _loaded[key] = Codec.load(weights, device=key[1], threads=1 if _forked else None)
+            threads = 1 if _forked else None
+            _loaded[key] = Codec.load(weights, device=key[1], threads=threads, exact_crops=exact_crops)
         return _loaded[key]
 
 

@@ -8,8 +8,8 @@ Beside each training from shards stand, with the same seed, one from the PNG fil
 whose first weights were altered by a millionth of themselves. How far that one ends from its twin is what rounding
 alone does to a training; the spread between seeds is what chance does.
 
-Shards and PNG files may differ by rounding, too: a crop is synthesised from its part of the latents, the PNG file from
-all of them. So the pixels of an epoch's batches are compared as well. ``--float32`` computes as processors do that
+Shards and PNG files differ a little, too: a crop is synthesised from its part of the latents, the PNG file from all of
+them. So the pixels of an epoch's batches are compared as well. ``--float32`` computes as processors do that
 cannot multiply bfloat16.
 
 Prints tables in Markdown, says whether the differences lie within the noise, and writes ``training_equality.csv``, a

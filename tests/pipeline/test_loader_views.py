@@ -121,6 +121,26 @@ def test_crops_are_those_of_the_whole_reconstruction(
         assert (images[number] - expected).abs().max() <= 1.01 / 255
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_exact_crops_are_nearer_to_the_whole_reconstruction(
+    tmp_path: Path, codec: Codec, photos: Mapping[str, NDArray[np.uint8]], workers: int
+) -> None:
+    streams = codec.encode([photo[:, :256, :256] for photo in photos.values()], 30)
+    samples = [(f"{number}", {"dci": stream, "cls": b"0"}) for number, stream in enumerate(streams)]
+    shard = write_shard(tmp_path / "x.tar", samples)
+    crop = CenterCrop(size=(64, 64), fraction=0.25)
+    whole = torch.stack(codec.decode(streams))[:, :, 96:160, 96:160].int()
+    different = []
+    for exact in (False, True):
+        with CompressedLoader(shard, crop=crop, exact_crops=exact, workers=workers, device="cpu") as loader:
+            ((images, _),) = list(loader)
+        dataset = CompressedDataset(shard, crop=crop, exact_crops=exact)
+        assert torch.equal(images, torch.stack([image for image, _ in dataset]))
+        assert (images.int() - whole).abs().max() <= 1
+        different.append((images.int() != whole).float().mean().item())
+    assert different[1] < 0.0005 < different[0] < 0.02
+
+
 def test_the_next_epoch_has_other_crops(folder: Path) -> None:
     loader = CompressedLoader(folder, batch_size=24, crop=RandomResizedCrop(size=(16, 16)), device="cpu")
     (first, _), (second, _) = next(iter(loader)), next(iter(loader))
