@@ -63,7 +63,7 @@ class RandomResizedCrop:
     as torchvision's transform of the same name has it, after Szegedy et al., Going deeper with convolutions, 2015.
 
     With ``grid`` above 1 its edges lie on multiples of so many pixels, where the image is that large. 8 are the patches
-    that the synthesis makes, and no part of a patch is then made in vain: a tenth less work for crops of 128 pixels.
+    that the synthesis makes, and no part of a patch is then made in vain: a tenth less time for crops of 128 pixels.
     """
 
     size: tuple[int, int]
