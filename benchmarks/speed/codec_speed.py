@@ -9,7 +9,8 @@ which charges hidden threads to whoever starts them; wall time is in the CSV. Pi
 PSNR is nearest to ours. For them "encode" goes from pixels to bytes and "decode" from bytes to pixels in memory.
 
 Our stages: *pixels* reads a JPEG file of quality 95 as the pipeline does; *transform* is the network, when encoding
-with the choice of classes and symbols; *entropy* is the symbols to bytes, or back. Encoding is transform + entropy, decoding is entropy + transform.
+with the choice of classes and symbols; *entropy* is the symbols to bytes, or back. Encoding is transform + entropy,
+decoding is entropy + transform.
 
 Below the table stand the floors that the hardware sets: the network's multiply-accumulates over the speed of a large
 matrix product on the same core, and the symbols that the entropy decoder handles in a second.
