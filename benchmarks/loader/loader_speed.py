@@ -12,7 +12,8 @@ decoding: ours to latents, which a GPU would turn into pixels; all others to pix
 0, 1, 2, … workers that run already, one thread a process: images a second, processor time an image of all processes,
 the time from building the loader in a fresh process to its first batch, and the memory of all processes. On a CPU ours
 does the synthesis too, and so is the slowest by far; "its workers alone" is what a GPU would be fed with. ``--device``
-moves the synthesis.
+moves the synthesis. How our workers' part scales is measured where no process waits for another: in as many training
+processes, each without workers, as there are cores.
 
 Peers that are not installed are left out, and the script says so; ``make bench`` installs those that it can into
 ``build/loader_peers``. Prints tables in Markdown and writes ``loader_speed.csv``, a line for each turn.
@@ -27,6 +28,7 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -107,6 +109,18 @@ def measure(
     return turns
 
 
+def side_by_side(scratch: Path, task: Callable[..., Task], peers: Path, rounds: int) -> list[float]:
+    """Images a second of 1, 2, … as many training processes as there are cores: our workers' part, done in each."""
+    rates = []
+    ours = task("epochs", OUR_WORKERS)
+    for count in range(1, (os.cpu_count() or 1) + 1):
+        with ThreadPoolExecutor(count) as pool:
+            contests = [Contest(peers, scratch / f"beside-{number}") for number in range(count)]
+            found = [list(pool.map(lambda contest: contest.epochs(ours), contests)) for _ in range(rounds)]
+        rates.append(statistics.median(sum(1 / turn["wall"] for turn in turns) for turns in found))
+    return rates
+
+
 def median(turns: list[Turn]) -> Turn:
     """Of each quantity."""
     return {quantity: statistics.median(turn[quantity] for turn in turns) for quantity in turns[0]}
@@ -183,6 +197,7 @@ def main() -> None:
         )
         there = prepared(contest, task)
         turns = measure(contest, task, there, options)
+        together = side_by_side(root / "scratch", task, options.peers, options.rounds) if options.workers else []
         read_bytes = {each.name: bytes_of(root / each.folder) / options.images for each in there}
 
     middle = {key: median(some) for key, some in turns.items()}
@@ -193,6 +208,9 @@ def main() -> None:
     print(feed_table(there, middle, file_bytes, options.judge), end="\n\n")
     for line in verdicts(middle, options.workers):
         print(f"- {line}")
+    if together:
+        shares = ", ".join(f"{rate:,.0f} in {count}" for count, rate in enumerate(together, 1))
+        print(f"- images/s of our workers' part where training processes do it themselves, side by side: {shares}")
     if options.workers:
         for table in whole_tables(there, middle, options):
             print(f"\n{table}")
