@@ -49,7 +49,9 @@ class Scratch:
     def rows(self, query: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """All rows of a query; the tables that it reads must not change meanwhile."""
         with _scratch_errors():
-            yield from self._connection.execute(query, values)
+            # Not `yield from`: a generator that is left over would close its cursor, perhaps behind the database.
+            for row in self._connection.execute(query, values):  # noqa: UP028
+                yield row
 
     def pages(self, query: str, start: Any) -> Iterator[tuple[Any, ...]]:
         """Rows of a query whose two parameters are "greater than this first column" and a limit, ordered by it.

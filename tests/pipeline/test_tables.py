@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -141,6 +141,17 @@ def test_the_database_is_closed_with_its_owner() -> None:
     gc.collect()
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         connection.execute("SELECT 1")
+
+
+def test_rows_that_nobody_wants_end_quietly_behind_their_database() -> None:
+    """As at the end of a process that failed, which closes databases first."""
+    scratch = Scratch("CREATE TABLE t (x)")
+    scratch.run_for_all("INSERT INTO t VALUES (?)", ((number,) for number in range(3)))
+    rows = scratch.rows("SELECT x FROM t ORDER BY x")
+    assert next(rows) == (0,)
+    scratch._connection.close()
+    assert isinstance(rows, Generator)
+    rows.close()
 
 
 def test_requests_ahead_come_in_order_and_only_so_far() -> None:
