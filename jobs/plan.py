@@ -275,6 +275,14 @@ def _explain_difference(existing: Plan, plan: Plan, location: str) -> str:
     )
 
 
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with those that are groups of options taken apart."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat.update(value if isinstance(value, dict) else {name: value})
+    return flat
+
+
 def _differences(existing: Plan, plan: Plan) -> list[str]:
     found = []
     if existing.source != plan.source:
@@ -283,8 +291,9 @@ def _differences(existing: Plan, plan: Plan) -> list[str]:
         found.append(
             f"weights {existing.weights} ({existing.fingerprint}) there, {plan.weights} ({plan.fingerprint}) now"
         )
-    for name in sorted({*existing.options, *plan.options}):
-        old, new = existing.options.get(name), plan.options.get(name)
+    there, here = _flat(existing.options), _flat(plan.options)
+    for name in sorted({*there, *here}):
+        old, new = there.get(name), here.get(name)
         if old != new:
             found.append(f"{name.replace('_', ' ')} {_shown(old)} there, {_shown(new)} now")
     # The number of shards also changes with their size, which the file list stands for.

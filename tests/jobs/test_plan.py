@@ -125,6 +125,9 @@ def test_another_plan_is_refused_with_the_difference(photos: Path, tmp_path: Pat
     storage = open_storage(tmp_path / "out")
     first = plan_of(photos, tmp_path)
     freeze_plan(first, storage)
+    other = plan_of(photos, tmp_path, animated="refuse")
+    with pytest.raises(DestinationError, match="source: animated first there, refuse now. Run"):
+        freeze_plan(other, storage)
     with pytest.raises(DestinationError, match="quality 50 there, 70 now"):
         freeze_plan(plan_of(photos, tmp_path, quality=70), storage)
     with pytest.raises(DestinationError, match=r"weights default \(00000000\) there"):
