@@ -11,7 +11,8 @@ transparency        composited on ``background`` (white): alpha channels, palett
 16 bit              scaled to 8 bit and rounded (grey), upper byte (colour); floating point when all samples are in 0..1
 animated            the first frame, with a note, or refused
 several pictures    the first one (multi-page TIFF, MPO)
-truncated, damaged  ImageUnreadableError; nothing is patched up
+truncated, damaged  ImageUnreadableError; nothing is patched up, except by libjpeg, which fills up with grey what is
+                    missing before the end marker of a JPEG file, and does not tell
 too large           ImageTooLargeError, from the header alone, before pixels are decoded
 too small           ImageFilteredError, where a smallest side is asked for; from the header alone
 large               where a size is asked for, reduced to it, never enlarged
