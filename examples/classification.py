@@ -208,6 +208,9 @@ def run(options: argparse.Namespace) -> None:
         if options.checkpoint and rank == 0:
             save(options.checkpoint, net, optimizer, training)
     if distributed.is_initialized():
+        # All leave together. Gloo's threads let go of the last sums only after they gave the results, and may abort a
+        # process that is ending by then.
+        distributed.barrier()
         distributed.destroy_process_group()
 
 

@@ -249,6 +249,9 @@ def run(options: argparse.Namespace) -> None:
                     flush=True,
                 )
     if distributed.is_initialized():
+        # All leave together. Gloo's threads let go of the last sums only after they gave the results, and may abort a
+        # process that is ending by then.
+        distributed.barrier()
         distributed.destroy_process_group()
 
 
