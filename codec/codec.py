@@ -361,8 +361,7 @@ def _grid(item: Latents | LatentsPart, reach: int) -> _Grid:
     rows, columns, height, width = item.rows, item.columns, item.height, item.width
     if all(item.borders) and item.top == item.left == 0 and block_grid(height, width) == (rows, columns):
         return _Grid(rows, columns, None, (0, 0, height, width))
-    bottom, right = item.top + height, item.left + width
-    window = Window(item.top // PATCH, item.left // PATCH, -(-bottom // PATCH), -(-right // PATCH))
+    window = Window.over(item.top, item.left, height, width)
     around = (window.top, window.left, 2 * rows - window.bottom, 2 * columns - window.right)
     if any(cells < reach and not border for cells, border in zip(around, item.borders, strict=True)):
         raise ConfigError(

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import ConfigError
 from .bitstream import BLOCK, block_grid
 from .latents import Latents, LatentsPart
-from .transforms import PATCH
+from .window import Window
 
 __all__ = ["Region", "cut_latents"]
 
@@ -42,11 +42,8 @@ def cut_latents(latents: Latents, region: Region, margin: int) -> LatentsPart:
     if margin < 0:
         raise ConfigError(f"the margin must be at least 0 patches, not {margin}; take Codec.margin")
     rows, columns = block_grid(latents.height, latents.width)
-    top, left = (max(0, start // PATCH - margin) * PATCH // BLOCK for start in (region.top, region.left))
-    below, behind = (
-        min(count, -(-(-(-end // PATCH) + margin) * PATCH // BLOCK))
-        for end, count in ((bottom, rows), (right, columns))
-    )
+    cells = Window.over(region.top, region.left, region.height, region.width).grown(margin, 2 * rows, 2 * columns)
+    top, left, below, behind = cells.top // 2, cells.left // 2, -(-cells.bottom // 2), -(-cells.right // 2)
     blocks = (columns * np.arange(top, below)[:, None] + np.arange(left, behind)).ravel()
     return LatentsPart(
         symbols=latents.symbols[blocks],

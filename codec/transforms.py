@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .bitstream import BLOCK
 from .blocks import FoldedBlocks, ResidualBlocks
-from .window import Cells
+from .window import PATCH, Cells
 
 __all__ = ["BLOCK", "PATCH", "Analysis", "Synthesis", "TransformConfig", "quality_coordinate"]
 
-PATCH = 8
 _PATCH_SAMPLES = 3 * PATCH * PATCH
 
 _Network = TypeVar("_Network", bound=nn.Module)

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from .device import send
 from .window_kernels import convolve_cells, list_cells
 
-__all__ = ["Cells", "Step", "Window", "everywhere", "reaches"]
+__all__ = ["PATCH", "Cells", "Step", "Window", "everywhere", "reaches"]
+
+PATCH = 8
 
 _I64 = npt.NDArray[np.int64]
 
@@ -51,6 +53,11 @@ class Window(NamedTuple):
     left: int
     bottom: int
     right: int
+
+    @classmethod
+    def over(cls, top: int, left: int, height: int, width: int) -> Window:
+        """The cells, each of 8×8 pixels, that a rectangle of pixels touches."""
+        return cls(top // PATCH, left // PATCH, -(-(top + height) // PATCH), -(-(left + width) // PATCH))
 
     def grown(self, cells: int, h: int, w: int) -> Window:
         """Larger by so many cells on each side, as far as a grid of h×w cells goes."""

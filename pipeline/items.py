@@ -56,8 +56,10 @@ class Item:
             self.facts = replace(self.facts, bytes_in=bytes_in)
             self.fault = exc
             return
-        self.pixels = image.pixels if isinstance(image, DecodedImage) else image
-        name, notes = (image.format, image.notes) if isinstance(image, DecodedImage) else ("JPEG", ())
+        if isinstance(image, DecodedImage):
+            self.pixels, name, notes = image.pixels, image.format, image.notes
+        else:
+            self.pixels, name, notes = image, "JPEG", ()
         _, height, width = self.pixels.shape
         self.facts = SampleFacts(self.facts.bytes_read, bytes_in, height, width, name, notes)
 

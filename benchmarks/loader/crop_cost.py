@@ -114,12 +114,7 @@ def share_of_macs(codec: Codec, image: Latents, region: Region) -> float:
     config = codec.weights.config
     rows, columns = block_grid(image.height, image.width)
     blocks = cut_latents(image, region, codec.margin).blocks
-    window = Window(
-        region.top // PATCH,
-        region.left // PATCH,
-        -(-(region.top + region.height) // PATCH),
-        -(-(region.left + region.width) // PATCH),
-    )
+    window = Window.over(region.top, region.left, region.height, region.width)
     wanted = reaches(config.synthesis_blocks, exact=codec.margin == config.synthesis_blocks)
     grown = [window.grown(cells, 2 * rows, 2 * columns) for cells in wanted]
     cells = [(one.bottom - one.top) * (one.right - one.left) for one in grown]
