@@ -90,14 +90,13 @@ class Cells:
         self._windows = [window for _, _, window in grids]
         boxes = [window.grown(reaches[0], 2 * rows, 2 * columns) for rows, columns, window in grids]
         (height, width), corners = _shelves([(box.bottom - box.top, box.right - box.left) for box in boxes])
-        within = np.zeros(reaches[0] + 1, dtype=np.int64)
-        found = list_cells(
+        found, within = list_cells(
             np.array(boxes),
             np.array(self._windows),
             np.array([grid[:2] for grid in grids]),
             np.array(corners),
             width,
-            within,
+            reaches[0],
         )
         self._source, places_M = send(torch.from_numpy(found), device)
         place = found[1]

@@ -50,14 +50,15 @@ def convolve_cells(
 
 
 @_jit
-def list_cells(boxes: _I64, windows: _I64, grids: _I64, corners: _I64, width: int, within: _I64) -> _I64:
+def list_cells(boxes: _I64, windows: _I64, grids: _I64, corners: _I64, width: int, reach: int) -> tuple[_I64, _I64]:
     """The cells of boxes around windows, in order of their distance from these, as (2, M): where each comes from, and
-    where on a canvas that is ``width`` wide it lies.
+    where on a canvas that is ``width`` wide it lies; and how many are at most 0, 1, … ``reach`` cells away.
 
     ``boxes`` and ``windows`` (G, 4) are top, left, bottom, right in cells. ``grids`` (G, 2) are rows and columns in
     blocks, numbered grid by grid; the cell in row i and column j of block b comes from 4·b + 2·i + j. ``corners``
-    (G, 2) is where on the canvas a box begins. Sets ``within``: how many cells are at most so far away.
+    (G, 2) is where on the canvas a box begins.
     """
+    within = np.zeros(reach + 1, dtype=np.int64)
     for g in range(len(boxes)):
         top, left, bottom, right = boxes[g]
         for y in range(top, bottom):
@@ -81,7 +82,7 @@ def list_cells(boxes: _I64, windows: _I64, grids: _I64, corners: _I64, width: in
                 found[1, ends[d]] = width * (y - top + corners[g, 0]) + x - left + corners[g, 1]
                 ends[d] += 1
         blocks += rows * columns
-    return found
+    return found, within
 
 
 @_jit
