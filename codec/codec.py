@@ -18,10 +18,11 @@ from ..errors import ConfigError, ImageError, StreamCorruptError, WeightsMismatc
 from .bitstream import block_grid, check_size, lanes_for, pack_stream, parse_stream
 from .compact import CompactLatents
 from .device import Received, Sent, Transfers, resolve_device, resolve_precision, send
+from .guide import Guide, load_guide, mixed
 from .latents import Latents, LatentsPart
 from .prior import PREDICTED, class_costs, median_edge_prediction
 from .quality import STEPS_PER_OCTAVE, check_quality, gain
-from .quantise import Transformed, quantise
+from .quantise import Transformed, importance_levels, quantise
 from .rans import decode_blocks, encode_blocks, expand_blocks, predict_colours, restore_colours
 from .tables import MIN_SCALE, quality_bucket
 from .transforms import BLOCK, PATCH, Analysis, Synthesis, quality_coordinate
@@ -54,7 +55,13 @@ class Codec:
     """
 
     def __init__(
-        self, weights: Weights, device: torch.device, precision: torch.dtype, *, exact_crops: bool = False
+        self,
+        weights: Weights,
+        device: torch.device,
+        precision: torch.dtype,
+        *,
+        guide: str = "auto",
+        exact_crops: bool = False,
     ) -> None:
         self.weights = weights
         self.device = device
@@ -63,6 +70,10 @@ class Codec:
         self._reaches = reaches(weights.config.synthesis_blocks, exact=exact_crops)
         self._analysis = weights.analysis.to(device)
         self._synthesis = weights.synthesis.to(device)
+        self._head = None if weights.importance is None else weights.importance.to(device)
+        self._guide_name = guide
+        self._guides: dict[str, Guide | None] = {}
+        self._find_guide(guide)
         # Of bfloat16 the gains are no small part of the rounding, so they stay where they were trained.
         self._folds = precision == torch.float32
         self._folded_analysis = functools.lru_cache(_FOLDED_KEPT)(self._fold_analysis)
@@ -82,6 +93,7 @@ class Codec:
         device: str | torch.device = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        guide: str = "auto",
         exact_crops: bool = False,
     ) -> Codec:
         """Load weights by name or from a ``.safetensors`` file.
@@ -93,18 +105,24 @@ class Codec:
                 multiplies it faster. Streams decode to the same latents whatever the precision; pixels may differ by
                 rounding.
             threads: sets PyTorch's thread count for the whole process; None leaves it.
+            guide: what tells the encoder where networks look: ``auto`` (the importance head of the weights, where they
+                have one), ``none`` (pixels alone), or networks with commas between, such as ``efficientnet-lite0`` or
+                ``vgg16:FILE``, whose sensitivity is worked out for every image, exact and slow. Decoding is the same.
             exact_crops: synthesise regions with all that the network looks at around them instead of half as far,
                 which takes up to a fifth longer. See ``synthesise``.
 
         Raises:
-            WeightsNotFoundError, WeightsFormatError: no usable weights. ConfigError: a device that is not there.
+            WeightsNotFoundError, WeightsFormatError: no usable weights. ConfigError: a device or guide that is not
+            there.
         """
         if threads is not None:
             if threads < 1:
                 raise ConfigError(f"threads must be at least 1, not {threads}")
             torch.set_num_threads(threads)
         where = resolve_device(device)
-        return cls(load_weights(weights), where, resolve_precision(precision, where), exact_crops=exact_crops)
+        return cls(
+            load_weights(weights), where, resolve_precision(precision, where), guide=guide, exact_crops=exact_crops
+        )
 
     @property
     def name(self) -> str:
@@ -126,12 +144,20 @@ class Codec:
         """Patches of 8×8 pixels around a region that its synthesis looks at, as :func:`cut_latents` takes it."""
         return self._reaches[0]
 
-    def encode(self, images: Sequence[Image], quality: int | Sequence[int] = 50) -> list[bytes]:
-        """Compress images, each uint8 (3, H, W) of any size from 1×1, into one ``.dci`` stream each.
+    def encode(
+        self, images: Sequence[Image], quality: int | Sequence[int] = 50, *, guide: str | None = None
+    ) -> list[bytes]:
+        """Compress images into one ``.dci`` stream each.
 
-        ``quality`` is 1 (smallest) to 100 (best), one for all or one an image. Raises ImageError, ConfigError.
+        Args:
+            images: each uint8 (3, H, W) of any size from 1×1.
+            quality: 1 (smallest) to 100 (best), one for all or one an image.
+            guide: another than the codec's own, see :meth:`load`.
+
+        Raises:
+            ImageError: something that is no such image. ConfigError: a quality or guide that does not exist.
         """
-        return [self.entropy_encode(latents) for latents in self.analyse(images, quality)]
+        return [self.entropy_encode(latents) for latents in self.analyse(images, quality, guide=guide)]
 
     def decode(self, streams: Sequence[bytes]) -> list[Tensor]:
         """Decompress streams into uint8 (3, H, W) tensors on the codec's device. Raises StreamError subclasses and
@@ -197,12 +223,16 @@ class Codec:
             lambda: [_check_image(image) for image in (images() if callable(images) else images)]
         )
 
-    def analyse(self, images: Sequence[Image], quality: int | Sequence[int] = 50) -> list[Latents]:
+    def analyse(
+        self, images: Sequence[Image], quality: int | Sequence[int] = 50, *, guide: str | None = None
+    ) -> list[Latents]:
         """Images to latents: ``transform``, then ``quantise``. Raises ImageError, ConfigError."""
-        return [self.quantise(transformed) for transformed in self.transform(images, quality)]
+        return [self.quantise(transformed) for transformed in self.transform(images, quality, guide=guide)]
 
     @torch.inference_mode()
-    def transform(self, images: Sequence[Image], quality: int | Sequence[int] = 50) -> list[Transformed]:
+    def transform(
+        self, images: Sequence[Image], quality: int | Sequence[int] = 50, *, guide: str | None = None
+    ) -> list[Transformed]:
         """What of ``analyse`` is done on the device, in passes over images of one padded size. A GPU is only asked for
         it, and ``quantise`` waits for the results. Raises ImageError, ConfigError."""
         if isinstance(quality, int):
@@ -212,21 +242,23 @@ class Codec:
             if len(qualities) != len(images):
                 raise ConfigError(f"{len(qualities)} qualities for {len(images)} images")
         tensors = [_check_image(image) for image in images]
-        found: dict[int, tuple[Tensor, Tensor, Received]] = {}
+        guided = self._find_guide(self._guide_name if guide is None else guide)
+        found: dict[int, tuple[list[Tensor], Received]] = {}
         grids = [block_grid(*image.shape[1:]) for image in tensors]
         keys = [(grid, quality if self._folds else None) for grid, quality in zip(grids, qualities, strict=True)]
         for members in self._passes(keys, [rows * columns for rows, columns in grids]):
             rows, columns = grids[members[0]]
             padded = [_pad(send(tensors[i], self.device), rows, columns) for i in members]
-            results = self._transform(torch.stack(padded), [qualities[i] for i in members])
-            (values, candidates), received = self._transfers.receive(results)
+            results = self._transform(torch.stack(padded), [qualities[i] for i in members], guided)
+            tables, received = self._transfers.receive(results)
             for number, i in enumerate(members):
-                found[i] = values[number], candidates[number], received
+                found[i] = [table[number] for table in tables], received
         return [
             Transformed(
-                values=found[i][0].numpy(),
-                candidates=found[i][1].numpy(),
-                received=found[i][2],
+                values=found[i][0][0].numpy(),
+                candidates=found[i][0][1].numpy(),
+                importance=found[i][0][2].numpy() if guided else None,
+                received=found[i][1],
                 height=image.shape[1],
                 width=image.shape[2],
                 quality=qualities[i],
@@ -234,11 +266,18 @@ class Codec:
             for i, image in enumerate(tensors)
         ]
 
-    def _transform(self, pixels_N3HW: Tensor, qualities: list[int]) -> tuple[Tensor, Tensor]:
+    def _find_guide(self, name: str) -> Guide | None:
+        if name not in self._guides:
+            self._guides[name] = load_guide(name, self._head, self.device)
+        return self._guides[name]
+
+    def _transform(self, pixels_N3HW: Tensor, qualities: list[int], guide: Guide | None) -> list[Tensor]:
+        """Values and candidates of :class:`.quantise.Transformed`, and with a guide its importance."""
         quality_N = send(torch.tensor(qualities), self.device)
         gain_N = send(torch.tensor([gain(q) for q in qualities]), self.device).view(-1, 1, 1, 1)
         analysis = self._folded_analysis(qualities[0]) if self._folds else self._analysis
-        latents = analysis(pixels_N3HW.float(), quality_coordinate(quality_N), self.precision)
+        t_N = quality_coordinate(quality_N)
+        latents = analysis(pixels_N3HW.float(), t_N, self.precision)
         scaled = latents * gain_N
         colours = scaled[..., :PREDICTED].round()
         residual = torch.cat([colours - median_edge_prediction(colours), scaled[..., PREDICTED:]], dim=-1)
@@ -251,7 +290,10 @@ class Codec:
             scale_QKL, mean_QKL, usage_QK = scale_QKL[which_N], mean_QKL[which_N], usage_QK[which_N]
         costs = class_costs(residual, scale_QKL, mean_QKL, usage_QK)
         candidates = costs.topk(min(_CLASSES_TRIED, costs.shape[-1]), largest=False).indices.to(torch.uint8)
-        return scaled.flatten(1, 2), candidates
+        if guide is None:
+            return [scaled.flatten(1, 2), candidates]
+        importance = guide.importance(latents, t_N, lambda decoded: self._synthesis(decoded, t_N, self.precision))
+        return [scaled.flatten(1, 2), candidates, importance_levels(mixed(importance)).flatten(1, 2)]
 
     def quantise(self, transformed: Transformed) -> Latents:
         """The encoder's choices, the other part of ``analyse``; on the CPU, without the interpreter lock."""
@@ -264,6 +306,7 @@ class Codec:
             self.weights.tables.at(quality),
             block_grid(height, width),
             PREDICTED,
+            importance=transformed.importance,
         )
         return Latents(symbols=symbols, classes=classes, height=height, width=width, quality=quality)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .card import RunDetails, write_card
 from .codec import Codec, Latents
+from .importance import ImportanceHead
 from .neighbours import ClassMap, class_tables
 from .photos import PhotoCrops
 from .prior import PREDICTED, logistic_bits
@@ -36,6 +37,7 @@ from .tables import (
     quantise_frequencies,
 )
 from .training import CodecNetwork, TrainConfig
+from .training_importance import train_head
 from .weights import save_weights
 
 __all__ = ["finish", "fit_tables"]
@@ -58,7 +60,8 @@ def finish(
     report: Callable[[str], None],
     details: RunDetails | None = None,
 ) -> Path:
-    """Order the channels, fit the tables, write ``weights.safetensors`` and its card; returns the file's path.
+    """Order the channels, train the importance head if there is to be one, fit the tables to what the encoder then
+    emits, write ``weights.safetensors`` and its card; returns the file's path.
 
     ``details`` is what the card says beyond the configuration. Raises TrainingError when the written file does not code
     as the network does.
@@ -67,23 +70,38 @@ def finish(
     network.eval()
     path = config.output / "weights.safetensors"
     _order_channels(network, crops)
+    head = _importance_head(network, config, report)
     tables = _parametric_tables(network)
     for share in _FIT_SHARES:
-        _save(path, network, config, tables)
+        _save(path, network, config, tables, head)
         tables = fit_tables(Codec.load(path), crops[: math.ceil(share * len(crops))])
-    _save(path, network, config, tables)
+    _save(path, network, config, tables, head)
     report("fitted the entropy tables")
     write_card(path, network, crops, photos, config, trained_steps, trained_minutes, details or RunDetails())
     return path
 
 
-def _save(path: Path, network: CodecNetwork, config: TrainConfig, tables: EntropyTables) -> None:
+def _importance_head(
+    network: CodecNetwork, config: TrainConfig, report: Callable[[str], None]
+) -> ImportanceHead | None:
+    if not config.importance.teachers:
+        return None
+    crops = dataclasses.replace(config.crops, size=config.importance.size)
+    photos = PhotoCrops(config.folders, crops, seed=config.seed, hold_out=config.validate_photos)
+    return train_head(network, photos, config.importance, seed=config.seed, report=report)
+
+
+def _save(
+    path: Path, network: CodecNetwork, config: TrainConfig, tables: EntropyTables, head: ImportanceHead | None
+) -> None:
     save_weights(
         path,
         name=config.name,
         config=config.transforms,
         analysis=network.analysis,
         synthesis=network.synthesis,
+        swift=network.swift,
+        importance=head,
         class_means=network.prior.class_means(),
         context_shift=network.prior.centred_shift(),
         tables=tables,

@@ -4,8 +4,9 @@
 
     L = w(q) · (bpp + λ(q) · Σ_t weight_t · ramp_t · term_t(x, x̂)),      w(q) = (λ(q) / λ(50))^−½
 
-with the terms ``mse``, ``ms_ssim`` (1 − MS-SSIM), ``features`` (feature consistency P) and ``mmd`` (MMD² between the
-feature distributions of a batch of originals and of their reconstructions), after *Discernible Image Compression*
+with the terms ``mse``, ``ms_ssim`` (1 − MS-SSIM), ``features`` (feature consistency P), ``pooled`` (the same of the
+embedding: the deepest map, averaged over its places) and ``mmd`` (MMD² between the feature distributions of a batch of
+originals and of their reconstructions), after *Discernible Image Compression*
 (Yang et al., ACM MM 2020). All stand under λ, in units of squared pixel error, so that one balance of the terms
 serves every quality. The factor w keeps the high qualities, whose loss grows with √λ, from drowning the low ones.
 """
@@ -13,6 +14,7 @@ serves every quality. The factor w keeps the high qualities, whose loss grows wi
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +23,14 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .metrics import structural_similarity
-from .perception import FeatureNetwork, feature_consistency, load_features, maximum_mean_discrepancy, pooled_samples
+from .perception import (
+    FeatureNetwork,
+    embedding_distance,
+    feature_consistency,
+    load_features,
+    maximum_mean_discrepancy,
+    pooled_samples,
+)
 from .quality import trade_off
 
 __all__ = [
@@ -33,8 +42,8 @@ __all__ = [
     "structural_dissimilarity",
 ]
 
-TERMS = ("mse", "ms_ssim", "features", "mmd")
-_PERCEPTUAL = ("features", "mmd")
+TERMS = ("mse", "ms_ssim", "features", "pooled", "mmd")
+_PERCEPTUAL = ("features", "pooled", "mmd")
 _DEFAULT_NETWORK = "efficientnet-lite0"
 
 
@@ -65,16 +74,20 @@ class TermConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The terms by name (``mse``, ``ms_ssim``, ``features``, ``mmd``) and the feature network of the last two.
+    """The terms by name (``mse``, ``ms_ssim``, ``features``, ``pooled``, ``mmd``) and the feature networks of the last
+    three.
 
-    ``network``: see :func:`.perception.load_features`. ``features`` and ``mmd`` look at the same maps, so they share
-    their batch: the larger of their two shares counts.
+    ``networks``: see :func:`.perception.load_features`. They take turns, batch by batch; one that stands there twice
+    has two turns. The perceptual terms look at the same maps, so they share their batch: the largest of their shares
+    counts.
     """
 
     terms: Mapping[str, TermConfig] = dataclasses.field(default_factory=lambda: {"mse": TermConfig(weight=1.0)})
-    network: str = _DEFAULT_NETWORK
+    networks: tuple[str, ...] = (_DEFAULT_NETWORK,)
 
     def __post_init__(self) -> None:
+        if not self.networks:
+            raise ConfigError("objective: network must name at least one network")
         unknown = sorted(set(self.terms) - set(TERMS))
         if unknown:
             raise ConfigError(f"objective: unknown terms {unknown}; there are {', '.join(TERMS)}")
@@ -83,7 +96,7 @@ class ObjectiveConfig:
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> ObjectiveConfig:
-        """From the ``[objective]`` table of a configuration file: a subtable a term, and ``network``."""
+        """From the ``[objective]`` table of a configuration file: a subtable a term, and ``network``, one or a list."""
         terms = {}
         for name, values in table.items():
             if name == "network":
@@ -94,10 +107,13 @@ class ObjectiveConfig:
                 terms[name] = TermConfig(**values)
             except TypeError as exc:
                 raise ConfigError(f"objective.{name}: {exc}") from exc
-        network = table.get("network", _DEFAULT_NETWORK)
-        if not isinstance(network, str):
-            raise ConfigError(f"objective: network must be a string such as {_DEFAULT_NETWORK!r}, not {network!r}")
-        return cls(terms=terms, network=network) if terms else cls(network=network)
+        named = table.get("network", _DEFAULT_NETWORK)
+        networks = tuple(named) if isinstance(named, list) else (named,)
+        if not all(isinstance(network, str) for network in networks):
+            raise ConfigError(
+                f"objective: network must be a string such as {_DEFAULT_NETWORK!r}, or a list of them, not {named!r}"
+            )
+        return cls(terms=terms, networks=networks) if terms else cls(networks=networks)
 
     @property
     def perceptual(self) -> bool:
@@ -107,7 +123,9 @@ class ObjectiveConfig:
     def describe(self) -> str:
         """One line for a model card."""
         parts = [_described(name, term) for name, term in self.terms.items() if term.weight > 0]
-        network = f", features of {self.network.split('/')[-1]}" if self.perceptual else ""
+        turns = Counter(name.split("/")[-1] for name in self.networks)
+        seen = " and ".join(f"{name} ({count} of {len(self.networks)} batches)" for name, count in turns.items())
+        network = f", features of {seen if len(turns) > 1 else next(iter(turns))}" if self.perceptual else ""
         return f"bpp + λ·({' + '.join(parts)}){network}"
 
 
@@ -157,11 +175,14 @@ class Objective:
         precision: torch.dtype = torch.float32,
     ) -> None:
         self.config = config or ObjectiveConfig()
-        self.features: FeatureNetwork | None = None
+        self._turns: list[FeatureNetwork] = []
         if self.config.perceptual:
-            self.features = load_features(self.config.network).to(device)
-            # On a CPU the depthwise convolutions of small networks are slower in bfloat16 than in float32.
-            self.features.precision = torch.float32 if torch.device(device).type == "cpu" else precision
+            loaded = {name: load_features(name).to(device) for name in dict.fromkeys(self.config.networks)}
+            for name, network in loaded.items():
+                # On a CPU the depthwise convolutions of small networks are slower in bfloat16 than in float32.
+                small = not name.startswith("vgg")
+                network.precision = torch.float32 if small and torch.device(device).type == "cpu" else precision
+            self._turns = [loaded[name] for name in self.config.networks]
 
     def describe(self) -> str:
         """One line for a model card."""
@@ -174,8 +195,10 @@ class Objective:
         bits_N: Tensor,
         quality_N: Tensor,
         progress: float = 1.0,
+        step: int = 0,
     ) -> ObjectiveOutput:
-        """Float images (N, 3, H, W) on the 0…255 scale, bits an image (N,), qualities (N,), progress 0…1 of the run."""
+        """Float images (N, 3, H, W) on the 0…255 scale, bits an image (N,), qualities (N,), progress 0…1 of the run,
+        and its step, which tells whose turn it is among the networks."""
         lambda_N = bits_N.new_tensor([trade_off(float(quality)) for quality in quality_N])
         weight_N = (lambda_N / trade_off(50)).rsqrt()
         bpp_N = bits_N / (original_N3HW.shape[-1] * original_N3HW.shape[-2])
@@ -189,14 +212,18 @@ class Objective:
                 loss = loss + strength * (importance_N[:count] * values[name]).mean()
         plans = {name: self._plan(name, progress, len(bits_N)) for name in _PERCEPTUAL}
         count = max(number for _, number in plans.values())
-        if self.features is not None and any(strength for strength, _ in plans.values()):
+        if self._turns and any(strength for strength, _ in plans.values()):
+            network = self._turns[step % len(self._turns)]
             # From the other end of the batch than the pixel terms: an image should not carry all partial terms.
             with torch.no_grad():
-                seen = self.features(original_N3HW[-count:])
-            shown = self.features(reconstruction_N3HW[-count:])
+                seen = network(original_N3HW[-count:])
+            shown = network(reconstruction_N3HW[-count:])
             if plans["features"][0]:
                 values["features"] = feature_consistency(seen, shown)
                 loss = loss + plans["features"][0] * (importance_N[-count:] * values["features"]).mean()
+            if plans["pooled"][0]:
+                values["pooled"] = embedding_distance(seen[-1], shown[-1])
+                loss = loss + plans["pooled"][0] * (importance_N[-count:] * values["pooled"]).mean()
             if plans["mmd"][0]:
                 # The last but one depth: the head after it doubles the dimensions, not what is known.
                 values["mmd"] = maximum_mean_discrepancy(pooled_samples(seen[-2]), pooled_samples(shown[-2]))

@@ -29,6 +29,8 @@ from ..errors import ConfigError, WeightsNotFoundError
 __all__ = [
     "FEATURE_NETWORKS",
     "FeatureNetwork",
+    "embedding",
+    "embedding_distance",
     "feature_consistency",
     "load_features",
     "maximum_mean_discrepancy",
@@ -217,6 +219,17 @@ def feature_consistency(original: Sequence[Tensor], reconstruction: Sequence[Ten
         for a, b in zip(original, reconstruction, strict=True)
     ]
     return torch.stack(parts).mean(0)
+
+
+def embedding(map_NChw: Tensor) -> Tensor:
+    """A feature map (N, C, h, w) averaged over its places, (N, C): what a classifier's last layer sees of it."""
+    return map_NChw.mean((2, 3))
+
+
+def embedding_distance(original_NChw: Tensor, reconstruction_NChw: Tensor) -> Tensor:
+    """Squared difference of the embeddings over the squared embedding, an image (N,)."""
+    first, second = embedding(original_NChw), embedding(reconstruction_NChw)
+    return (first - second).square().sum(1) / first.square().sum(1).clamp(min=1e-6)
 
 
 def pooled_samples(map_NChw: Tensor, cells: int = 2) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,12 +39,15 @@ Photo = npt.NDArray[np.uint8]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CropConfig:
     """``size``: side in pixels, a multiple of 16. ``native``: share of crops taken at native resolution; the others are
-    reduced by a random factor down to ``min_scale``, as dataset thumbnails are. ``max_photos``: how many photographs
+    reduced by a random factor down to ``min_scale``, as dataset thumbnails are. Photographs of the ``reduced`` folders
+    get ``reduced_share`` of all crops, always reduced, at least to ``max_scale``. ``max_photos``: how many photographs
     are used at most; ``max_memory_gib``: how much memory they may fill, decoded."""
 
     size: int = 128
     native: float = 0.6
     min_scale: float = 0.4
+    max_scale: float = 0.65
+    reduced_share: float = 0.4
     max_photos: int = 100_000
     max_memory_gib: float = 2.0
 
@@ -52,6 +56,8 @@ class CropConfig:
             raise ConfigError(f"crop size must be a multiple of 16 from 16 up, not {self.size}")
         if not 0 <= self.native <= 1 or not 0 < self.min_scale <= 1:
             raise ConfigError("crop native must be within 0…1 and min_scale within 0…1, above 0")
+        if not self.min_scale <= self.max_scale <= 1 or not 0 < self.reduced_share < 1:
+            raise ConfigError("crop max_scale must be within min_scale…1 and reduced_share within 0…1")
         if self.max_photos < 1:
             raise ConfigError(f"max_photos must be at least 1, not {self.max_photos}")
         if not self.max_memory_gib > 0:
@@ -60,12 +66,13 @@ class CropConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """One photograph on disk; ``name`` is its path below its folder."""
+    """One photograph on disk; ``name`` is its path below its folder. The crops of ``reduced`` ones are reduced."""
 
     path: Path
     name: str
     height: int
     width: int
+    reduced: bool = False
 
     @property
     def size(self) -> int:
@@ -123,9 +130,10 @@ def find_photos(folders: Sequence[str | Path], size: int, limit: int | None = No
 class PhotoCrops:
     """Batches of random crops of the photographs below some folders.
 
-    Photos are drawn in proportion to their pixels, so that every region is as likely as any other. Files that are no
-    photographs, broken, or smaller than one crop are left out and counted in ``skipped``. The same seed gives the same
-    batches. At most ``hold_out`` photographs, and no more than a tenth, are never drawn: ``held_out`` has their paths.
+    Photos are drawn in proportion to their pixels, so that every region is as likely as any other; those below the
+    folders ``reduced`` as ``config`` says. Files that are no photographs, broken, or smaller than one crop are left out
+    and counted in ``skipped``. The same seed gives the same batches. At most ``hold_out`` photographs, and no more than
+    a tenth, are never drawn: ``held_out`` has their paths. They are of ``folders``.
     """
 
     def __init__(
@@ -133,6 +141,7 @@ class PhotoCrops:
         folders: Sequence[str | Path],
         config: CropConfig,
         *,
+        reduced: Sequence[str | Path] = (),
         seed: int = 0,
         hold_out: int = 0,
         shuffle_seed: int = 0,
@@ -142,16 +151,20 @@ class PhotoCrops:
         held = sorted(files, key=lambda file: file.digest)[: min(hold_out, len(files) // 10)]
         self.held_out = [file.path for file in held]
         self._files = [file for file in files if file not in set(held)]
+        if reduced:
+            more, skipped = find_photos(reduced, math.ceil(config.size / config.max_scale), config.max_photos)
+            self._files += [dataclasses.replace(file, reduced=True) for file in more]
+            self.skipped += skipped
         self.rng = np.random.default_rng(seed)
         self._limit = round(config.max_memory_gib * _GIB)
         self._crops = 0
         self._window: _Window | _Whole
         if sum(file.size for file in self._files) <= self._limit:
-            self._window = _Whole(self._files)
+            self._window = _Whole(self._files, config.reduced_share)
             self.skipped += len(self._files) - len(self._window.files)
             self._files = self._window.files
         else:
-            self._window = _Window(self._files, self._limit, shuffle_seed)
+            self._window = _Window(self._files, self._limit, shuffle_seed, config.reduced_share)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -188,54 +201,57 @@ class PhotoCrops:
         return torch.stack([self._crop() for _ in range(count)])
 
     def _crop(self) -> Tensor:
-        photo = self._draw()
+        photo, reduced = self._draw()
         size = self.config.size
         height, width = photo.shape[:2]
         reach = size
-        if self.rng.random() >= self.config.native:
-            reach = min(round(size / self.rng.uniform(self.config.min_scale, 1.0)), height, width)
+        if reduced or self.rng.random() >= self.config.native:
+            most = self.config.max_scale if reduced else 1.0
+            reach = min(round(size / self.rng.uniform(self.config.min_scale, most)), height, width)
         top, left = self.rng.integers(height - reach + 1), self.rng.integers(width - reach + 1)
         piece = torch.from_numpy(photo[top : top + reach, left : left + reach].copy()).permute(2, 0, 1)
         if reach != size:
-            reduced = F.interpolate(piece[None].float(), size=(size, size), mode="bicubic", antialias=True)
-            piece = reduced[0].round().clamp(0, 255).to(torch.uint8)
+            smaller = F.interpolate(piece[None].float(), size=(size, size), mode="bicubic", antialias=True)
+            piece = smaller[0].round().clamp(0, 255).to(torch.uint8)
         return piece.flip(-1) if self.rng.random() < 0.5 else piece
 
-    def _draw(self) -> Photo:
-        photos, share = self._window.at(self._crops)
+    def _draw(self) -> tuple[Photo, bool]:
+        """A photograph, and whether it is one of those to reduce."""
+        files, photos, share = self._window.at(self._crops)
         self._crops += 1
         while True:
-            photo = photos[self.rng.choice(len(photos), p=share)]
+            number = self.rng.choice(len(photos), p=share)
+            photo = photos[number]
             if photo is not None:
-                return photo
+                return photo, files[number].reduced
 
 
-_View = tuple[Sequence[Photo | None], npt.NDArray[np.float64]]
+_View = tuple[Sequence[_File], Sequence[Photo | None], npt.NDArray[np.float64]]
 
 
 class _Whole:
     """All photographs at once; those that turn out to be broken are left out."""
 
-    def __init__(self, files: Sequence[_File]) -> None:
+    def __init__(self, files: Sequence[_File], reduced_share: float) -> None:
         decoded = [(file, _decoded(file)) for file in files]
         self.files = [file for file, photo in decoded if photo is not None]
         self._photos: list[Photo | None] = [photo for _, photo in decoded if photo is not None]
         if not self.files:
             raise TrainingError(f"none of {len(files)} photographs can be decoded; name folders with intact ones")
-        self._share = _shares(self.files)
+        self._share = _shares(self.files, reduced_share)
 
     def at(self, crops: int) -> _View:
-        return self._photos, self._share
+        return self.files, self._photos, self._share
 
 
 class _Window:
     """As many photographs as fit into ``limit`` bytes, moving on over a shuffled sequence of all."""
 
-    def __init__(self, files: Sequence[_File], limit: int, seed: int) -> None:
-        self._all, self._limit, self._seed = files, limit, seed
+    def __init__(self, files: Sequence[_File], limit: int, seed: int, reduced_share: float) -> None:
+        self._all, self._limit, self._seed, self._reduced_share = files, limit, seed, reduced_share
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="photos")
         self._first = -1
-        self._view: _View = ([], np.zeros(0))
+        self._view: _View = ([], [], np.zeros(0))
 
     def at(self, crops: int) -> _View:
         first = crops // _CROPS_A_PHOTO
@@ -266,7 +282,8 @@ class _Window:
             raise TrainingError(
                 f"none of {len(self._held)} photographs in a row can be decoded, {file.path} among them"
             )
-        self._view = ([photo for _, photo in self._held], _shares([file for file, _ in self._held]))
+        files = [file for file, _ in self._held]
+        self._view = (files, [photo for _, photo in self._held], _shares(files, self._reduced_share))
 
     def _from(self, place: int) -> Iterator[_File]:
         epoch, place = divmod(place, len(self._all))
@@ -284,7 +301,11 @@ def _decoded(file: _File) -> Photo | None:
     return photo if photo.shape[:2] == (file.height, file.width) else None
 
 
-def _shares(files: Sequence[_File]) -> npt.NDArray[np.float64]:
-    pixels = np.array([file.size for file in files], dtype=np.float64)
-    share: npt.NDArray[np.float64] = pixels / pixels.sum()
+def _shares(files: Sequence[_File], reduced_share: float) -> npt.NDArray[np.float64]:
+    share = np.array([file.size for file in files], dtype=np.float64)
+    reduced = np.array([file.reduced for file in files])
+    if reduced.any() and not reduced.all():
+        for group, whole in ((reduced, reduced_share), (~reduced, 1 - reduced_share)):
+            share[group] *= whole / share[group].sum()
+    share /= share.sum()
     return share

@@ -50,19 +50,20 @@ def quantise_blocks(
     symbol_bits: _F32,
     last_bits: _F32,
     context_lookup: npt.NDArray[np.uint8],
-    value: float,
+    value: _F32,
+    importance: npt.NDArray[np.uint8],
     symbols: npt.NDArray[np.int16],
     classes: npt.NDArray[np.uint8],
 ) -> None:
     """Fill ``symbols`` (B, L; zeros at entry) and ``classes`` (B,) with what minimises bits + value·squared error.
 
     ``values`` (B, L) in quantised units, ``colours`` (B, 3) the prediction differences of the first channels, which are
-    coded as they are, ``candidates`` (B, M) classes to try, the other arrays bits and tables at one quality. A block's
-    class is chosen for what it costs beside the classes of its neighbours, which are chosen before.
+    coded as they are, ``candidates`` (B, M) classes to try, ``value`` (256,) what a squared error is worth in bits at
+    each level of ``importance`` (B, L), the other arrays bits and tables at one quality. A block's class is chosen for
+    what it costs beside the classes of its neighbours, which are chosen before.
     """
     blocks, channels = values.shape
     predicted = colours.shape[1]
-    weight = np.float32(value)
     trial = np.zeros(channels, np.int16)
     for b in range(blocks):
         best = np.float32(np.inf)
@@ -74,12 +75,12 @@ def quantise_blocks(
             end = predicted
             for c in range(predicted, channels):
                 centred = values[b, c] - means[k, c]
-                rest += centred * centred
+                rest += value[importance[b, c]] * centred * centred
                 if abs(centred) >= 0.5:
                     end = c + 1
             last_row = last_bits[expected_K[k]]
             cost = class_bits[context, k]
-            lowest = cost + weight * rest + last_row[0]
+            lowest = cost + rest + last_row[0]
             length = 0
             for c in range(predicted):
                 if colours[b, c] != 0:
@@ -95,14 +96,15 @@ def quantise_blocks(
                         chosen = np.int64(colours[b, c])
                         cost += _cost(chosen, raw, row)
                     else:
-                        centred = values[b, c] - means[k, c]
-                        rest -= centred * centred
-                        magnitude = abs(centred)
+                        magnitude = abs(values[b, c] - means[k, c])
+                        weight = value[importance[b, c]]
+                        error = weight * magnitude * magnitude
+                        rest -= error
                         chosen = np.int64(0)
-                        price = weight * magnitude * magnitude + _cost(0, raw, row)
+                        price = error + _cost(0, raw, row)
                         upper = np.int64(magnitude + np.float32(0.5))
                         for near in range(max(upper - 1, 1), upper + 1):
-                            signed = near if centred > 0 else -near
+                            signed = near if values[b, c] > means[k, c] else -near
                             error = magnitude - np.float32(near)
                             other = weight * error * error + _cost(signed, raw, row)
                             if other < price:
@@ -110,7 +112,7 @@ def quantise_blocks(
                         cost += price
                     trial[c] = chosen
                     energy = next_energy(energy, abs(tabled_part(chosen, raw)))
-                whole = cost + weight * max(rest, np.float32(0)) + last_row[group + 1]
+                whole = cost + max(rest, np.float32(0)) + last_row[group + 1]
                 if whole < lowest:
                     lowest, length = whole, (group + 1) * GROUP
             if lowest < best:

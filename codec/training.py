@@ -57,6 +57,7 @@ def train(
         photos = PhotoCrops(
             config.folders,
             config.crops,
+            reduced=config.reduced_folders,
             seed=config.seed + ranks.rank,
             shuffle_seed=config.seed + ranks.rank,
             hold_out=0 if config.validation else config.validate_photos,
@@ -109,7 +110,7 @@ def _begin(state: TrainingState, checkpoint: Path, report: Callable[[str], None]
         report(f"going on from step {state.step}")
     elif config.start is not None:
         weights = load_weights(config.start)
-        state.network.start_from(weights)
+        state.network.start_from(weights, state.photos.batch(config.start_crops))
         state.started_from = f"{weights.name} `{weights.fingerprint}`"
         report(f"starting from the weights {weights.name} ({weights.fingerprint})")
     elif ranks.first:
@@ -130,14 +131,16 @@ def _validation_photos(config: TrainConfig, photos: PhotoCrops) -> list[Path]:
 class _Step(nn.Module):
     """Forward pass and loss as one module, so that several processes know which parameters take part."""
 
-    def __init__(self, network: CodecNetwork, objective: Objective, precision: torch.dtype) -> None:
+    def __init__(self, network: CodecNetwork, objective: Objective, precision: torch.dtype, swift_share: float) -> None:
         super().__init__()
         self.network, self.precision = network, precision
         self._objective = objective
+        self._swift_share = swift_share if network.swift is not None else 0.0
 
-    def forward(self, original_N3HW: Tensor, quality_N: Tensor, progress: float) -> ObjectiveOutput:
-        reconstruction, bits = self.network(original_N3HW, quality_N, self.precision)
-        return self._objective(original_N3HW, reconstruction, bits, quality_N, progress)
+    def forward(self, original_N3HW: Tensor, quality_N: Tensor, progress: float, step: int) -> ObjectiveOutput:
+        swift = math.ceil(self._swift_share * len(original_N3HW))
+        reconstruction, bits = self.network(original_N3HW, quality_N, self.precision, swift)
+        return self._objective(original_N3HW, reconstruction, bits, quality_N, progress, step)
 
 
 def _steps(
@@ -155,7 +158,7 @@ def _steps(
     terms = [name for name, term in config.objective.terms.items() if term.weight > 0]
     columns = ["loss", "bpp", *terms]
     inactive = not any(term.strength(0.0) > 0 for term in config.objective.terms.values())
-    run_step = ranks.distribute(_Step(network, objective, precision), unused=inactive)
+    run_step = ranks.distribute(_Step(network, objective, precision, config.swift_share), unused=inactive)
     qualities, odds = _quality_odds(config.quality_range)
     network.train()
     stopped = False
@@ -165,12 +168,14 @@ def _steps(
             watch.validate()
         clock = saved = validated = time.monotonic()
         while state.progress() < 1 and not stopped:
-            rate = min(1.0, (state.step + 1) / max(1, config.warmup)) * 0.5 * (1 + math.cos(math.pi * state.progress()))
+            rate = min(1.0, (state.step + 1) / max(1, config.warmup))
+            if config.schedule == "cosine":
+                rate *= 0.5 * (1 + math.cos(math.pi * state.progress()))
             for group in state.optimiser.param_groups:
                 group["lr"] = group["base"] * rate
             original = state.photos.batch(config.batch).to(device).float()
             quality = torch.from_numpy(state.photos.rng.choice(qualities, config.batch, p=odds)).to(device)
-            output = run_step(original, quality, state.progress())
+            output = run_step(original, quality, state.progress(), state.step)
             state.optimiser.zero_grad(set_to_none=True)
             output.loss.backward()
             norm = nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT)

@@ -179,6 +179,8 @@ def _unusable(path: Path, exc: Exception) -> TrainingError:
 def _parameter_groups(network: CodecNetwork, config: TrainConfig) -> list[tuple[list[nn.Parameter], float]]:
     """Linear stages start near their optimum and move slowly, tables of classes see few blocks a step and move fast."""
     linear = [network.analysis.patch, network.analysis.merge, network.synthesis.split, network.synthesis.patch]
+    if network.swift is not None:
+        linear += [network.swift.straight, network.swift.split]
     slow = [parameter for layer in linear for parameter in layer.parameters()]
     fast = [network.prior.log_scale, network.prior.context_shift]
     means = [network.prior.mean]

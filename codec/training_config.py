@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from .objectives import ObjectiveConfig
 from .photos import CropConfig
 from .prior import PriorConfig
+from .training_importance import ImportanceConfig
 from .transforms import TransformConfig
 from .weights import load_weights
 
@@ -21,9 +22,9 @@ __all__ = ["TrainConfig"]
 
 # What may change between the parts of a run that is resumed: where things are, when it ends, what it tells.
 _FREE = {
-    "output", "folders", "name", "steps", "minutes", "device", "precision", "start_crops", "fit_crops",
-    "validation", "validate_photos", "validate_minutes", "validate_every", "checkpoint_minutes", "log_every",
-    "tensorboard", "crops.max_photos", "crops.max_memory_gib",
+    "output", "folders", "reduced_folders", "name", "steps", "minutes", "device", "precision", "start_crops",
+    "fit_crops", "validation", "validate_photos", "validate_minutes", "validate_every", "checkpoint_minutes",
+    "log_every", "tensorboard", "crops.max_photos", "crops.max_memory_gib",
 }  # fmt: skip
 
 
@@ -31,12 +32,17 @@ _FREE = {
 class TrainConfig:
     """All that decides a training run; ``from_toml`` reads it from a file with the same names.
 
+    ``folders`` hold photographs, ``reduced_folders`` those of middling quality, which are always reduced before they
+    are cropped, so that the traces of their compression vanish (``crops`` says how).
+
     ``minutes`` bounds the run by the clock instead of ``steps`` when it comes first: the learning rate then follows the
     share of the time that is spent. Most images take a quality from ``quality_range``, a fifth from the whole range.
     ``start_crops`` give the KLT and the first classes, ``fit_crops`` the entropy tables at the end. ``start`` names
     weights (shipped, or a file) to go on from instead of the KLT, with the same channels, latents and classes; residual
-    blocks that these lack begin as identities. ``average`` is the decay a step of the moving average of the parameters
-    (0: none), which is what ends up in the weights. ``batch`` is that of each process.
+    blocks that these lack begin as identities. ``swift_share`` of each batch is reconstructed by the swift synthesis,
+    where ``transforms`` have one. ``schedule``: after the warm-up the learning rate follows a ``cosine`` down to 0, or
+    stays ``constant``, for a run whose weights another one starts from. ``average`` is the decay a step of the moving
+    average of the parameters (0: none), which is what ends up in the weights. ``batch`` is that of each process.
 
     ``validation`` is a folder of photographs for the measurements on the way; without it up to ``validate_photos``, and
     no more than a tenth of those in ``folders``, are held out. They are measured every ``validate_minutes``, or every
@@ -45,6 +51,7 @@ class TrainConfig:
 
     output: Path
     folders: tuple[Path, ...]
+    reduced_folders: tuple[Path, ...] = ()
     name: str = "custom"
     start: str | None = None
     steps: int = 20_000
@@ -52,6 +59,8 @@ class TrainConfig:
     batch: int = 8
     learning_rate: float = 1e-3
     linear_rate: float = 0.2
+    swift_share: float = 0.25
+    schedule: str = "cosine"
     average: float = 0.999
     prior_rate: float = 4.0
     warmup: int = 200
@@ -71,6 +80,7 @@ class TrainConfig:
     crops: CropConfig = dataclasses.field(default_factory=CropConfig)
     transforms: TransformConfig = dataclasses.field(default_factory=TransformConfig)
     prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
+    importance: ImportanceConfig = dataclasses.field(default_factory=ImportanceConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
@@ -83,6 +93,8 @@ class TrainConfig:
             "start_crops and fit_crops must be at least 16": min(self.start_crops, self.fit_crops) >= 16,
             "learning_rate must be above 0": self.learning_rate > 0,
             "linear_rate and prior_rate must be at least 0": min(self.linear_rate, self.prior_rate) >= 0,
+            "swift_share must be above 0 and below 1": 0 < self.swift_share < 1,
+            "schedule must be cosine or constant": self.schedule in ("cosine", "constant"),
             "average must be at least 0 and below 1": 0 <= self.average < 1,
             "warmup and seed must be at least 0": min(self.warmup, self.seed) >= 0,
             "quality_range must be two qualities, rising, from 1 to 100": 1 <= low <= high <= 100,
@@ -120,7 +132,8 @@ class TrainConfig:
         values = _checked(cls, table, f"training configuration {path}")
         base = path.resolve().parent
         values["output"] = base / values["output"]
-        values["folders"] = tuple(base / folder for folder in values["folders"])
+        for name in ("folders", "reduced_folders"):
+            values[name] = tuple(base / folder for folder in values.get(name, ()))
         if "validation" in values:
             values["validation"] = base / values["validation"]
         if values.get("start", "").endswith(".safetensors"):
@@ -136,7 +149,8 @@ class TrainConfig:
         flat = _flat(dataclasses.asdict(self))
         # The folder of the starting weights may have moved since.
         flat["start"] = Path(self.start).name if self.start else None
-        return {name: value for name, value in flat.items() if name not in _FREE}
+        # The importance head is trained from the start at the end of a run.
+        return {name: value for name, value in flat.items() if name not in _FREE and not name.startswith("importance.")}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

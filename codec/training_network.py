@@ -9,30 +9,51 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .prior import PREDICTED, ClassPrior, PriorConfig
+from .prior import PREDICTED, ClassPrior, PriorConfig, PriorOutput
 from .quality import STEPS_PER_OCTAVE, gain
+from .swift import SwiftSynthesis, initialise_swift
 from .tables import MIN_SCALE
 from .transforms import Analysis, Synthesis, TransformConfig, initialise_with_klt, quality_coordinate
 from .weights import Weights
 
 __all__ = ["CodecNetwork"]
 
+_FIT_BATCH = 64
+
 
 class CodecNetwork(nn.Module):
-    """Analysis transform, class prior and synthesis transform, trained together."""
+    """Analysis transform, class prior and the synthesis transforms, trained together.
+
+    ``swift`` is None where the configuration has no second synthesis.
+    """
 
     def __init__(self, transforms: TransformConfig, prior: PriorConfig) -> None:
         super().__init__()
         self.analysis = Analysis(transforms)
         self.prior = ClassPrior(prior, transforms.latents)
         self.synthesis = Synthesis(transforms)
+        self.swift = SwiftSynthesis(transforms) if transforms.swift_channels else None
 
-    def forward(self, pixels_N3HW: Tensor, quality_N: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Float pixels 0…255 and qualities → (reconstruction, bits an image)."""
+    def forward(
+        self, pixels_N3HW: Tensor, quality_N: Tensor, precision: torch.dtype, swift: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Float pixels 0…255 and qualities → (reconstruction, bits an image).
+
+        The first ``swift`` images are reconstructed by the swift synthesis, the others by the full one.
+        """
         t_N = quality_coordinate(quality_N)
+        coded = self.code(pixels_N3HW, quality_N, precision)
+        parts = []
+        for synthesis, part in ((self.swift, slice(0, swift)), (self.synthesis, slice(swift, None))):
+            if synthesis is not None and len(t_N[part]):
+                parts.append(synthesis(coded.latents_NyxL[part], t_N[part], precision))
+        return torch.cat(parts) if len(parts) > 1 else parts[0], coded.bits_N
+
+    def code(self, pixels_N3HW: Tensor, quality_N: Tensor, precision: torch.dtype = torch.float32) -> PriorOutput:
+        """Float pixels 0…255 and qualities → what a decoder gets, and what it costs."""
         gain_N = quality_N.new_tensor([gain(float(q)) for q in quality_N], dtype=torch.float32)
-        coded = self.prior(self.analysis(pixels_N3HW, t_N, precision), gain_N)
-        return self.synthesis(coded.latents_NyxL, t_N, precision), coded.bits_N
+        coded: PriorOutput = self.prior(self.analysis(pixels_N3HW, quality_coordinate(quality_N), precision), gain_N)
+        return coded
 
     @torch.no_grad()
     def initialise(self, crops_N3HW: Tensor) -> None:
@@ -44,10 +65,24 @@ class CodecNetwork(nn.Module):
         rest = torch.tensor([i for i in range(len(response)) if i not in set(first.tolist())])
         self.permute_latents(torch.cat([first, rest]))
         self.prior.initialise(self.analysis(crops_N3HW.float(), torch.zeros(len(crops_N3HW))), gain(50))
+        self._initialise_swift(crops_N3HW)
+
+    def _initialise_swift(self, crops_N3HW: Tensor) -> None:
+        if self.swift is None:
+            return
+        # As a decoder sees them, for what is seldom coded is not to be relied on; in batches, for that takes memory.
+        training, latents = self.training, []
+        self.eval()
+        qualities = torch.arange(len(crops_N3HW)) * 60 // len(crops_N3HW) + 25
+        for crops, quality in zip(crops_N3HW.split(_FIT_BATCH), qualities.split(_FIT_BATCH), strict=True):
+            latents.append(self.code(crops.float(), quality).latents_NyxL)
+        initialise_swift(self.swift, self.synthesis, torch.cat(latents), crops_N3HW)
+        self.train(training)
 
     @torch.no_grad()
-    def start_from(self, weights: Weights) -> None:
-        """Take over finished weights. Residual blocks that they lack stay as they are: identities.
+    def start_from(self, weights: Weights, crops_N3HW: Tensor) -> None:
+        """Take over finished weights. Residual blocks that they lack stay as they are: identities. A swift synthesis
+        that they lack begins as the best straight fit to crops uint8 (N, 3, H, W).
 
         Raises:
             ConfigError: other channels, latents or classes, or more residual blocks than this network has.
@@ -64,6 +99,8 @@ class CodecNetwork(nn.Module):
             (self.analysis, weights.analysis),
             (self.synthesis, weights.synthesis),
         ]
+        if self.swift is not None and weights.swift is not None:
+            parts.append((self.swift, weights.swift))
         for part, source in parts:
             if part.load_state_dict(source.state_dict(), strict=False).unexpected_keys:
                 raise ConfigError(
@@ -75,11 +112,14 @@ class CodecNetwork(nn.Module):
         self.prior.context_shift.copy_(weights.context_shift)
         share = torch.from_numpy(weights.tables.class_share.astype(np.float64)).mean(0)
         self.prior.usage.copy_(share / share.sum())
+        if weights.swift is None:
+            self._initialise_swift(crops_N3HW)
 
     @torch.no_grad()
     def permute_latents(self, order_L: Tensor) -> None:
         """Reorder the latent channels; the network computes the same."""
         for rows in (self.analysis.merge.weight, self.analysis.merge.bias):
             rows.copy_(rows[order_L].clone())
-        for columns in (self.synthesis.split.weight, self.prior.log_scale, self.prior.mean):
+        swift = () if self.swift is None else (self.swift.straight.weight, self.swift.split.weight)
+        for columns in (self.synthesis.split.weight, *swift, self.prior.log_scale, self.prior.mean):
             columns.copy_(columns[:, order_L].clone())

@@ -1,8 +1,9 @@
 """What a run tells while it goes: log lines, validation on photographs it does not train on, early pictures.
 
-``log.csv`` has a line every ``log_every`` steps, ``validation.csv`` one a validation, ``pictures/step_N.png`` the
-validation crops (first row) and their reconstructions at three qualities below. A run that goes on drops the lines
-behind its checkpoint, so no step is in a file twice.
+``log.csv`` has a line every ``log_every`` steps, ``validation.csv`` one a validation: its ``cost`` and
+``cost_trained``, on photographs like them that are trained on, fall side by side until training over-fits.
+``pictures/step_N.png`` has the validation crops (first row) and their reconstructions at three qualities below. A run
+that goes on drops the lines behind its checkpoint, so no step is in a file twice.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from .metrics import structural_similarity
 from .photos import centre_crop, read_photo
+from .quality import trade_off
 from .training_checkpoint import TrainingState
 from .training_network import CodecNetwork
 
@@ -36,18 +38,29 @@ _SHOWN = 4
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Means over images: ``bpp`` as the prior estimates it, ``psnr`` in dB, ``ms_ssim`` 0…1."""
+    """Means over images: ``bpp`` as the prior estimates it, ``psnr`` in dB, ``ms_ssim`` 0…1, ``mse`` of 0…255."""
 
     bpp: float
     psnr: float
     ms_ssim: float
+    mse: float
+
+    def cost(self, quality: int) -> float:
+        """Bits a pixel and squared error, as the rate–distortion loss weighs them at this quality."""
+        return (self.bpp + trade_off(quality) * self.mse) / math.sqrt(trade_off(quality) / trade_off(50))
 
 
 @torch.inference_mode()
 def measure(
-    network: CodecNetwork, images: Sequence[Tensor], quality: int, precision: torch.dtype = torch.float32
+    network: CodecNetwork,
+    images: Sequence[Tensor],
+    quality: int,
+    precision: torch.dtype = torch.float32,
+    *,
+    swift: bool = False,
 ) -> tuple[Measured, list[Tensor]]:
-    """Code images (each uint8 (3, H, W), whole blocks) with a network in evaluation mode: means and reconstructions.
+    """Code images (each uint8 (3, H, W), whole blocks) with a network in evaluation mode: means and reconstructions,
+    of the full synthesis or of the ``swift`` one.
 
     Nothing random is drawn. MS-SSIM of images below 176 pixels has fewer scales.
     """
@@ -55,11 +68,11 @@ def measure(
     rows, reconstructions = [], []
     for image in images:
         original = image[None].to(device).float()
-        pixels, bits = network(original, torch.tensor([quality], device=device), precision)
+        pixels, bits = network(original, torch.tensor([quality], device=device), precision, int(swift))
         pixels = pixels.round().clamp(0, 255)
         error = float((pixels - original).square().mean(dtype=torch.float64))
         similarity = float(structural_similarity(original.double(), pixels.double()))
-        rows.append((float(bits) / (image.shape[1] * image.shape[2]), _decibel(error), similarity))
+        rows.append((float(bits) / (image.shape[1] * image.shape[2]), _decibel(error), similarity, error))
         reconstructions.append(pixels[0].to(torch.uint8).cpu())
     return Measured(*(sum(column) / len(rows) for column in zip(*rows, strict=True))), reconstructions
 
@@ -115,11 +128,16 @@ class Watch:
         config = state.config
         self._state, self._precision, self._report = state, precision, report
         self._crops = [centre_crop(read_photo(path), _SIDE) for path in photos]
+        # The same way, so that only what was trained on tells the two apart.
+        trained = [path for path in state.photos.paths if path not in set(photos)]
+        self._trained = [centre_crop(read_photo(path), _SIDE) for path in _spread(trained, len(photos))]
         self._pictures = config.output / "pictures"
         self._network = copy.deepcopy(state.network).eval() if self._crops else None
         self._board = _tensorboard(config.output / "tensorboard", state.step) if config.tensorboard else None
         self._log = CsvLog(config.output / "log.csv", ["seconds", *columns], state.step)
         names = [f"{name}_{quality}" for quality in QUALITIES for name in ("bpp", "psnr", "ms_ssim")]
+        swift = [f"swift_psnr_{quality}" for quality in QUALITIES] if state.network.swift is not None else []
+        names += [*swift, "cost", "cost_trained"]
         self._validation = CsvLog(config.output / "validation.csv", ["seconds", *names], state.step)
 
     def __enter__(self) -> Watch:
@@ -154,25 +172,38 @@ class Watch:
         if self._network is None:
             return
         network = self._state.put_average(self._network)
-        values: dict[str, float] = {}
+        values: dict[str, float] = {"cost": 0.0, "cost_trained": 0.0}
         shown = []
         rows = [self._crops[:_SHOWN]]
         for quality in QUALITIES:
             measured, reconstructions = measure(network, self._crops, quality, self._precision)
-            values |= {f"{name}_{quality}": value for name, value in dataclasses.asdict(measured).items()}
+            values |= {f"{name}_{quality}": getattr(measured, name) for name in ("bpp", "psnr", "ms_ssim")}
+            values["cost"] += measured.cost(quality) / len(QUALITIES)
+            if self._trained:
+                trained, _ = measure(network, self._trained, quality, self._precision)
+                values["cost_trained"] += trained.cost(quality) / len(QUALITIES)
             shown.append(f"q{quality} {measured.bpp:.3f} bpp {measured.psnr:.2f} dB {measured.ms_ssim:.4f}")
+            if network.swift is not None:
+                swift, _ = measure(network, self._crops, quality, self._precision, swift=True)
+                values[f"swift_psnr_{quality}"] = swift.psnr
+                shown[-1] += f" (swift {swift.psnr:.2f} dB)"
             rows.append(reconstructions[:_SHOWN])
         step = self._state.step
         self._validation.add(step, {"seconds": self._state.seconds, **values})
         self._scalars("validation", values)
         self._pictures.mkdir(exist_ok=True)
         _sheet(rows).save(self._pictures / f"step_{step}.png")
-        self._report(f"step {step}  validation  {'  |  '.join(shown)} MS-SSIM")
+        self._report(f"step {step}  validation  {'  |  '.join(shown)} MS-SSIM  |  cost {values['cost']:.4f}")
 
     def _scalars(self, group: str, values: Mapping[str, float]) -> None:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{group}/{name}", value, self._state.step)
+
+
+def _spread(paths: Sequence[Path], count: int) -> list[Path]:
+    """``count`` of the paths, evenly spread, or all where there are fewer."""
+    return [paths[i * len(paths) // count] for i in range(min(count, len(paths)))]
 
 
 def _sheet(rows: Sequence[Sequence[Tensor]]) -> Image.Image:

@@ -23,43 +23,70 @@ from .bitstream import BLOCK
 from .blocks import FoldedBlocks, ResidualBlocks
 from .window import PATCH, Cells
 
-__all__ = ["BLOCK", "PATCH", "Analysis", "Synthesis", "TransformConfig", "quality_coordinate"]
+__all__ = [
+    "BLOCK",
+    "PATCH",
+    "PATCH_SAMPLES",
+    "Analysis",
+    "Synthesis",
+    "TransformConfig",
+    "as_cells",
+    "as_multiplied",
+    "as_quads",
+    "quality_coordinate",
+]
 
-_PATCH_SAMPLES = 3 * PATCH * PATCH
+PATCH_SAMPLES = 3 * PATCH * PATCH
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformConfig:
-    """Sizes of the two transforms: channels on the working grid, latent channels a block, blocks of each network."""
+    """Sizes of the transforms: channels on the working grid, latent channels a block, residual blocks of each network.
+
+    ``swift_channels`` and ``swift_blocks`` are those of the second, cheap synthesis (:mod:`.swift`); 0 channels: none.
+    """
 
     channels: int = 128
     latents: int = 320
     analysis_blocks: int = 4
     synthesis_blocks: int = 4
+    swift_channels: int = 0
+    swift_blocks: int = 1
 
     def __post_init__(self) -> None:
-        if not 8 <= self.channels <= _PATCH_SAMPLES or self.channels % 8:
-            raise ConfigError(f"channels must be a multiple of 8 from 8 to {_PATCH_SAMPLES}, not {self.channels}")
+        if not 8 <= self.channels <= PATCH_SAMPLES or self.channels % 8:
+            raise ConfigError(f"channels must be a multiple of 8 from 8 to {PATCH_SAMPLES}, not {self.channels}")
         if not 8 <= self.latents <= min(512, 4 * self.channels) or self.latents % 8:
             raise ConfigError(
                 f"latents must be a multiple of 8 from 8 to min(512, 4·channels) = {min(512, 4 * self.channels)}, "
                 f"not {self.latents}"
             )
-        for name in ("analysis_blocks", "synthesis_blocks"):
+        if not 0 <= self.swift_channels <= self.channels or self.swift_channels % 8:
+            raise ConfigError(
+                f"swift_channels must be a multiple of 8, at most channels = {self.channels}, not {self.swift_channels}"
+            )
+        for name in ("analysis_blocks", "synthesis_blocks", "swift_blocks"):
             if not 0 <= getattr(self, name) <= 32:
                 raise ConfigError(f"{name} must be from 0 to 32, not {getattr(self, name)}")
 
     def macs_per_pixel(self) -> dict[str, float]:
         """Multiply–accumulates a pixel of each transform, biases and activations not counted."""
-        c, patch, block = self.channels, PATCH * PATCH, BLOCK * BLOCK
-        linear = c * _PATCH_SAMPLES / patch + 4 * c * self.latents / block
-        residual = (5 * c * c + 9 * c) / patch
-        return {
-            "analysis": linear + self.analysis_blocks * residual,
-            "synthesis": linear + self.synthesis_blocks * residual,
+        macs = {
+            "analysis": self._macs(self.channels, self.analysis_blocks),
+            "synthesis": self._macs(self.channels, self.synthesis_blocks),
         }
+        if self.swift_channels:
+            straight = 4 * PATCH_SAMPLES * self.latents / (BLOCK * BLOCK)
+            macs["swift"] = straight + self._macs(self.swift_channels, self.swift_blocks)
+        return macs
+
+    def _macs(self, channels: int, blocks: int) -> float:
+        """Of a linear pair with residual blocks between."""
+        patch = PATCH * PATCH
+        linear = channels * PATCH_SAMPLES / patch + 4 * channels * self.latents / (BLOCK * BLOCK)
+        return linear + blocks * (5 * channels * channels + 9 * channels) / patch
 
 
 def quality_coordinate(quality_N: Tensor) -> Tensor:
@@ -78,7 +105,7 @@ class Analysis(nn.Module):
 
     def __init__(self, config: TransformConfig) -> None:
         super().__init__()
-        self.patch = nn.Linear(_PATCH_SAMPLES, config.channels)
+        self.patch = nn.Linear(PATCH_SAMPLES, config.channels)
         self.body = ResidualBlocks(config.channels, config.analysis_blocks)
         self.merge = nn.Linear(4 * config.channels, config.latents)
 
@@ -86,9 +113,7 @@ class Analysis(nn.Module):
         """Pixels to latents; ``precision`` is that inside the residual blocks."""
         z_NhwP = F.pixel_unshuffle(pixels_N3HW - 127.5, PATCH).permute(0, 2, 3, 1)
         z_NhwC = self.body(self.patch(z_NhwP), t_N, precision)
-        n, h, w, c = z_NhwC.shape
-        quads = z_NhwC.reshape(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4 * c)
-        latents: Tensor = self.merge(quads)
+        latents: Tensor = self.merge(as_quads(z_NhwC))
         return latents
 
     @torch.no_grad()
@@ -98,7 +123,7 @@ class Analysis(nn.Module):
         analysis = copy.deepcopy(self)
         analysis.body, added = self.body.folded(t)
         analysis.merge.bias.add_(analysis.merge.weight @ added.repeat(4))
-        return _as_multiplied(analysis)
+        return as_multiplied(analysis)
 
 
 class Synthesis(nn.Module):
@@ -114,7 +139,7 @@ class Synthesis(nn.Module):
         super().__init__()
         self.split = nn.Linear(config.latents, 4 * config.channels)
         self.body = ResidualBlocks(config.channels, config.synthesis_blocks)
-        self.patch = nn.Linear(config.channels, _PATCH_SAMPLES)
+        self.patch = nn.Linear(config.channels, PATCH_SAMPLES)
 
     def forward(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
         """Latents to pixels; ``precision`` is that inside the residual blocks."""
@@ -122,10 +147,9 @@ class Synthesis(nn.Module):
 
     def patches(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype, cells: Cells | None = None) -> Tensor:
         """The same as (N, h, w, 192), red, green and blue of 8×8 pixels each; or only those of ``cells``."""
-        n, y, x, _ = latents_NyxL.shape
-        quads = self.split(latents_NyxL).view(n, y, x, 2, 2, -1)
+        quads = self.split(latents_NyxL).unflatten(-1, (2, 2, -1))
         if cells is None:
-            z_NhwC = self.body(quads.permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * y, 2 * x, -1), t_N, precision)
+            z_NhwC = self.body(as_cells(quads), t_N, precision)
         else:
             z_NhwC = self.body(cells.start(quads), t_N, precision, cells.steps)
         patches: Tensor = self.patch(z_NhwC).add_(127.5)
@@ -138,10 +162,22 @@ class Synthesis(nn.Module):
         synthesis = copy.deepcopy(self)
         synthesis.body, added = self.body.folded(t)
         synthesis.patch.bias.add_(synthesis.patch.weight @ added)
-        return _as_multiplied(synthesis)
+        return as_multiplied(synthesis)
 
 
-def _as_multiplied(network: _Network) -> _Network:
+def as_cells(quads_Nyx22C: Tensor) -> Tensor:
+    """The four cells of each block, (N, y, x, 2, 2, C), as one grid of cells (N, 2y, 2x, C)."""
+    n, y, x, *_, c = quads_Nyx22C.shape
+    return quads_Nyx22C.permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * y, 2 * x, c)
+
+
+def as_quads(cells_NhwC: Tensor) -> Tensor:
+    """A grid of cells as the four cells of each block, one after the other: (N, y, x, 4·C)."""
+    n, h, w, c = cells_NhwC.shape
+    return cells_NhwC.reshape(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4 * c)
+
+
+def as_multiplied(network: _Network) -> _Network:
     """Linear weights in the order in memory that the product of matrices otherwise brings them to in every pass."""
     for layer in network.modules():
         if isinstance(layer, nn.Linear):
@@ -158,12 +194,11 @@ def initialise_with_klt(analysis: Analysis, synthesis: Synthesis, crops_N3HW: Te
     """
     channels, latents = analysis.patch.out_features, analysis.merge.out_features
     patches = F.pixel_unshuffle(crops_N3HW.float() - 127.5, PATCH).permute(0, 2, 3, 1)
-    flat = patches.reshape(-1, _PATCH_SAMPLES).double()
+    flat = patches.reshape(-1, PATCH_SAMPLES).double()
     basis, power = _principal_axes(flat.T @ flat / len(flat), channels)
     scale = 0.5 / power.clamp(min=1e-3).pow(0.25)
     z = patches.double() @ basis.T
-    n, h, w, c = z.shape
-    quads = z.view(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4 * c)
+    quads = as_quads(z).flatten(0, 2)
     merge, _ = _principal_axes(quads.T @ quads / len(quads), latents)
     tiled = scale.repeat(4)
     analysis.patch.weight.copy_(basis * scale[:, None])

@@ -18,9 +18,11 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError, WeightsFormatError, WeightsNotFoundError
+from .importance import ImportanceHead
+from .swift import SwiftSynthesis
 from .tables import CONTEXT_LEVELS, EntropyTables
 from .transforms import Analysis, Synthesis, TransformConfig
 
@@ -42,6 +44,8 @@ class Weights:
     config: TransformConfig
     analysis: Analysis
     synthesis: Synthesis
+    swift: SwiftSynthesis | None = None
+    importance: ImportanceHead | None = None
     class_means: Tensor
     context_shift: Tensor
     tables: EntropyTables
@@ -102,7 +106,9 @@ def load_weights(name: str | Path = "default") -> Weights:
         # Without drawing initial weights: they would be overwritten, and the caller's random numbers would change.
         with torch.device("meta"):
             analysis, synthesis = Analysis(config), Synthesis(config)
-        for prefix, module in (("analysis.", analysis), ("synthesis.", synthesis)):
+            swift = SwiftSynthesis(config) if config.swift_channels else None
+            head = ImportanceHead(config.latents) if any(key.startswith("importance.") for key in tensors) else None
+        for prefix, module in _modules(analysis, synthesis, swift, head):
             part = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             module.load_state_dict({key: value.float() for key, value in part.items()}, assign=True)
             module.eval().requires_grad_(False)
@@ -121,6 +127,8 @@ def load_weights(name: str | Path = "default") -> Weights:
         config=config,
         analysis=analysis,
         synthesis=synthesis,
+        swift=swift,
+        importance=head,
         class_means=means,
         context_shift=shift,
         tables=tables,
@@ -164,6 +172,14 @@ def _little_endian(tensor: Tensor) -> npt.NDArray[Any]:
     return np.asarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
 
 
+def _modules(
+    analysis: Analysis, synthesis: Synthesis, swift: SwiftSynthesis | None, importance: ImportanceHead | None
+) -> list[tuple[str, nn.Module]]:
+    """The networks that there are, with the prefixes of their tensors in a file."""
+    parts = {"analysis.": analysis, "synthesis.": synthesis, "swift.": swift, "importance.": importance}
+    return [(prefix, module) for prefix, module in parts.items() if module is not None]
+
+
 def save_weights(
     path: Path,
     *,
@@ -171,6 +187,8 @@ def save_weights(
     config: TransformConfig,
     analysis: Analysis,
     synthesis: Synthesis,
+    swift: SwiftSynthesis | None = None,
+    importance: ImportanceHead | None = None,
     class_means: Tensor,
     context_shift: Tensor,
     tables: EntropyTables,
@@ -181,9 +199,10 @@ def save_weights(
         "class_means": class_means.detach().to(torch.float16),
         "context_shift": context_shift.detach().float(),
     }
-    for prefix, module in (("analysis.", analysis), ("synthesis.", synthesis)):
+    for prefix, module in _modules(analysis, synthesis, swift, importance):
         for key, value in module.state_dict().items():
-            compact = torch.float16 if key.startswith("body.") else torch.float32
+            small = key.startswith("body.") or prefix == "importance."
+            compact = torch.float16 if small else torch.float32
             tensors[prefix + key] = value.detach().cpu().to(compact)
     for key in _TABLES:
         tensors[key] = torch.from_numpy(getattr(tables, key))

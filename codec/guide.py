@@ -1,0 +1,152 @@
+"""Where to spend the bits: how much each latent of an image matters to what networks see.
+
+An error in a latent is not equally bad everywhere. What a teacher network makes of the reconstruction changes by
+``J·δ`` with a small error δ of the latents, so the squared change is ``Σ_c g_c·δ_c²`` for errors that do not
+correlate, with ``g`` the diagonal of ``JᵀJ``: the Gauss–Newton approximation. It is estimated by products of random
+vectors v with the Jacobian, ``g = E[(Jᵀv)²]`` (a sketch; Bekas, Kokiopoulou and Saad, 2007), each of which costs a
+backward pass through teacher and synthesis. Weights that ship with an importance head (:mod:`.importance`) predict it
+instead. The encoder (:mod:`.quantise`) then weighs its errors with ``g``, and the decoder need not know.
+
+Shape suffixes: N images, y×x blocks, L latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .importance import ImportanceHead
+from .perception import FEATURE_NETWORKS, FeatureNetwork, embedding, load_features
+
+__all__ = ["Guide", "HeadGuide", "TeacherGuide", "load_guide", "mixed", "normalised", "sensitivity"]
+
+# How far the bits follow the guide: the rest of an error's worth is the same everywhere, as pixels have it.
+_STRENGTH = 0.5
+
+Synthesise = Callable[[Tensor], Tensor]
+"""Latents (N, y, x, L) to pixels float (N, 3, 16·y, 16·x), 0…255, differentiable."""
+
+
+class Guide(Protocol):
+    """What says how much each latent matters."""
+
+    def importance(self, latents_NyxL: Tensor, t_N: Tensor, synthesise: Synthesise) -> Tensor:
+        """How much an error in each latent matters.
+
+        Args:
+            latents_NyxL: latents float32 (N, y, x, L) of images, in units of the pixel scale.
+            t_N: quality coordinates (N,) in −1…1.
+            synthesise: makes pixels of such latents.
+
+        Returns:
+            float32 (N, y, x, L), above or equal 0, 1 in the mean of each image.
+        """
+
+
+class HeadGuide:
+    """The importance head of the weights."""
+
+    def __init__(self, head: ImportanceHead) -> None:
+        self._head = head
+
+    def importance(self, latents_NyxL: Tensor, t_N: Tensor, synthesise: Synthesise) -> Tensor:
+        """See :class:`Guide`."""
+        return normalised(self._head(latents_NyxL, t_N).exp_())
+
+
+class TeacherGuide:
+    """The sensitivity of teacher networks, worked out for every image: exact, and many times slower than the head."""
+
+    def __init__(self, teachers: Sequence[FeatureNetwork]) -> None:
+        self._teachers = teachers
+
+    def importance(self, latents_NyxL: Tensor, t_N: Tensor, synthesise: Synthesise) -> Tensor:
+        """See :class:`Guide`."""
+        # Tensors made for inference only take no part in derivatives; copies of them do.
+        with torch.inference_mode(False):
+            return normalised(sensitivity(latents_NyxL.clone(), synthesise, self._teachers))
+
+
+def load_guide(name: str, head: ImportanceHead | None, device: torch.device) -> Guide | None:
+    """A guide by name.
+
+    Args:
+        name: ``auto`` (the weights' own head, where they have one), ``none``, or feature networks as
+            :func:`.perception.load_features` names them, with commas between.
+        head: the importance head of the weights, on ``device``.
+        device: where the guide is to run.
+
+    Returns:
+        The guide; None when the bits are to follow the pixels alone.
+
+    Raises:
+        ConfigError: an unknown network, or a package that is not installed. WeightsNotFoundError: no usable file.
+    """
+    if name == "none":
+        return None
+    if name == "auto":
+        return None if head is None else HeadGuide(head)
+    try:
+        return TeacherGuide([load_features(each.strip()).to(device) for each in name.split(",")])
+    except ConfigError as exc:
+        raise ConfigError(
+            f"no guide {name!r}: {exc}; a guide is auto, none, or networks with commas between: {FEATURE_NETWORKS}"
+        ) from exc
+
+
+def normalised(importance_NyxL: Tensor) -> Tensor:
+    """Scaled to a mean of 1 in each image, so that a quality means about the same bits with and without a guide."""
+    return importance_NyxL / importance_NyxL.mean((1, 2, 3), keepdim=True).clamp(min=1e-30)
+
+
+def mixed(importance_NyxL: Tensor) -> Tensor:
+    """What the error of a latent is worth in the encoder's choices: partly its importance, partly 1."""
+    return (1 - _STRENGTH) + _STRENGTH * importance_NyxL
+
+
+def sensitivity(
+    latents_NyxL: Tensor,
+    synthesise: Synthesise,
+    teachers: Sequence[FeatureNetwork],
+    *,
+    probes: int = 6,
+    maps: float = 0.5,
+    seed: int = 0,
+) -> Tensor:
+    """Squared change of what teachers see by a unit change of each latent.
+
+    Args:
+        latents_NyxL: latents float32, as the synthesis takes them.
+        synthesise: latents to pixels float (N, 3, H, W), 0…255, differentiable.
+        teachers: what each sees counts the same.
+        probes: random vectors, each a backward pass.
+        maps: 0…1, how much the feature maps count beside the pooled embedding.
+        seed: of the random vectors, which are the same for every image of a batch and every batch.
+
+    Returns:
+        float32 (N, y, x, L): the squared change relative to the squared length of what is seen, above or equal 0.
+    """
+    latents = latents_NyxL.detach().requires_grad_(True)
+    total = torch.zeros_like(latents)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.enable_grad():
+        pixels = synthesise(latents)
+        for teacher in teachers:
+            seen = teacher(pixels)
+            targets = [(embedding(seen[-1]), 1 - maps), *((each, maps / len(seen)) for each in seen)]
+            for _ in range(probes):
+                score = pixels.new_zeros(())
+                for values, weight in targets:
+                    if weight > 0:
+                        probe = torch.randn(values.shape[1:], generator=generator).to(values.device)
+                        length = values.detach().flatten(1).square().sum(1).clamp(min=1e-12)
+                        part = (values * probe).flatten(1).sum(1) * (weight / length).sqrt()
+                        score = score + part.sum()
+                (gradient,) = torch.autograd.grad(score, latents, retain_graph=True)
+                total += gradient.square()
+    result: Tensor = total / (probes * len(teachers))
+    return result

@@ -1,0 +1,123 @@
+"""Training of the importance head: it learns to say of an image what its teachers' sensitivity would say.
+
+The targets are sketches of few random vectors, so they scatter about the sensitivity like χ². The loss of a gamma
+distribution, ``t/p + log p`` for target t and prediction p, is smallest in the mean where p is the mean of t, whatever
+the scatter; a squared error of logarithms would learn the mean of the logarithm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .guide import normalised, sensitivity
+from .importance import ImportanceHead
+from .perception import load_features
+from .photos import PhotoCrops
+from .training_network import CodecNetwork
+from .transforms import quality_coordinate
+
+__all__ = ["ImportanceConfig", "train_head"]
+
+_PASS = 4
+_QUALITIES = (10, 90)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportanceConfig:
+    """The training of the importance head, after that of the transforms, which stay as they are.
+
+    ``teachers``: feature networks, see :func:`.perception.load_features`; none: no head. ``crops`` of ``size``² pixels
+    are looked at by all of them, with ``probes`` random vectors each; then the head is trained for ``steps`` of
+    ``batch`` crops.
+    """
+
+    teachers: tuple[str, ...] = ()
+    crops: int = 1024
+    size: int = 224
+    probes: int = 2
+    steps: int = 3000
+    batch: int = 16
+    learning_rate: float = 2e-3
+
+    def __post_init__(self) -> None:
+        if min(self.crops, self.probes, self.steps, self.batch) < 1:
+            raise ConfigError("importance: crops, probes, steps and batch must be at least 1")
+        if self.size < 16 or self.size % 16:
+            raise ConfigError(f"importance: size must be a multiple of 16 from 16 up, not {self.size}")
+        if not self.learning_rate > 0:
+            raise ConfigError("importance: learning_rate must be above 0")
+
+
+def train_head(
+    network: CodecNetwork, photos: PhotoCrops, config: ImportanceConfig, *, seed: int, report: Callable[[str], None]
+) -> ImportanceHead:
+    """Train a head for a network that is done.
+
+    Args:
+        network: on the CPU, in evaluation mode.
+        photos: crops of ``config.size``² pixels.
+        config: what to train with.
+        seed: of qualities, random vectors and initial values.
+        report: gets a line now and then.
+
+    Returns:
+        The head, in evaluation mode.
+    """
+    latents, targets, quality = _targets(network, photos, config, seed, report)
+    torch.manual_seed(seed)
+    head = ImportanceHead(latents.shape[-1])
+    head.scale.copy_(latents.square().mean((0, 1, 2)).sqrt().mul_(0.25).clamp_(min=1e-3))
+    # The average of a channel needs no training.
+    head.leave.bias.data.copy_(targets.float().mean((0, 1, 2)).clamp(min=1e-6).log())
+    optimiser = torch.optim.Adam(head.parameters(), config.learning_rate, betas=(0.9, 0.98))
+    generator = torch.Generator().manual_seed(seed)
+    total = 0.0
+    for step in range(config.steps):
+        for group in optimiser.param_groups:
+            warm = min(1.0, (step + 1) / 100)
+            group["lr"] = config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        pick = torch.randint(len(latents), (config.batch,), generator=generator)
+        logarithm = head(latents[pick], quality_coordinate(quality[pick])).clamp(-16, 16)
+        loss = (targets[pick].float() * torch.exp(-logarithm) + logarithm).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimiser.step()
+        total += float(loss.detach())
+        if (step + 1) % 500 == 0:
+            report(f"importance head: step {step + 1}, loss {total / 500:.4f}")
+            total = 0.0
+    return head.eval().requires_grad_(False)
+
+
+def _targets(
+    network: CodecNetwork, photos: PhotoCrops, config: ImportanceConfig, seed: int, report: Callable[[str], None]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents (N, y, x, L), their importance and the qualities (N,) of the crops."""
+    teachers = [load_features(name) for name in config.teachers]
+    generator = torch.Generator().manual_seed(seed)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for first in range(0, config.crops, _PASS):
+        pixels = photos.batch(min(_PASS, config.crops - first)).float()
+        quality = torch.randint(_QUALITIES[0], _QUALITIES[1] + 1, (len(pixels),), generator=generator)
+        t_N = quality_coordinate(quality)
+        with torch.no_grad():
+            latents = network.analysis(pixels, t_N)
+        importance = sensitivity(
+            latents,
+            lambda decoded, t_N=t_N: network.synthesis(decoded, t_N),  # type: ignore[misc]
+            teachers,
+            probes=config.probes,
+            seed=seed + first,
+        )
+        found.append((latents, normalised(importance), quality))
+        if first % (16 * _PASS) == 0:
+            report(f"importance head: teachers have seen {first} of {config.crops} crops")
+    latents, importance, quality = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return latents, importance, quality
