@@ -292,7 +292,7 @@ class Codec:
         candidates = costs.topk(min(_CLASSES_TRIED, costs.shape[-1]), largest=False).indices.to(torch.uint8)
         if guide is None:
             return [scaled.flatten(1, 2), candidates]
-        importance = guide.importance(latents, t_N, lambda decoded: self._synthesis(decoded, t_N, self.precision))
+        importance = guide.importance(latents, t_N, self._synthesis)
         return [scaled.flatten(1, 2), candidates, importance_levels(mixed(importance)).flatten(1, 2)]
 
     def quantise(self, transformed: Transformed) -> Latents:

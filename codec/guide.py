@@ -27,8 +27,8 @@ __all__ = ["Guide", "HeadGuide", "TeacherGuide", "load_guide", "mixed", "normali
 # How far the bits follow the guide: the rest of an error's worth is the same everywhere, as pixels have it.
 _STRENGTH = 0.5
 
-Synthesise = Callable[[Tensor], Tensor]
-"""Latents (N, y, x, L) to pixels float (N, 3, 16·y, 16·x), 0…255, differentiable."""
+Synthesise = Callable[[Tensor, Tensor], Tensor]
+"""Latents (N, y, x, L) and quality coordinates (N,) to pixels float (N, 3, 16·y, 16·x), 0…255, differentiable."""
 
 
 class Guide(Protocol):
@@ -68,7 +68,8 @@ class TeacherGuide:
         """See :class:`Guide`."""
         # Tensors made for inference only take no part in derivatives; copies of them do.
         with torch.inference_mode(False):
-            return normalised(sensitivity(latents_NyxL.clone(), synthesise, self._teachers))
+            latents, t = latents_NyxL.clone(), t_N.clone()
+            return normalised(sensitivity(latents, t, synthesise, self._teachers))
 
 
 def load_guide(name: str, head: ImportanceHead | None, device: torch.device) -> Guide | None:
@@ -91,7 +92,8 @@ def load_guide(name: str, head: ImportanceHead | None, device: torch.device) -> 
     if name == "auto":
         return None if head is None else HeadGuide(head)
     try:
-        return TeacherGuide([load_features(each.strip()).to(device) for each in name.split(",")])
+        with torch.inference_mode(False):
+            return TeacherGuide([load_features(each.strip()).to(device) for each in name.split(",")])
     except ConfigError as exc:
         raise ConfigError(
             f"no guide {name!r}: {exc}; a guide is auto, none, or networks with commas between: {FEATURE_NETWORKS}"
@@ -110,6 +112,7 @@ def mixed(importance_NyxL: Tensor) -> Tensor:
 
 def sensitivity(
     latents_NyxL: Tensor,
+    t_N: Tensor,
     synthesise: Synthesise,
     teachers: Sequence[FeatureNetwork],
     *,
@@ -121,7 +124,8 @@ def sensitivity(
 
     Args:
         latents_NyxL: latents float32, as the synthesis takes them.
-        synthesise: latents to pixels float (N, 3, H, W), 0…255, differentiable.
+        t_N: quality coordinates (N,).
+        synthesise: makes pixels of them.
         teachers: what each sees counts the same.
         probes: random vectors, each a backward pass.
         maps: 0…1, how much the feature maps count beside the pooled embedding.
@@ -134,7 +138,7 @@ def sensitivity(
     total = torch.zeros_like(latents)
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
-        pixels = synthesise(latents)
+        pixels = synthesise(latents, t_N)
         for teacher in teachers:
             seen = teacher(pixels)
             targets = [(embedding(seen[-1]), 1 - maps), *((each, maps / len(seen)) for each in seen)]

@@ -123,10 +123,15 @@ class ObjectiveConfig:
     def describe(self) -> str:
         """One line for a model card."""
         parts = [_described(name, term) for name, term in self.terms.items() if term.weight > 0]
-        turns = Counter(name.split("/")[-1] for name in self.networks)
+        turns = Counter(_without_folder(name) for name in self.networks)
         seen = " and ".join(f"{name} ({count} of {len(self.networks)} batches)" for name, count in turns.items())
         network = f", features of {seen if len(turns) > 1 else next(iter(turns))}" if self.perceptual else ""
         return f"bpp + λ·({' + '.join(parts)}){network}"
+
+
+def _without_folder(network: str) -> str:
+    kind, colon, rest = network.partition(":")
+    return f"{kind}{colon}{rest.split('/')[-1]}"
 
 
 def _described(name: str, term: TermConfig) -> str:

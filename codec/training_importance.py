@@ -109,13 +109,7 @@ def _targets(
         t_N = quality_coordinate(quality)
         with torch.no_grad():
             latents = network.analysis(pixels, t_N)
-        importance = sensitivity(
-            latents,
-            lambda decoded, t_N=t_N: network.synthesis(decoded, t_N),  # type: ignore[misc]
-            teachers,
-            probes=config.probes,
-            seed=seed + first,
-        )
+        importance = sensitivity(latents, t_N, network.synthesis, teachers, probes=config.probes, seed=seed + first)
         found.append((latents, normalised(importance), quality))
         if first % (16 * _PASS) == 0:
             report(f"importance head: teachers have seen {first} of {config.crops} crops")

