@@ -70,7 +70,6 @@ class Codec:
         self._reaches = reaches(weights.config.synthesis_blocks, exact=exact_crops)
         self._analysis = weights.analysis.to(device)
         self._synthesis = weights.synthesis.to(device)
-        self._head = None if weights.importance is None else weights.importance.to(device)
         self._guide_name = guide
         self._guides: dict[str, Guide | None] = {}
         self._find_guide(guide)
@@ -268,7 +267,7 @@ class Codec:
 
     def _find_guide(self, name: str) -> Guide | None:
         if name not in self._guides:
-            self._guides[name] = load_guide(name, self._head, self.device)
+            self._guides[name] = load_guide(name, self.weights, self.device)
         return self._guides[name]
 
     def _transform(self, pixels_N3HW: Tensor, qualities: list[int], guide: Guide | None) -> list[Tensor]:

@@ -12,17 +12,19 @@ Shape suffixes: N images, y×x blocks, L latent channels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, WeightsMismatchError
 from .importance import ImportanceHead
 from .perception import FEATURE_NETWORKS, FeatureNetwork, embedding, load_features
+from .weights import Weights
 
-__all__ = ["Guide", "HeadGuide", "TeacherGuide", "load_guide", "mixed", "normalised", "sensitivity"]
+__all__ = ["Guide", "HeadGuide", "TeacherGuide", "load_guide", "mixed", "normalised", "pinned_guide", "sensitivity"]
 
 # How far the bits follow the guide: the rest of an error's worth is the same everywhere, as pixels have it.
 _STRENGTH = 0.5
@@ -72,13 +74,21 @@ class TeacherGuide:
             return normalised(sensitivity(latents, t, synthesise, self._teachers))
 
 
-def load_guide(name: str, head: ImportanceHead | None, device: torch.device) -> Guide | None:
+def pinned_guide(name: str, weights: Weights) -> str:
+    """The name of the same guide that will mean no other one: ``auto`` becomes ``none``, or ``head:`` and what
+    identifies the head of the weights."""
+    if name != "auto":
+        return name
+    return "none" if weights.head_fingerprint is None else f"head:{weights.head_fingerprint}"
+
+
+def load_guide(name: str, weights: Weights, device: torch.device) -> Guide | None:
     """A guide by name.
 
     Args:
-        name: ``auto`` (the weights' own head, where they have one), ``none``, or feature networks as
-            :func:`.perception.load_features` names them, with commas between.
-        head: the importance head of the weights, on ``device``.
+        name: ``auto`` (the weights' own head, where they have one), ``none``, ``head:FINGERPRINT``, or feature networks
+            as :func:`.perception.load_features` names them, with commas between.
+        weights: those that the guide is for.
         device: where the guide is to run.
 
     Returns:
@@ -86,11 +96,18 @@ def load_guide(name: str, head: ImportanceHead | None, device: torch.device) -> 
 
     Raises:
         ConfigError: an unknown network, or a package that is not installed. WeightsNotFoundError: no usable file.
+        WeightsMismatchError: the weights have another head than the one named.
     """
+    name = pinned_guide(name, weights)
     if name == "none":
         return None
-    if name == "auto":
-        return None if head is None else HeadGuide(head)
+    if name.startswith("head:"):
+        if weights.importance is None or name != pinned_guide("auto", weights):
+            raise WeightsMismatchError(
+                f"the guide is to be {name}, but the weights {weights.name} ({weights.fingerprint}) have "
+                f"{weights.head_fingerprint or 'no'} importance head; take the weights file that the work began with"
+            )
+        return HeadGuide(copy.deepcopy(weights.importance).to(device))
     try:
         with torch.inference_mode(False):
             return TeacherGuide([load_features(each.strip()).to(device) for each in name.split(",")])

@@ -29,6 +29,7 @@ from .transforms import Analysis, Synthesis, TransformConfig
 __all__ = ["Weights", "WeightsEntry", "list_weights", "load_weights", "save_weights", "weights_of"]
 
 _FORMAT = "discernible-weights-1"
+_HEAD = "importance."
 _SHIPPED = Path(__file__).parent / "weights"
 _TABLES = ("scale_index", "symbol_frequency", "class_group", "class_frequency", "class_share", "last_frequency")
 
@@ -37,10 +38,12 @@ _TABLES = ("scale_index", "symbol_frequency", "class_group", "class_frequency", 
 class Weights:
     """Loaded weights. ``class_means`` float32 (K, L) in latent units. ``context_shift`` float32
     (CONTEXT_LEVELS,): what a context adds to the logarithm of the scale in training and in the encoder's rounding; a
-    decoder has it in its tables. ``fingerprint``: 8 hex digits of a hash over all of it, which every stream carries."""
+    decoder has it in its tables. ``fingerprint``: 8 hex digits of a hash over all of it but the importance head, which
+    every stream carries. ``head_fingerprint``: the same of the head, which no decoder needs; None without one."""
 
     name: str
     fingerprint: str
+    head_fingerprint: str | None = None
     config: TransformConfig
     analysis: Analysis
     synthesis: Synthesis
@@ -107,7 +110,7 @@ def load_weights(name: str | Path = "default") -> Weights:
         with torch.device("meta"):
             analysis, synthesis = Analysis(config), Synthesis(config)
             swift = SwiftSynthesis(config) if config.swift_channels else None
-            head = ImportanceHead(config.latents) if any(key.startswith("importance.") for key in tensors) else None
+            head = ImportanceHead(config.latents) if any(key.startswith(_HEAD) for key in tensors) else None
         for prefix, module in _modules(analysis, synthesis, swift, head):
             part = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             module.load_state_dict({key: value.float() for key, value in part.items()}, assign=True)
@@ -123,7 +126,10 @@ def load_weights(name: str | Path = "default") -> Weights:
         raise WeightsFormatError(f"{path}: context_shift must have {CONTEXT_LEVELS} values, not {tuple(shift.shape)}")
     return Weights(
         name=meta.get("name", path.stem),
-        fingerprint=_fingerprint(tensors, meta["config"]),
+        fingerprint=_fingerprint({k: v for k, v in tensors.items() if not k.startswith(_HEAD)}, meta["config"]),
+        head_fingerprint=None
+        if head is None
+        else _fingerprint({k: v for k, v in tensors.items() if k.startswith(_HEAD)}),
         config=config,
         analysis=analysis,
         synthesis=synthesis,
@@ -158,7 +164,7 @@ def _fingerprint_of(path: Path) -> str:
     return load_weights(path).fingerprint
 
 
-def _fingerprint(tensors: Mapping[str, Tensor], config: str) -> str:
+def _fingerprint(tensors: Mapping[str, Tensor], config: str = "") -> str:
     digest = hashlib.sha256(config.encode())
     for key in sorted(tensors):
         value = tensors[key].contiguous()
@@ -176,7 +182,7 @@ def _modules(
     analysis: Analysis, synthesis: Synthesis, swift: SwiftSynthesis | None, importance: ImportanceHead | None
 ) -> list[tuple[str, nn.Module]]:
     """The networks that there are, with the prefixes of their tensors in a file."""
-    parts = {"analysis.": analysis, "synthesis.": synthesis, "swift.": swift, "importance.": importance}
+    parts = {"analysis.": analysis, "synthesis.": synthesis, "swift.": swift, _HEAD: importance}
     return [(prefix, module) for prefix, module in parts.items() if module is not None]
 
 
@@ -201,7 +207,7 @@ def save_weights(
     }
     for prefix, module in _modules(analysis, synthesis, swift, importance):
         for key, value in module.state_dict().items():
-            small = key.startswith("body.") or prefix == "importance."
+            small = key.startswith("body.") or prefix == _HEAD
             compact = torch.float16 if small else torch.float32
             tensors[prefix + key] = value.detach().cpu().to(compact)
     for key in _TABLES:

@@ -45,6 +45,14 @@ Source = Annotated[
 Destination = Annotated[str, typer.Argument(metavar="DST", help="Folder for the shards, or s3://bucket/prefix.")]
 Quality = Annotated[int, typer.Option("--quality", "-q", help="1 (smallest) to 100 (best).")]
 Weights = Annotated[str, typer.Option("--weights", metavar="NAME|FILE", help="Codec weights.")]
+Guide = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE|none",
+        help="What tells the encoder where networks look: auto (the weights' own head), none, or networks such as "
+        "efficientnet-lite0 or vgg16:FILE (exact, slow), with commas between.",
+    ),
+]
 ShardSize = Annotated[int, typer.Option(help="Samples a shard, for sources that are not tars.")]
 Limit = Annotated[int | None, typer.Option(help="Take only the first so many samples.")]
 Include = Annotated[list[str] | None, typer.Option(help="Take only files that match this pattern. Repeatable.")]
@@ -173,6 +181,7 @@ def job_spec(
     destination: Destination,
     quality: Quality = 50,
     weights: Weights = "default",
+    guide: Guide = "auto",
     shard_size: ShardSize = 1000,
     limit: Limit = None,
     include: Include = None,
@@ -202,6 +211,7 @@ def job_spec(
         destination=destination,
         quality=quality,
         weights=weights,
+        guide=guide,
         shard_size=shard_size,
         limit=limit,
         include=tuple(include or ()),
@@ -234,6 +244,7 @@ def job_arguments(spec: JobSpec) -> list[str]:
     for name in (
         "quality",
         "weights",
+        "guide",
         "shard_size",
         "limit",
         "image_member",

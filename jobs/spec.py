@@ -37,7 +37,8 @@ class JobSpec:
     ``destination_s3``) are not, so that a job can be resumed on another machine.
 
     ``source`` and ``destination`` are locations as the user wrote them. ``quality`` is 1..100. ``weights`` is a name or
-    the path of a weights file. ``shard_size`` is samples a shard for sources that are not sharded. ``limit`` converts
+    the path of a weights file, ``guide`` what tells the encoder where networks look (see ``Codec.load``).
+    ``shard_size`` is samples a shard for sources that are not sharded. ``limit`` converts
     only the first so many samples, ``include`` only files that match one of the globs. ``image_member`` names the
     member that is the image where samples have several, ``image_column`` the column of Parquet files; ``missing_image``
     says whether a sample without one is quarantined or passed through. ``max_pixels`` (width × height), ``background``
@@ -54,6 +55,7 @@ class JobSpec:
     destination: str
     quality: int = 50
     weights: str = "default"
+    guide: str = "auto"
     shard_size: int = 1000
     limit: int | None = None
     include: tuple[str, ...] = ()
@@ -80,7 +82,7 @@ class JobSpec:
     destination_s3: S3Options = field(default_factory=S3Options)
 
     def __post_init__(self) -> None:
-        for name in ("source", "destination", "weights"):
+        for name in ("source", "destination", "weights", "guide"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise ConfigError(f"{name} must not be empty")
@@ -142,7 +144,12 @@ class JobSpec:
         return open_storage(resolve_location(self.destination), self.destination_s3)
 
     def convert_config(self, *, threads: int = 1, device: str | None = None) -> ConvertConfig:
-        """The part of the job that one worker needs, for ``threads`` CPU threads on ``device``."""
+        """The part of the job that one worker needs, for ``threads`` CPU threads on ``device``.
+
+        Raises WeightsError when the weights cannot be found or read.
+        """
+        from ..codec.guide import pinned_guide
+        from ..codec.weights import load_weights
         from ..pipeline.convert import ConvertConfig
         from ..pipeline.pixels import PixelPolicy
 
@@ -150,6 +157,7 @@ class JobSpec:
         return ConvertConfig(
             quality=self.quality,
             weights=resolve_weights(self.weights),
+            guide=pinned_guide(self.guide, load_weights(resolve_weights(self.weights))),
             device=device or self.device,
             threads=threads,
             image_member=self.image_member,

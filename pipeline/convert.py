@@ -64,7 +64,8 @@ _DECIBELS_A_STEP = 0.15
 class ConvertConfig:
     """How shards are converted.
 
-    ``quality`` is 1..100. ``weights`` is the name of shipped codec weights or the path of a file; ``device`` is
+    ``quality`` is 1..100. ``weights`` is the name of shipped codec weights or the path of a file, ``guide`` what tells
+    the encoder where networks look (see ``Codec.load``); ``device`` is
     ``auto``, ``cpu`` or ``cuda[:i]``. ``threads`` threads decode pixels, quantise and code entropy, and as many serve
     the codec on a CPU. The codec gets at most ``batch_pixels`` padded pixels at once (a single larger image alone) and
     looks at most ``lookahead`` samples ahead for images of one size. ``image_member`` names the extension of the member
@@ -77,6 +78,7 @@ class ConvertConfig:
 
     quality: int = 50
     weights: str = "default"
+    guide: str = "auto"
     device: str = "auto"
     threads: int = 1
     batch_pixels: int = 1 << 22
@@ -109,13 +111,17 @@ class ConvertConfig:
     def from_dict(cls, data: dict[str, Any]) -> ConvertConfig:
         """The configuration that :meth:`to_dict` wrote. Raises ConfigError for unknown or missing fields."""
         try:
-            return cls(**{**data, "pixels": PixelPolicy.from_dict(data["pixels"])})
+            # What was written before there were guides had none.
+            return cls(**{"guide": "none", **data, "pixels": PixelPolicy.from_dict(data["pixels"])})
         except (KeyError, TypeError) as exc:
             raise ConfigError(f"a conversion's configuration is damaged: {exc}") from exc
 
     def identity(self) -> dict[str, Any]:
         """What shapes the output, as JSON types: everything but where and with how many threads it is made."""
-        return {name: value for name, value in self.to_dict().items() if name not in ("device", "threads")}
+        values = {name: value for name, value in self.to_dict().items() if name not in ("device", "threads")}
+        if self.guide == "none":
+            del values["guide"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +175,9 @@ class ShardConverter:
         from ..codec.transforms import BLOCK
 
         self.config = config
-        self.codec = codec or Codec.load(config.weights, device=config.device, threads=config.threads)
+        self.codec = codec or Codec.load(
+            config.weights, device=config.device, threads=config.threads, guide=config.guide
+        )
         self._jpeg = GpuJpeg(self.codec.device) if config.pixels.jpeg == "gpu" else None
         self._turn = threading.Lock()
         self._local = threading.local()
