@@ -24,6 +24,7 @@ from .prior import PREDICTED, class_costs, median_edge_prediction
 from .quality import STEPS_PER_OCTAVE, check_quality, gain
 from .quantise import Transformed, importance_levels, quantise
 from .rans import decode_blocks, encode_blocks, expand_blocks, predict_colours, restore_colours
+from .swift import SwiftSynthesis
 from .tables import MIN_SCALE, quality_bucket
 from .transforms import BLOCK, PATCH, Analysis, Synthesis, quality_coordinate
 from .weights import Weights, load_weights
@@ -61,15 +62,16 @@ class Codec:
         precision: torch.dtype,
         *,
         guide: str = "auto",
+        synthesis: str = "full",
         exact_crops: bool = False,
     ) -> None:
         self.weights = weights
         self.device = device
         self.precision = precision
         self._transfers = Transfers(device)
-        self._reaches = reaches(weights.config.synthesis_blocks, exact=exact_crops)
         self._analysis = weights.analysis.to(device)
-        self._synthesis = weights.synthesis.to(device)
+        self._synthesis, blocks = _choose_synthesis(weights, synthesis, device)
+        self._reaches = reaches(blocks, exact=exact_crops)
         self._guide_name = guide
         self._guides: dict[str, Guide | None] = {}
         self._find_guide(guide)
@@ -93,6 +95,7 @@ class Codec:
         precision: str = "auto",
         threads: int | None = None,
         guide: str = "auto",
+        synthesis: str = "full",
         exact_crops: bool = False,
     ) -> Codec:
         """Load weights by name or from a ``.safetensors`` file.
@@ -107,12 +110,14 @@ class Codec:
             guide: what tells the encoder where networks look: ``auto`` (the importance head of the weights, where they
                 have one), ``none`` (pixels alone), or networks with commas between, such as ``efficientnet-lite0`` or
                 ``vgg16:FILE``, whose sensitivity is worked out for every image, exact and slow. Decoding is the same.
+            synthesis: which of the two makes the pixels: ``full``, ``swift`` (for CPUs: an eighth of the operations),
+                or ``auto``: swift on a CPU, where the weights have it. Streams are the same for both.
             exact_crops: synthesise regions with all that the network looks at around them instead of half as far,
                 which takes up to a fifth longer. See ``synthesise``.
 
         Raises:
-            WeightsNotFoundError, WeightsFormatError: no usable weights. ConfigError: a device or guide that is not
-            there.
+            WeightsNotFoundError, WeightsFormatError: no usable weights. ConfigError: a device, guide or synthesis that
+            is not there.
         """
         if threads is not None:
             if threads < 1:
@@ -120,7 +125,12 @@ class Codec:
             torch.set_num_threads(threads)
         where = resolve_device(device)
         return cls(
-            load_weights(weights), where, resolve_precision(precision, where), guide=guide, exact_crops=exact_crops
+            load_weights(weights),
+            where,
+            resolve_precision(precision, where),
+            guide=guide,
+            synthesis=synthesis,
+            exact_crops=exact_crops,
         )
 
     @property
@@ -291,7 +301,7 @@ class Codec:
         candidates = costs.topk(min(_CLASSES_TRIED, costs.shape[-1]), largest=False).indices.to(torch.uint8)
         if guide is None:
             return [scaled.flatten(1, 2), candidates]
-        importance = guide.importance(latents, t_N, self._synthesis)
+        importance = guide.importance(latents, t_N, self.weights.synthesis)
         return [scaled.flatten(1, 2), candidates, importance_levels(mixed(importance)).flatten(1, 2)]
 
     def quantise(self, transformed: Transformed) -> Latents:
@@ -365,7 +375,7 @@ class Codec:
     def _fold_analysis(self, quality: int) -> Analysis:
         return self._analysis.folded(quality_coordinate(torch.tensor(quality, device=self.device)))
 
-    def _fold_synthesis(self, quality: int) -> Synthesis:
+    def _fold_synthesis(self, quality: int) -> Synthesis | SwiftSynthesis:
         return self._synthesis.folded(quality_coordinate(torch.tensor(quality, device=self.device)))
 
     def _passes(self, keys: Sequence[Hashable], blocks: Sequence[int]) -> Iterator[list[int]]:
@@ -384,6 +394,22 @@ class Codec:
                 taken.append(i)
                 size += blocks[i]
             yield taken
+
+
+def _choose_synthesis(weights: Weights, name: str, device: torch.device) -> tuple[Synthesis | SwiftSynthesis, int]:
+    """The synthesis of that name, and how many residual blocks it has. Raises ConfigError."""
+    if name not in ("full", "swift", "auto"):
+        raise ConfigError(f"synthesis must be full, swift or auto, not {name!r}")
+    swift = weights.swift
+    if swift is None and name == "swift":
+        raise ConfigError(
+            f"the weights {weights.name} ({weights.fingerprint}) have no swift synthesis; use full or auto, "
+            "or weights that were trained with swift_channels"
+        )
+    weights.synthesis.to(device)
+    if swift is None or name == "full" or (name == "auto" and device.type != "cpu"):
+        return weights.synthesis, weights.config.synthesis_blocks
+    return swift.to(device), weights.config.swift_blocks
 
 
 class _Grid(NamedTuple):

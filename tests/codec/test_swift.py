@@ -1,0 +1,137 @@
+"""The second synthesis: its start, its share of the training, and that every way to decode takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from discernible import Codec
+from discernible.codec import Region, cut_latents
+from discernible.codec.prior import PriorConfig
+from discernible.codec.quality import gain
+from discernible.codec.swift import SwiftSynthesis
+from discernible.codec.training import CodecNetwork, TrainConfig, train
+from discernible.codec.transforms import TransformConfig
+from discernible.codec.weights import load_weights
+from discernible.errors import ConfigError
+
+from .training_setup import config_in, write_photos
+
+SMALL = TransformConfig(channels=24, latents=48, analysis_blocks=1, synthesis_blocks=1, swift_channels=16)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, photos: Mapping[str, np.ndarray]) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("swift")
+    config = config_in(
+        folder / "run", write_photos(tmp_path_factory.mktemp("photos"), photos), 40, swift="swift_channels = 16"
+    )
+    train(config, report=[].append)
+    return config
+
+
+@pytest.fixture(scope="module")
+def file(trained: TrainConfig) -> Path:
+    return trained.output / "weights.safetensors"
+
+
+def test_it_begins_as_the_best_straight_fit(photos: Mapping[str, np.ndarray]) -> None:
+    pieces = [photo[:, y : y + 64, x : x + 64] for photo in photos.values() for y in (0, 90, 180) for x in (0, 90)]
+    crops = torch.from_numpy(np.stack(pieces))
+    torch.manual_seed(0)
+    network = CodecNetwork(SMALL, PriorConfig(classes=8)).eval()
+    network.initialise(crops)
+    assert network.swift is not None
+    quality = torch.arange(len(crops)) * 60 // len(crops) + 25
+    with torch.no_grad():
+        latents = network.code(crops.float(), quality).latents_NyxL
+        swift = network.swift(latents, torch.zeros(len(crops)))
+    # Independent: least squares by numpy, block by block.
+    blocks = crops.float().unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).reshape(-1, 768).numpy()
+    source = np.concatenate([latents.reshape(-1, 48).numpy(), np.ones((len(blocks), 1), np.float32)], 1)
+    fit, *_ = np.linalg.lstsq(source, blocks, rcond=None)
+    best = np.square(source @ fit - blocks).mean()
+    assert float((swift - crops).square().mean()) == pytest.approx(best, rel=0.02)
+
+
+def test_a_share_of_each_batch_trains_it(trained: TrainConfig) -> None:
+    torch.manual_seed(0)
+    network = CodecNetwork(SMALL, PriorConfig(classes=8))
+    pixels, quality = 255 * torch.rand(4, 3, 32, 32), torch.full((4,), 50)
+    mixed, _ = network(pixels, quality, torch.float32, swift=1)
+    mixed[1:].sum().backward()
+    assert network.swift is not None
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in network.swift.parameters())
+    network(pixels, quality, torch.float32, swift=1)[0][:1].sum().backward()
+    assert network.swift.straight.weight.grad is not None
+    assert network.swift.straight.weight.grad.any()
+    lines = (trained.output / "validation.csv").read_text().splitlines()
+    assert "swift_psnr_50" in lines[0].split(",")
+
+
+def test_one_stream_has_two_decoders(file: Path, photos: Mapping[str, np.ndarray]) -> None:
+    image = torch.from_numpy(np.ascontiguousarray(next(iter(photos.values()))[:, :75, :101]))
+    full, swift = (Codec.load(file, device="cpu", synthesis=name) for name in ("full", "swift"))
+    (stream,) = full.encode([image], 60)
+    assert swift.encode([image], 60) == [stream]
+    assert swift.fingerprint == full.fingerprint
+    first, second = (codec.decode([stream])[0] for codec in (full, swift))
+    assert first.shape == second.shape == image.shape
+    assert not torch.equal(first, second)
+    for decoded in (first, second):
+        assert (decoded.float() - image).square().mean() < 700
+    automatic = Codec.load(file, device="cpu", synthesis="auto")
+    assert torch.equal(automatic.decode([stream])[0], second)
+
+
+def test_its_folded_form_and_bfloat16_are_the_trained_one(file: Path, photos: Mapping[str, np.ndarray]) -> None:
+    weights = load_weights(file)
+    assert isinstance(weights.swift, SwiftSynthesis)
+    image = torch.from_numpy(np.ascontiguousarray(next(iter(photos.values()))[:, :64, :96]))
+    codec = Codec.load(file, device="cpu", synthesis="swift", precision="float32")
+    (latents,) = codec.analyse([image], 40)
+    found = codec.synthesise([latents])[0]
+    means = weights.class_means.clone()
+    means[:, :3] = 0
+    values = torch.from_numpy(latents.symbols).float() / gain(40) + means[torch.from_numpy(latents.classes).long()]
+    with torch.no_grad():
+        pixels = weights.swift(values.view(1, 4, 6, -1), torch.tensor([(40 - 50.5) / 49.5]))
+    expected = pixels.round().clamp(0, 255).to(torch.uint8)[0]
+    assert (found.int() - expected.int()).abs().max() <= 1
+    assert (found != expected).float().mean() < 1e-3
+    rough = Codec.load(file, device="cpu", synthesis="swift", precision="bfloat16").synthesise([latents])[0]
+    assert (rough.int() - expected.int()).abs().float().mean() < 1
+
+
+def test_regions_are_those_of_the_whole(file: Path, photos: Mapping[str, np.ndarray]) -> None:
+    image = torch.from_numpy(np.ascontiguousarray(next(iter(photos.values()))[:, :160, :192]))
+    codec = Codec.load(file, device="cpu", synthesis="swift", precision="float32", exact_crops=True)
+    (latents,) = codec.analyse([image], 50)
+    whole = codec.synthesise([latents])[0]
+    for region in (Region(top=33, left=18, height=50, width=77), Region(top=0, left=100, height=160, width=92)):
+        part = codec.synthesise([cut_latents(latents, region, codec.margin)])[0]
+        expected = whole[:, region.top : region.top + region.height, region.left : region.left + region.width]
+        assert (part.int() - expected.int()).abs().max() <= 1
+        assert (part != expected).float().mean() < 1e-3
+
+
+def test_what_is_not_there_is_an_error(file: Path) -> None:
+    with pytest.raises(ConfigError, match="no swift synthesis"):
+        Codec.load("default", device="cpu", synthesis="swift")
+    with pytest.raises(ConfigError, match="full, swift or auto"):
+        Codec.load(file, synthesis="fast")
+    with pytest.raises(ConfigError, match="swift_channels"):
+        TransformConfig(swift_channels=12)
+
+
+def test_it_takes_few_operations() -> None:
+    macs = TransformConfig(swift_channels=64).macs_per_pixel()
+    network = SwiftSynthesis(TransformConfig(swift_channels=64))
+    gains = sum(block.quality_gain.numel() for block in network.body.blocks)  # type: ignore[union-attr]
+    block = sum(p.numel() for n, p in network.named_parameters() if n.startswith("body") and "bias" not in n) - gains
+    straight, split = network.straight.weight.numel() / 256, network.split.weight.numel() / 256
+    assert macs["swift"] == pytest.approx(straight + split + (block + network.patch.weight.numel()) / 64)
