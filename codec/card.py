@@ -12,14 +12,17 @@ from torch import Tensor
 
 from .codec import Codec
 from .metrics import psnr, structural_similarity
+from .objectives import without_folder
 from .photos import PhotoCrops, centre_crop, read_photo
 from .training_golden import check_weights
+from .weights import load_weights
 
 if TYPE_CHECKING:
     from .training_config import TrainConfig
+    from .training_importance import ImportanceConfig
     from .training_network import CodecNetwork
 
-__all__ = ["RunDetails", "write_card"]
+__all__ = ["RunDetails", "card_with_head", "write_card"]
 
 _QUALITIES = (10, 30, 50, 70, 90)
 _SIDE = 512
@@ -57,26 +60,30 @@ def write_card(
     golden = check_weights(path, network)
     codec = Codec.load(path)
     side = config.crops.size
-    macs = config.transforms.macs_per_pixel()
+    macs, reduced = config.transforms.macs_per_pixel(), config.reduced_folders
     sizes = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(config.transforms).items())
     by_time = f", {config.minutes:g} minutes allowed" if config.minutes else ""
     processes = f" in each of {details.processes} processes" if details.processes > 1 else ""
     facts = {
         "fingerprint": f"`{codec.fingerprint}`",
-        "file": f"{path.stat().st_size / 1e6:.1f} MB, SHA-256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`",
+        "file": _file(path),
         "transforms": f"{sizes}; {macs['analysis'] / 1000:.1f} kMAC a pixel to encode, "
-        f"{macs['synthesis'] / 1000:.1f} to decode",
+        f"{macs['synthesis'] / 1000:.1f} to decode"
+        + (f", {macs['swift'] / 1000:.1f} by the swift synthesis" if "swift" in macs else ""),
         "prior": f"{config.prior.classes} classes",
         "objective": f"{config.objective.describe()}; λ of the quality, most from {config.quality_range[0]} to "
         f"{config.quality_range[1]}, a fifth from 1 to 100",
         "started from": details.started_from or "the KLT of the photographs",
-        "training data": f"{len(photos)} photographs of {', '.join(folder.name for folder in config.folders)}; "
-        f"crops of {side}², {config.crops.native:.0%} at native resolution",
+        "training data": f"{len(photos)} photographs of {', '.join(folder.name for folder in config.folders)}"
+        + (f", and always reduced of {', '.join(folder.name for folder in reduced)}" if reduced else "")
+        + f"; crops of {side}², {config.crops.native:.0%} at native resolution",
         "data SHA-256": f"`{photos.content_hash()}` (of the files' sorted SHA-256)",
         "training": f"{steps} steps of {config.batch} crops{processes}, {minutes:.0f} minutes{by_time}; Adam at "
-        f"{config.learning_rate:g} with a cosine, average {config.average:g}, seed {config.seed}",
+        f"{config.learning_rate:g} ({config.schedule}), average {config.average:g}, seed {config.seed}",
         "device": details.device or f"not recorded; the card was written with torch {torch.__version__}",
     }
+    if codec.weights.head_fingerprint is not None:
+        facts["importance head"] = _head(codec.weights.head_fingerprint, config.importance)
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     streams = "\n".join(f"| {quality} | `{digest}` |" for quality, digest in golden.items())
     caption, images = _table_images(crops, details)
@@ -100,6 +107,39 @@ pixels that the trained network makes of them. SHA-256 of the streams, as this m
 {streams}
 """
     path.with_suffix(".md").write_text(text, "utf-8")
+
+
+def card_with_head(card: str, path: Path, config: ImportanceConfig) -> str:
+    """The card of weights, after they got another importance head and nothing else.
+
+    Args:
+        card: the text of their card.
+        path: the new file.
+        config: how the head was trained.
+
+    Returns:
+        The text for the new file. Its golden streams are those of before: they are coded without a guide.
+    """
+    lines = []
+    for line in card.splitlines():
+        if line.startswith("| importance head |"):
+            continue
+        lines.append(f"| file | {_file(path)} |" if line.startswith("| file |") else line)
+        if line.startswith("| device |"):
+            lines.append(f"| importance head | {_head(str(load_weights(path).head_fingerprint), config)} |")
+    return "\n".join([*lines, ""])
+
+
+def _file(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB, SHA-256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`"
+
+
+def _head(fingerprint: str, config: ImportanceConfig) -> str:
+    teachers = " and ".join(without_folder(name) for name in config.teachers)
+    return (
+        f"`{fingerprint}`, of the sensitivity of {teachers} on {config.crops} crops of {config.size}², "
+        f"{config.probes} random vectors each; {config.steps} steps of {config.batch}"
+    )
 
 
 def _table_images(crops: Tensor, details: RunDetails) -> tuple[str, list[Tensor]]:

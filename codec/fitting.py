@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .card import RunDetails, write_card
+from .card import RunDetails, card_with_head, write_card
 from .codec import Codec, Latents
 from .importance import ImportanceHead
 from .neighbours import ClassMap, class_tables
@@ -38,9 +38,10 @@ from .tables import (
 )
 from .training import CodecNetwork, TrainConfig
 from .training_importance import train_head
-from .weights import save_weights
+from .transforms import Analysis, Synthesis
+from .weights import Weights, find_weights, save_weights
 
-__all__ = ["finish", "fit_tables"]
+__all__ = ["add_head", "finish", "fit_tables"]
 
 # Each round fits to what the encoder emits with the tables of the round before; only the last needs all crops.
 _FIT_SHARES = (0.25, 0.5, 1.0)
@@ -70,7 +71,7 @@ def finish(
     network.eval()
     path = config.output / "weights.safetensors"
     _order_channels(network, crops)
-    head = _importance_head(network, config, report)
+    head = _importance_head(network.analysis, network.synthesis, config, report)
     tables = _parametric_tables(network)
     for share in _FIT_SHARES:
         _save(path, network, config, tables, head)
@@ -81,14 +82,37 @@ def finish(
     return path
 
 
+def add_head(weights: Weights, config: TrainConfig, *, report: Callable[[str], None]) -> Path:
+    """Write ``weights.safetensors``, the same weights with a new importance head, and their card if they had one;
+    returns the file's path."""
+    head = _importance_head(weights.analysis, weights.synthesis, config, report)
+    path = config.output / "weights.safetensors"
+    save_weights(
+        path,
+        name=config.name,
+        config=weights.config,
+        analysis=weights.analysis,
+        synthesis=weights.synthesis,
+        swift=weights.swift,
+        importance=head,
+        class_means=weights.class_means,
+        context_shift=weights.context_shift,
+        tables=weights.tables,
+    )
+    card = find_weights(str(config.start)).with_suffix(".md")
+    if card.exists():
+        path.with_suffix(".md").write_text(card_with_head(card.read_text("utf-8"), path, config.importance), "utf-8")
+    return path
+
+
 def _importance_head(
-    network: CodecNetwork, config: TrainConfig, report: Callable[[str], None]
+    analysis: Analysis, synthesis: Synthesis, config: TrainConfig, report: Callable[[str], None]
 ) -> ImportanceHead | None:
     if not config.importance.teachers:
         return None
     crops = dataclasses.replace(config.crops, size=config.importance.size)
     photos = PhotoCrops(config.folders, crops, seed=config.seed, hold_out=config.validate_photos)
-    return train_head(network, photos, config.importance, seed=config.seed, report=report)
+    return train_head(analysis, synthesis, photos, config.importance, seed=config.seed, report=report)
 
 
 def _save(

@@ -40,6 +40,7 @@ __all__ = [
     "TermConfig",
     "mean_squared_error",
     "structural_dissimilarity",
+    "without_folder",
 ]
 
 TERMS = ("mse", "ms_ssim", "features", "pooled", "mmd")
@@ -123,13 +124,14 @@ class ObjectiveConfig:
     def describe(self) -> str:
         """One line for a model card."""
         parts = [_described(name, term) for name, term in self.terms.items() if term.weight > 0]
-        turns = Counter(_without_folder(name) for name in self.networks)
+        turns = Counter(without_folder(name) for name in self.networks)
         seen = " and ".join(f"{name} ({count} of {len(self.networks)} batches)" for name, count in turns.items())
         network = f", features of {seen if len(turns) > 1 else next(iter(turns))}" if self.perceptual else ""
         return f"bpp + λ·({' + '.join(parts)}){network}"
 
 
-def _without_folder(network: str) -> str:
+def without_folder(network: str) -> str:
+    """The name of a feature network as a card has it: a file without where it lies."""
     kind, colon, rest = network.partition(":")
     return f"{kind}{colon}{rest.split('/')[-1]}"
 

@@ -43,6 +43,8 @@ def train(
 ) -> Path | None:
     """Train, or go on from ``output/checkpoint.safetensors``; returns the path of the finished weights.
 
+    With ``importance.only`` the transforms stay those of the starting weights, and only their head is trained.
+
     ``report`` gets a line now and then. ``stopping`` is asked after every step: once it says True, a checkpoint is
     written and the result is None. With torchrun's environment variables set, all processes train together.
 
@@ -51,6 +53,11 @@ def train(
         TrainingError: no usable photographs, a checkpoint of another configuration, a loss that is not finite,
             weights that fail their check at the end.
     """
+    if config.importance.only:
+        from .fitting import add_head
+
+        config.output.mkdir(parents=True, exist_ok=True)
+        return add_head(load_weights(str(config.start)), config, report=report)
     with Ranks.joined(config.device) as ranks:
         tell = report if ranks.first else _say_nothing
         config.output.mkdir(parents=True, exist_ok=True)

@@ -95,6 +95,7 @@ class TrainConfig:
             "linear_rate and prior_rate must be at least 0": min(self.linear_rate, self.prior_rate) >= 0,
             "swift_share must be above 0 and below 1": 0 < self.swift_share < 1,
             "schedule must be cosine or constant": self.schedule in ("cosine", "constant"),
+            "importance.only needs starting weights": self.start is not None or not self.importance.only,
             "average must be at least 0 and below 1": 0 <= self.average < 1,
             "warmup and seed must be at least 0": min(self.warmup, self.seed) >= 0,
             "quality_range must be two qualities, rising, from 1 to 100": 1 <= low <= high <= 100,

@@ -19,8 +19,7 @@ from .guide import normalised, sensitivity
 from .importance import ImportanceHead
 from .perception import load_features
 from .photos import PhotoCrops
-from .training_network import CodecNetwork
-from .transforms import quality_coordinate
+from .transforms import Analysis, Synthesis, quality_coordinate
 
 __all__ = ["ImportanceConfig", "train_head"]
 
@@ -34,10 +33,12 @@ class ImportanceConfig:
 
     ``teachers``: feature networks, see :func:`.perception.load_features`; none: no head. ``crops`` of ``size``² pixels
     are looked at by all of them, with ``probes`` random vectors each; then the head is trained for ``steps`` of
-    ``batch`` crops.
+    ``batch`` crops. ``only``: nothing else is trained, and all the rest is that of the starting weights, which go on
+    reading each other's streams.
     """
 
     teachers: tuple[str, ...] = ()
+    only: bool = False
     crops: int = 1024
     size: int = 224
     probes: int = 2
@@ -52,15 +53,24 @@ class ImportanceConfig:
             raise ConfigError(f"importance: size must be a multiple of 16 from 16 up, not {self.size}")
         if not self.learning_rate > 0:
             raise ConfigError("importance: learning_rate must be above 0")
+        if self.only and not self.teachers:
+            raise ConfigError("importance: only needs teachers")
 
 
 def train_head(
-    network: CodecNetwork, photos: PhotoCrops, config: ImportanceConfig, *, seed: int, report: Callable[[str], None]
+    analysis: Analysis,
+    synthesis: Synthesis,
+    photos: PhotoCrops,
+    config: ImportanceConfig,
+    *,
+    seed: int,
+    report: Callable[[str], None],
 ) -> ImportanceHead:
-    """Train a head for a network that is done.
+    """Train a head for transforms that are done.
 
     Args:
-        network: on the CPU, in evaluation mode.
+        analysis: on the CPU, in evaluation mode, as is the synthesis.
+        synthesis: the full one.
         photos: crops of ``config.size``² pixels.
         config: what to train with.
         seed: of qualities, random vectors and initial values.
@@ -69,7 +79,7 @@ def train_head(
     Returns:
         The head, in evaluation mode.
     """
-    latents, targets, quality = _targets(network, photos, config, seed, report)
+    latents, targets, quality = _targets(analysis, synthesis, photos, config, seed, report)
     torch.manual_seed(seed)
     head = ImportanceHead(latents.shape[-1])
     head.scale.copy_(latents.square().mean((0, 1, 2)).sqrt().mul_(0.25).clamp_(min=1e-3))
@@ -97,7 +107,12 @@ def train_head(
 
 
 def _targets(
-    network: CodecNetwork, photos: PhotoCrops, config: ImportanceConfig, seed: int, report: Callable[[str], None]
+    analysis: Analysis,
+    synthesis: Synthesis,
+    photos: PhotoCrops,
+    config: ImportanceConfig,
+    seed: int,
+    report: Callable[[str], None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Latents (N, y, x, L), their importance and the qualities (N,) of the crops."""
     teachers = [load_features(name) for name in config.teachers]
@@ -108,8 +123,8 @@ def _targets(
         quality = torch.randint(_QUALITIES[0], _QUALITIES[1] + 1, (len(pixels),), generator=generator)
         t_N = quality_coordinate(quality)
         with torch.no_grad():
-            latents = network.analysis(pixels, t_N)
-        importance = sensitivity(latents, t_N, network.synthesis, teachers, probes=config.probes, seed=seed + first)
+            latents = analysis(pixels, t_N)
+        importance = sensitivity(latents, t_N, synthesis, teachers, probes=config.probes, seed=seed + first)
         found.append((latents, normalised(importance), quality))
         if first % (16 * _PASS) == 0:
             report(f"importance head: teachers have seen {first} of {config.crops} crops")

@@ -26,7 +26,7 @@ from .swift import SwiftSynthesis
 from .tables import CONTEXT_LEVELS, EntropyTables
 from .transforms import Analysis, Synthesis, TransformConfig
 
-__all__ = ["Weights", "WeightsEntry", "list_weights", "load_weights", "save_weights", "weights_of"]
+__all__ = ["Weights", "WeightsEntry", "find_weights", "list_weights", "load_weights", "save_weights", "weights_of"]
 
 _FORMAT = "discernible-weights-1"
 _HEAD = "importance."
@@ -77,7 +77,8 @@ def list_weights() -> list[WeightsEntry]:
     ]
 
 
-def _find(name: str | Path) -> Path:
+def find_weights(name: str | Path) -> Path:
+    """The file of shipped weights, or the path itself. Raises WeightsNotFoundError."""
     text = str(name)
     if text.endswith(".safetensors") or "/" in text or "\\" in text:
         path = Path(text)
@@ -95,7 +96,7 @@ def _find(name: str | Path) -> Path:
 
 def load_weights(name: str | Path = "default") -> Weights:
     """Load shipped weights by name, or a file by its path. Raises WeightsNotFoundError or WeightsFormatError."""
-    path = _find(name)
+    path = find_weights(name)
     try:
         with safe_open(path, "pt") as file:
             meta: Mapping[str, str] = file.metadata() or {}
@@ -186,6 +187,13 @@ def _modules(
     return [(prefix, module) for prefix, module in parts.items() if module is not None]
 
 
+def _sizes(config: TransformConfig) -> dict[str, int]:
+    """The configuration as it is stored. Sizes of what is not there stay out, so that weights of before there was a
+    swift synthesis have the same fingerprint when they are written again."""
+    sizes = dataclasses.asdict(config)
+    return sizes if config.swift_channels else {k: v for k, v in sizes.items() if not k.startswith("swift_")}
+
+
 def save_weights(
     path: Path,
     *,
@@ -215,6 +223,6 @@ def save_weights(
     meta = {
         "format": _FORMAT,
         "name": name,
-        "config": json.dumps(dataclasses.asdict(config), sort_keys=True),
+        "config": json.dumps(_sizes(config), sort_keys=True),
     }
     save_file({key: value.contiguous() for key, value in tensors.items()}, path, meta)

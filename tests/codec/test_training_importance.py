@@ -1,0 +1,140 @@
+"""The importance head learns the sensitivity from scattered targets, and changes only what the encoder chooses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from discernible import Codec
+from discernible.codec.guide import HeadGuide, TeacherGuide, load_guide, pinned_guide
+from discernible.codec.perception import load_features
+from discernible.codec.training import TrainConfig, train
+from discernible.codec.transforms import quality_coordinate
+from discernible.codec.weights import load_weights
+from discernible.errors import ConfigError, WeightsMismatchError
+
+from .training_setup import config_in, vgg_tensors, write_photos
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, photos: Mapping[str, np.ndarray]) -> Path:
+    folder = write_photos(tmp_path_factory.mktemp("photos"), photos)
+    save_file(vgg_tensors(), folder / "vgg.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    config = config_in(tmp_path_factory.mktemp("plain"), folder, 30)
+    train(config, report=[].append)
+    return config
+
+
+@pytest.fixture(scope="module")
+def headed(folder: Path, plain: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    head = f"""[importance]
+only = true
+teachers = ["vgg16:{folder}/vgg.safetensors"]
+crops = 48
+size = 96
+steps = 200
+batch = 4
+"""
+    place = tmp_path_factory.mktemp("headed")
+    text = (
+        f'output = "run"\nname = "headed"\nfolders = ["{folder}"]\nstart = "{plain.output}/weights.safetensors"\n{head}'
+    )
+    (place / "train.toml").write_text(text)
+    config = TrainConfig.from_toml(place / "train.toml")
+    assert train(config, report=[].append) == config.output / "weights.safetensors"
+    return config
+
+
+def test_streams_stay_readable_both_ways(
+    plain: TrainConfig, headed: TrainConfig, photos: Mapping[str, np.ndarray]
+) -> None:
+    before, after = (Codec.load(config.output / "weights.safetensors", device="cpu") for config in (plain, headed))
+    assert before.fingerprint == after.fingerprint
+    assert (before.weights.head_fingerprint, len(str(after.weights.head_fingerprint))) == (None, 8)
+    image = torch.from_numpy(np.ascontiguousarray(next(iter(photos.values()))[:, :96, :128]))
+    (old,), (new,), (unguided,) = (
+        before.encode([image], 50),
+        after.encode([image], 50),
+        after.encode([image], 50, guide="none"),
+    )
+    assert old == unguided
+    assert old != new
+    assert [new] == after.encode([image], 50)
+    for stream in (old, new):
+        assert torch.equal(before.decode([stream])[0], after.decode([stream])[0])
+
+
+def test_the_head_predicts_what_the_teacher_says(
+    folder: Path, headed: TrainConfig, photos: Mapping[str, np.ndarray]
+) -> None:
+    weights = load_weights(headed.output / "weights.safetensors")
+    assert weights.importance is not None
+    image = torch.from_numpy(np.ascontiguousarray(list(photos.values())[1][:, 100:196, 150:246]))[None].float()
+    t_N = quality_coordinate(torch.tensor([50]))
+    with torch.no_grad():
+        latents = weights.analysis(image, t_N)
+        predicted = HeadGuide(weights.importance).importance(latents, t_N, weights.synthesis)
+    teacher = load_features(f"vgg16:{folder}/vgg.safetensors")
+    exact = torch.stack([TeacherGuide([teacher]).importance(latents, t_N, weights.synthesis) for _ in range(1)]).mean(0)
+    assert predicted.mean() == pytest.approx(1, abs=1e-4)
+    logs = [value.clamp(min=1e-4).log().flatten() for value in (predicted, exact)]
+    assert torch.corrcoef(torch.stack(logs))[0, 1] > 0.5
+
+
+def test_the_card_tells_of_the_head(plain: TrainConfig, headed: TrainConfig) -> None:
+    card = (headed.output / "weights.md").read_text("utf-8")
+    file = headed.output / "weights.safetensors"
+    weights = load_weights(file)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in card
+    assert f"| importance head | `{weights.head_fingerprint}`, of the sensitivity of vgg16:vgg.safetensors" in card
+    before = (plain.output / "weights.md").read_text("utf-8").splitlines()
+    assert [line for line in card.splitlines() if not line.startswith(("| file", "| importance"))] == [
+        line for line in before if not line.startswith("| file")
+    ]
+
+
+def test_a_pinned_guide_means_one_head(plain: TrainConfig, headed: TrainConfig) -> None:
+    without, with_head = (load_weights(config.output / "weights.safetensors") for config in (plain, headed))
+    assert pinned_guide("auto", without) == "none"
+    pinned = pinned_guide("auto", with_head)
+    assert pinned == f"head:{with_head.head_fingerprint}"
+    assert isinstance(load_guide(pinned, with_head, torch.device("cpu")), HeadGuide)
+    assert pinned_guide("efficientnet-lite0", with_head) == "efficientnet-lite0"
+    for name, weights in ((pinned, without), ("head:00000000", with_head)):
+        with pytest.raises(WeightsMismatchError, match="importance head"):
+            load_guide(name, weights, torch.device("cpu"))
+
+
+def test_a_whole_training_ends_with_a_head(folder: Path, tmp_path: Path) -> None:
+    head = f'[importance]\nteachers = ["vgg16:{folder}/vgg.safetensors"]\ncrops = 8\nsize = 64\nsteps = 10\nprobes = 1'
+    config = config_in(tmp_path, folder, 4, swift=head)
+    train(config, report=[].append)
+    weights = load_weights(config.output / "weights.safetensors")
+    assert weights.importance is not None
+    assert "| importance head |" in (config.output / "weights.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("only = true", "only needs teachers"),
+        ('only = true\nteachers = ["efficientnet-lite0"]', "needs starting weights"),
+        ("size = 100", "multiple of 16"),
+        ("crops = 0", "at least 1"),
+        ("learning_rate = 0.0", "above 0"),
+    ],
+)
+def test_wrong_tables_are_refused(folder: Path, tmp_path: Path, table: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_in(tmp_path, folder, 4, swift=f"[importance]\n{table}")
