@@ -38,6 +38,7 @@ from .tables import (
 )
 from .training import CodecNetwork, TrainConfig
 from .training_importance import train_head
+from .training_refit import refit
 from .transforms import Analysis, Synthesis
 from .weights import Weights, find_weights, save_weights
 
@@ -62,7 +63,7 @@ def finish(
     details: RunDetails | None = None,
 ) -> Path:
     """Order the channels, train the importance head if there is to be one, fit the tables to what the encoder then
-    emits, write ``weights.safetensors`` and its card; returns the file's path.
+    emits, refit the synthesis to that, write ``weights.safetensors`` and its card; returns the file's path.
 
     ``details`` is what the card says beyond the configuration. Raises TrainingError when the written file does not code
     as the network does.
@@ -78,6 +79,9 @@ def finish(
         tables = fit_tables(Codec.load(path), crops[: math.ceil(share * len(crops))])
     _save(path, network, config, tables, head)
     report("fitted the entropy tables")
+    if config.refit_steps:
+        refit(network, path, photos, config, report=report)
+        _save(path, network, config, tables, head)
     write_card(path, network, crops, photos, config, trained_steps, trained_minutes, details or RunDetails())
     return path
 

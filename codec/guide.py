@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, WeightsMismatchError
+from .device import resolve_precision
 from .importance import ImportanceHead
-from .perception import FEATURE_NETWORKS, FeatureNetwork, embedding, load_features
+from .perception import FEATURE_NETWORKS, FeatureNetwork, embedding, load_teachers
 from .weights import Weights
 
 __all__ = ["Guide", "HeadGuide", "TeacherGuide", "load_guide", "mixed", "normalised", "pinned_guide", "sensitivity"]
@@ -110,7 +111,8 @@ def load_guide(name: str, weights: Weights, device: torch.device) -> Guide | Non
         return HeadGuide(copy.deepcopy(weights.importance).to(device))
     try:
         with torch.inference_mode(False):
-            return TeacherGuide([load_features(each.strip()).to(device) for each in name.split(",")])
+            names = [each.strip() for each in name.split(",")]
+            return TeacherGuide(load_teachers(names, device, resolve_precision("auto", device)))
     except ConfigError as exc:
         raise ConfigError(
             f"no guide {name!r}: {exc}; a guide is auto, none, or networks with commas between: {FEATURE_NETWORKS}"

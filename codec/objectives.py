@@ -4,11 +4,11 @@
 
     L = w(q) · (bpp + λ(q) · Σ_t weight_t · ramp_t · term_t(x, x̂)),      w(q) = (λ(q) / λ(50))^−½
 
-with the terms ``mse``, ``ms_ssim`` (1 − MS-SSIM), ``features`` (feature consistency P), ``pooled`` (the same of the
-embedding: the deepest map, averaged over its places) and ``mmd`` (MMD² between the feature distributions of a batch of
-originals and of their reconstructions), after *Discernible Image Compression*
-(Yang et al., ACM MM 2020). All stand under λ, in units of squared pixel error, so that one balance of the terms
-serves every quality. The factor w keeps the high qualities, whose loss grows with √λ, from drowning the low ones.
+with the terms ``mse``, ``ms_ssim`` (1 − MS-SSIM), ``seams`` (the grid of 8×8 patches in calm places), ``features``
+(feature consistency P), ``pooled`` (the same of the embedding: the deepest map, averaged over its places) and ``mmd``
+(MMD² between the feature distributions of a batch of originals and of their reconstructions), after *Discernible Image
+Compression* (Yang et al., ACM MM 2020). All stand under λ, in units of squared pixel error, so that one balance of the
+terms serves every quality. The factor w keeps the high qualities, whose loss grows with √λ, from drowning the low ones.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -27,11 +28,12 @@ from .perception import (
     FeatureNetwork,
     embedding_distance,
     feature_consistency,
-    load_features,
+    load_teachers,
     maximum_mean_discrepancy,
     pooled_samples,
 )
 from .quality import trade_off
+from .window import PATCH
 
 __all__ = [
     "Objective",
@@ -39,11 +41,12 @@ __all__ = [
     "ObjectiveOutput",
     "TermConfig",
     "mean_squared_error",
+    "seams",
     "structural_dissimilarity",
     "without_folder",
 ]
 
-TERMS = ("mse", "ms_ssim", "features", "pooled", "mmd")
+TERMS = ("mse", "ms_ssim", "seams", "features", "pooled", "mmd")
 _PERCEPTUAL = ("features", "pooled", "mmd")
 _DEFAULT_NETWORK = "efficientnet-lite0"
 
@@ -75,8 +78,8 @@ class TermConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The terms by name (``mse``, ``ms_ssim``, ``features``, ``pooled``, ``mmd``) and the feature networks of the last
-    three.
+    """The terms by name (``mse``, ``ms_ssim``, ``seams``, ``features``, ``pooled``, ``mmd``) and the feature networks
+    of the last three.
 
     ``networks``: see :func:`.perception.load_features`. They take turns, batch by batch; one that stands there twice
     has two turns. The perceptual terms look at the same maps, so they share their batch: the largest of their shares
@@ -147,6 +150,22 @@ def mean_squared_error(original_N3HW: Tensor, reconstruction_N3HW: Tensor) -> Te
     return (original_N3HW - reconstruction_N3HW).square().mean((1, 2, 3))
 
 
+def seams(original_N3HW: Tensor, reconstruction_N3HW: Tensor) -> Tensor:
+    """What shows of the grid of patches, an image (N,), on the 0…255 scale, squared.
+
+    Mean squared error of the differences of pixels side by side across the edges of patches. A place counts 1/(1 + a²),
+    where a is the mean absolute difference of neighbours around it in the original: in a sky all, in grass nothing.
+    """
+    parts = []
+    for axis in (2, 3):
+        first, second = original_N3HW.transpose(axis, 3), reconstruction_N3HW.transpose(axis, 3)
+        activity = F.avg_pool2d((first.diff(dim=3)).abs().mean(1, keepdim=True), (9, 9), 1, 4)[..., PATCH - 1 :: PATCH]
+        at = torch.arange(PATCH, first.shape[3], PATCH, device=first.device)
+        error = (second - first)[..., at] - (second - first)[..., at - 1]
+        parts.append((error.square() / (1 + activity.square())).mean((1, 2, 3)))
+    return torch.stack(parts).mean(0)
+
+
 def structural_dissimilarity(original_N3HW: Tensor, reconstruction_N3HW: Tensor) -> Tensor:
     """1 − MS-SSIM an image (N,)."""
     return 1 - structural_similarity(original_N3HW, reconstruction_N3HW)
@@ -164,6 +183,7 @@ class ObjectiveOutput:
 _PIXEL_TERMS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": mean_squared_error,
     "ms_ssim": structural_dissimilarity,
+    "seams": seams,
 }
 
 
@@ -184,12 +204,7 @@ class Objective:
         self.config = config or ObjectiveConfig()
         self._turns: list[FeatureNetwork] = []
         if self.config.perceptual:
-            loaded = {name: load_features(name).to(device) for name in dict.fromkeys(self.config.networks)}
-            for name, network in loaded.items():
-                # On a CPU the depthwise convolutions of small networks are slower in bfloat16 than in float32.
-                small = not name.startswith("vgg")
-                network.precision = torch.float32 if small and torch.device(device).type == "cpu" else precision
-            self._turns = [loaded[name] for name in self.config.networks]
+            self._turns = load_teachers(self.config.networks, torch.device(device), precision)
 
     def describe(self) -> str:
         """One line for a model card."""

@@ -33,6 +33,7 @@ __all__ = [
     "embedding_distance",
     "feature_consistency",
     "load_features",
+    "load_teachers",
     "maximum_mean_discrepancy",
     "pooled_samples",
 ]
@@ -99,6 +100,19 @@ def load_features(name: str) -> FeatureNetwork:
     if source not in loaders or not rest:
         raise ConfigError(f"unknown feature network {name!r}; use one of {FEATURE_NETWORKS}")
     return loaders[source](rest)
+
+
+def load_teachers(names: Sequence[str], device: torch.device, precision: torch.dtype) -> list[FeatureNetwork]:
+    """Networks as :func:`load_features` names them, each loaded once, on a device.
+
+    ``precision`` is that inside them, where that is faster. Raises ConfigError, WeightsNotFoundError.
+    """
+    loaded = {name: load_features(name).to(device) for name in dict.fromkeys(names)}
+    for name, network in loaded.items():
+        # On a CPU the depthwise convolutions of small networks are slower in bfloat16 than in float32.
+        small = not name.startswith("vgg")
+        network.precision = torch.float32 if small and device.type == "cpu" else precision
+    return [loaded[name] for name in names]
 
 
 def _import(module: str, package: str) -> object:

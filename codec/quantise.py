@@ -23,7 +23,7 @@ from .rans import predict_colours
 from .rans_kernels import CONTEXT_LOOKUP
 from .tables import PROBABILITY_BITS, QualityTables
 
-__all__ = ["NEUTRAL", "Transformed", "importance_levels", "information", "quantise"]
+__all__ = ["NEUTRAL", "Transformed", "importance_factors", "importance_levels", "information", "quantise"]
 
 _F32 = npt.NDArray[np.float32]
 
@@ -37,6 +37,12 @@ def importance_levels(importance: Tensor) -> Tensor:
     """Factors on the value of a squared error, above 0, as levels uint8 of the same shape: 128 is 1, 136 is 2."""
     levels: Tensor = (importance.log2() * _LEVELS_PER_OCTAVE + NEUTRAL).round().clamp(0, 255).to(torch.uint8)
     return levels
+
+
+def importance_factors(levels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """The factors that levels stand for."""
+    factors: npt.NDArray[np.float64] = _FACTORS[levels]
+    return factors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ __all__ = ["TrainConfig"]
 # What may change between the parts of a run that is resumed: where things are, when it ends, what it tells.
 _FREE = {
     "output", "folders", "reduced_folders", "name", "steps", "minutes", "device", "precision", "start_crops",
-    "fit_crops", "validation", "validate_photos", "validate_minutes", "validate_every", "checkpoint_minutes",
-    "log_every", "tensorboard", "crops.max_photos", "crops.max_memory_gib",
+    "fit_crops", "refit_steps", "refit_rate", "validation", "validate_photos", "validate_minutes", "validate_every",
+    "checkpoint_minutes", "log_every", "tensorboard", "crops.max_photos", "crops.max_memory_gib",
 }  # fmt: skip
 
 
@@ -37,7 +37,8 @@ class TrainConfig:
 
     ``minutes`` bounds the run by the clock instead of ``steps`` when it comes first: the learning rate then follows the
     share of the time that is spent. Most images take a quality from ``quality_range``, a fifth from the whole range.
-    ``start_crops`` give the KLT and the first classes, ``fit_crops`` the entropy tables at the end. ``start`` names
+    ``start_crops`` give the KLT and the first classes, ``fit_crops`` the entropy tables at the end; then the synthesis
+    is trained for ``refit_steps`` on really coded crops, at ``refit_rate`` times the learning rate. ``start`` names
     weights (shipped, or a file) to go on from instead of the KLT, with the same channels, latents and classes; residual
     blocks that these lack begin as identities. ``swift_share`` of each batch is reconstructed by the swift synthesis,
     where ``transforms`` have one. ``schedule``: after the warm-up the learning rate follows a ``cosine`` down to 0, or
@@ -70,6 +71,8 @@ class TrainConfig:
     precision: str = "auto"
     start_crops: int = 1536
     fit_crops: int = 768
+    refit_steps: int = 0
+    refit_rate: float = 0.3
     checkpoint_minutes: float = 5.0
     log_every: int = 50
     validation: Path | None = None
@@ -91,6 +94,7 @@ class TrainConfig:
             "minutes must be above 0": self.minutes is None or self.minutes > 0,
             "batch must be at least 1": self.batch >= 1,
             "start_crops and fit_crops must be at least 16": min(self.start_crops, self.fit_crops) >= 16,
+            "refit_steps must be at least 0 and refit_rate above 0": self.refit_steps >= 0 and self.refit_rate > 0,
             "learning_rate must be above 0": self.learning_rate > 0,
             "linear_rate and prior_rate must be at least 0": min(self.linear_rate, self.prior_rate) >= 0,
             "swift_share must be above 0 and below 1": 0 < self.swift_share < 1,

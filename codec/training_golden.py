@@ -8,16 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import StreamError, TrainingError
-from .bitstream import block_grid
 from .codec import Codec, Latents
-from .quality import gain
-from .training_network import CodecNetwork
+from .training_network import CodecNetwork, dequantised
 from .transforms import quality_coordinate
 
 __all__ = ["check_weights", "golden_images"]
@@ -87,10 +83,6 @@ def _pixels(network: CodecNetwork, latents: Latents) -> Tensor:
     for parameter in synthesis.body.parameters():
         parameter.copy_(parameter.half())
     means_KL = network.prior.class_means().half().float()
-    classes = torch.from_numpy(latents.classes).int()
-    values: npt.NDArray[np.float32] = latents.symbols.astype(np.float32)
-    dequantised = torch.from_numpy(values) / gain(latents.quality) + F.embedding(classes, means_KL)
-    grid = dequantised.view(1, *block_grid(latents.height, latents.width), -1)
-    pixels = synthesis(grid, quality_coordinate(torch.tensor([latents.quality])))
+    pixels = synthesis(dequantised(latents, means_KL)[None], quality_coordinate(torch.tensor([latents.quality])))
     whole: Tensor = pixels.round().clamp(0, 255).to(torch.uint8)[0, :, : latents.height, : latents.width]
     return whole

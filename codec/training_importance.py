@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .device import resolve_precision
 from .guide import normalised, sensitivity
 from .importance import ImportanceHead
-from .perception import load_features
+from .perception import load_teachers
 from .photos import PhotoCrops
 from .transforms import Analysis, Synthesis, quality_coordinate
 
@@ -115,7 +116,8 @@ def _targets(
     report: Callable[[str], None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Latents (N, y, x, L), their importance and the qualities (N,) of the crops."""
-    teachers = [load_features(name) for name in config.teachers]
+    device = torch.device("cpu")
+    teachers = load_teachers(config.teachers, device, resolve_precision("auto", device))
     generator = torch.Generator().manual_seed(seed)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for first in range(0, config.crops, _PASS):

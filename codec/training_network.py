@@ -6,9 +6,12 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .bitstream import block_grid
+from .latents import Latents
 from .prior import PREDICTED, ClassPrior, PriorConfig, PriorOutput
 from .quality import STEPS_PER_OCTAVE, gain
 from .swift import SwiftSynthesis, initialise_swift
@@ -16,9 +19,21 @@ from .tables import MIN_SCALE
 from .transforms import Analysis, Synthesis, TransformConfig, initialise_with_klt, quality_coordinate
 from .weights import Weights
 
-__all__ = ["CodecNetwork"]
+__all__ = ["CodecNetwork", "dequantised"]
 
 _FIT_BATCH = 64
+
+
+def dequantised(latents: Latents, means_KL: Tensor) -> Tensor:
+    """What a decoder makes of one image's latents for its synthesis, float32 (y, x, L).
+
+    ``means_KL``: class means, of which those of the predicted channels do not count.
+    """
+    rows, columns = block_grid(latents.height, latents.width)
+    means = F.embedding(torch.from_numpy(latents.classes).int(), means_KL)
+    means[:, :PREDICTED] = 0
+    values = torch.from_numpy(latents.symbols.astype(np.float32)) / gain(latents.quality)
+    return (values + means).view(rows, columns, -1)
 
 
 class CodecNetwork(nn.Module):
@@ -41,13 +56,16 @@ class CodecNetwork(nn.Module):
 
         The first ``swift`` images are reconstructed by the swift synthesis, the others by the full one.
         """
-        t_N = quality_coordinate(quality_N)
         coded = self.code(pixels_N3HW, quality_N, precision)
+        return self.synthesise(coded.latents_NyxL, quality_coordinate(quality_N), precision, swift), coded.bits_N
+
+    def synthesise(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype, swift: int = 0) -> Tensor:
+        """Latents and quality coordinates to pixels, of the first ``swift`` images by the swift synthesis."""
         parts = []
         for synthesis, part in ((self.swift, slice(0, swift)), (self.synthesis, slice(swift, None))):
             if synthesis is not None and len(t_N[part]):
-                parts.append(synthesis(coded.latents_NyxL[part], t_N[part], precision))
-        return torch.cat(parts) if len(parts) > 1 else parts[0], coded.bits_N
+                parts.append(synthesis(latents_NyxL[part], t_N[part], precision))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def code(self, pixels_N3HW: Tensor, quality_N: Tensor, precision: torch.dtype = torch.float32) -> PriorOutput:
         """Float pixels 0…255 and qualities → what a decoder gets, and what it costs."""

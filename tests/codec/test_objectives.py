@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from discernible.codec.metrics import structural_similarity
-from discernible.codec.objectives import Objective, ObjectiveConfig, TermConfig
+from discernible.codec.objectives import Objective, ObjectiveConfig, TermConfig, seams
 from discernible.codec.perception import embedding_distance
 from discernible.codec.quality import trade_off
 from discernible.errors import ConfigError
@@ -58,6 +58,21 @@ def test_perceptual_terms_vanish_for_equal_images_and_move_pixels_otherwise() ->
     assert shown.grad is not None
     assert (shown.grad.abs().sum((1, 2, 3)) > 0).all()
     assert "features of efficientnet-lite0" in objective.describe()
+
+
+def test_seams_are_seen_in_calm_places_only() -> None:
+    calm = torch.full((1, 3, 48, 64), 100.0)
+    grid = calm.clone()
+    grid[..., 8:16] += 2.0
+    # Of 7 edges down and 5 across, two downs differ by 2, everywhere.
+    assert seams(calm, grid).tolist() == pytest.approx([(4 * 2 / 7 + 0) / 2])
+    busy = calm + 40 * (torch.arange(64) % 2)
+    assert float(seams(busy, busy + (grid - calm))) < 0.01 * float(seams(calm, grid))
+    shifted = calm + torch.linspace(0, 3, 64)
+    assert float(seams(shifted, shifted + 5)) == pytest.approx(0, abs=1e-6)
+    inside = calm.clone()
+    inside[..., 10:13] += 2.0
+    assert seams(calm, inside).tolist() == [0.0]
 
 
 def test_networks_take_turns(tmp_path: Path) -> None:

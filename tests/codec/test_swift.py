@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import torch
 
 from discernible import Codec
 from discernible.codec import Region, cut_latents
+from discernible.codec.photos import PhotoCrops
 from discernible.codec.prior import PriorConfig
 from discernible.codec.quality import gain
 from discernible.codec.swift import SwiftSynthesis
 from discernible.codec.training import CodecNetwork, TrainConfig, train
-from discernible.codec.transforms import TransformConfig
+from discernible.codec.training_network import dequantised
+from discernible.codec.training_refit import refit
+from discernible.codec.transforms import TransformConfig, quality_coordinate
 from discernible.codec.weights import load_weights
 from discernible.errors import ConfigError
 
@@ -71,6 +75,33 @@ def test_a_share_of_each_batch_trains_it(trained: TrainConfig) -> None:
     assert network.swift.straight.weight.grad.any()
     lines = (trained.output / "validation.csv").read_text().splitlines()
     assert "swift_psnr_50" in lines[0].split(",")
+
+
+def test_a_refit_learns_what_is_really_sent(trained: TrainConfig, tmp_path: Path) -> None:
+    """The analysis and the tables stay; both decoders come nearer to photographs that are coded anew."""
+    before = trained.output / "weights.safetensors"
+    weights = load_weights(before)
+    config = dataclasses.replace(
+        trained, output=tmp_path, steps=0, start=str(before), refit_steps=40, refit_rate=1.0, validate_photos=0
+    )
+    network = CodecNetwork(config.transforms, config.prior)
+    photos = PhotoCrops(config.folders, config.crops, seed=9)
+    network.start_from(weights, photos.batch(16))
+    crops = list(photos.batch(24))
+    refit(network, before, photos, config, report=[].append)
+    codec = Codec.load(before, device="cpu")
+    for name, value in network.analysis.state_dict().items():
+        assert torch.equal(value, weights.analysis.state_dict()[name])
+    quality = [10 + 3 * number for number in range(24)]
+    sent = codec.analyse(crops, quality)
+    latents = torch.stack([dequantised(each, weights.class_means) for each in sent])
+    t_N = quality_coordinate(torch.tensor(quality))
+    for old, new in ((weights.synthesis, network.synthesis), (weights.swift, network.swift)):
+        assert old is not None
+        assert new is not None
+        with torch.no_grad():
+            errors = [(each(latents, t_N) - torch.stack(crops)).square().mean() for each in (old, new)]
+        assert errors[1] < errors[0]
 
 
 def test_one_stream_has_two_decoders(file: Path, photos: Mapping[str, np.ndarray]) -> None:
