@@ -391,7 +391,11 @@ def view(
 def evaluate(
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report and the rows measured so far.")],
     weights: Annotated[
-        list[str] | None, typer.Option(metavar="NAME|FILE", help="Codec weights. Repeatable. Default: default.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FILE[@GUIDE]",
+            help="Codec weights; default@none encodes without their guide. Repeatable. Default: default.",
+        ),
     ] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of lossless photographs: rate and distortion.")] = None,
     labelled: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,10 @@ __all__ = ["CLASSICAL", "Contestant", "Learned", "Pillow", "Pixels", "classical"
 
 Pixels = NDArray[np.uint8]
 
+# Where 95 % agreement is asked for, settings above those that distortion is compared at; elsewhere they would move
+# every mean over a curve, such as BD-rates.
+_HIGH_TASKS = frozenset({"labels", "native"})
+
 
 class Contestant(Protocol):
     """A codec with its settings. ``name`` for people, ``key`` unique for what makes the files, for the cache."""
@@ -30,9 +35,8 @@ class Contestant(Protocol):
     def key(self) -> str:
         """For the cache."""
 
-    @property
-    def qualities(self) -> Sequence[int]:
-        """Settings to measure, in rising order of bytes."""
+    def settings(self, task: str) -> Sequence[int]:
+        """Settings to measure in a task, in rising order of bytes."""
 
     def code(self, images: Sequence[Pixels], quality: int) -> list[tuple[int, Pixels]]:
         """Bytes of the file and the picture in it for every image, uint8 (H, W, 3)."""
@@ -42,13 +46,15 @@ class Contestant(Protocol):
 class Pillow:
     """A format that Pillow writes. ``by_ratio``: the setting is a compression ratio, falling, as JPEG 2000 has it.
 
-    ``tasks``: the only ones that it is measured in; None for all.
+    ``high``: settings above ``qualities`` for the tasks in which networks recognise. ``tasks``: the only ones that it
+    is measured in; None for all.
     """
 
     name: str
     format: str
     qualities: tuple[int, ...]
     options: Mapping[str, Any]
+    high: tuple[int, ...] = ()
     by_ratio: bool = False
     tasks: frozenset[str] | None = None
 
@@ -64,6 +70,10 @@ class Pillow:
         """Whether it is measured in a task."""
         return self.tasks is None or task in self.tasks
 
+    def settings(self, task: str) -> Sequence[int]:
+        """See :class:`Contestant`."""
+        return (*self.qualities, *self.high) if task in _HIGH_TASKS else self.qualities
+
     def code(self, images: Sequence[Pixels], quality: int) -> list[tuple[int, Pixels]]:
         """See :class:`Contestant`."""
         return [self._one(pixels, quality) for pixels in images]
@@ -77,21 +87,54 @@ class Pillow:
 
 
 class Learned:
-    """Weights of this codec, in passes of a few images."""
+    """Weights of this codec, in passes of a few images.
 
-    def __init__(self, weights: str, qualities: Sequence[int] = (16, 24, 32, 40, 50, 62, 76)) -> None:
-        self._codec = Codec.load(weights, device="auto")
+    Args:
+        weights: name of shipped weights, or a path.
+        guide: what tells the encoder where networks look, as :meth:`Codec.load` takes it.
+        qualities: settings to measure in every task.
+        high: settings above them for the tasks in which networks recognise.
+
+    Raises:
+        WeightsNotFoundError, WeightsFormatError: no usable weights. ConfigError: no such guide.
+    """
+
+    def __init__(
+        self,
+        weights: str,
+        guide: str = "auto",
+        *,
+        qualities: Sequence[int] = (16, 24, 32, 40, 50, 62, 76),
+        high: Sequence[int] = (88, 96),
+    ) -> None:
+        self._codec = Codec.load(weights, device="auto", guide=guide)
+        usual = "auto" if self._codec.weights.importance is not None else "none"
+        # Weights without a head have nothing to be guided by of their own: for them auto and none are one encoder.
+        self._guide = "" if guide in {"auto", usual} else guide
         self.qualities = tuple(qualities)
+        self.high = tuple(high)
+
+    @classmethod
+    def parse(cls, text: str) -> Learned:
+        """``NAME``, ``FILE``, or either with ``@GUIDE`` behind it, such as ``default@none``. Raises as the class."""
+        weights, at, guide = text.rpartition("@")
+        # A path may have an @ of its own.
+        return cls(text) if not at or Path(text).is_file() else cls(weights, guide)
 
     @property
     def name(self) -> str:
-        """Name of the weights."""
-        return self._codec.name
+        """Name of the weights, and a guide other than their own."""
+        return f"{self._codec.name}@{self._guide}" if self._guide else self._codec.name
 
     @property
     def key(self) -> str:
-        """Their fingerprint."""
-        return f"dci:{self._codec.fingerprint}"
+        """Their fingerprint, and a guide other than their own."""
+        key = f"dci:{self._codec.fingerprint}"
+        return f"{key}:{self._guide}" if self._guide else key
+
+    def settings(self, task: str) -> Sequence[int]:
+        """See :class:`Contestant`."""
+        return (*self.qualities, *self.high) if task in _HIGH_TASKS else self.qualities
 
     def code(self, images: Sequence[Pixels], quality: int) -> list[tuple[int, Pixels]]:
         """See :class:`Contestant`."""
@@ -107,26 +150,30 @@ CLASSICAL: tuple[Pillow, ...] = (
         name="JPEG 4:2:0",
         format="JPEG",
         qualities=(8, 14, 20, 30, 45, 65, 82),
+        high=(92, 96),
         options={**_JPEG, "subsampling": "4:2:0"},
     ),
     Pillow(
         name="JPEG 4:4:4",
         format="JPEG",
         qualities=(10, 18, 30, 50, 75),
+        high=(88, 95),
         options={**_JPEG, "subsampling": "4:4:4"},
     ),
     Pillow(
         name="JPEG 2000",
         format="JPEG2000",
         qualities=(100, 50, 28, 17, 10),
+        high=(7, 5),
         options={"quality_mode": "rates", "irreversible": True, "mct": 1},
         by_ratio=True,
     ),
-    Pillow(name="WebP", format="WEBP", qualities=(3, 10, 20, 35, 55, 78), options={"method": 6}),
+    Pillow(name="WebP", format="WEBP", qualities=(3, 10, 20, 35, 55, 78), high=(90, 96), options={"method": 6}),
     Pillow(
         name="AVIF 4:2:0",
         format="AVIF",
         qualities=(20, 30, 40, 50, 62, 76),
+        high=(86, 93),
         options={"speed": 6, "subsampling": "4:2:0"},
     ),
     Pillow(

@@ -231,7 +231,7 @@ def measure(
             store.add(identity, _row(task, picture, "original", "original", 0, 0, values))
         yield store.rows[identity]
     for codec in contestants:
-        for setting in codec.qualities:
+        for setting in codec.settings(task.name):
             wanted = [_identity(task, picture, codec.key, setting) for picture in task.pictures]
             missing = [at for at, identity in enumerate(wanted) if identity not in store.rows]
             for first in range(0, len(missing), _CHUNK):

@@ -95,10 +95,13 @@ def evaluate(config: EvaluationConfig, *, report: Callable[[str], None]) -> Eval
         WeightsError: no such weights.
     """
     check_plots()
-    learned = [Learned(name) for name in config.weights]
+    learned = [Learned.parse(text) for text in config.weights]
     names = [codec.name for codec in learned]
     if len(set(names)) != len(names):
-        raise ConfigError(f"two of the weights have the same name: {names}; give them different ones when training")
+        raise ConfigError(
+            f"two of the weights have the same name: {names}; give them different ones when training. Weights without "
+            "an importance head are the same with @auto, with @none and without"
+        )
     rivals = [codec for codec in classical() if not config.codecs or codec.name in config.codecs]
     store = RowStore(config.output / "rows.jsonl")
     rows: list[Row] = []
