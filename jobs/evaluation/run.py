@@ -15,10 +15,11 @@ from rich.table import Table as RichTable
 
 from ...errors import ConfigError
 from .contestants import CLASSICAL, Contestant, Learned, classical
-from .judges import Detector, FeatureDistance, Segmenter, load_classifier
-from .measure import Labels, Objects, Photos, Row, RowStore, Task, measure
+from .judges import Detector, FeatureDistance, Segmenter, load_classifier, load_embedding
+from .layout import Part
+from .measure import Labels, Native, Objects, Photos, Recognition, Row, RowStore, Task, measure
 from .report import check_plots, curve_file, to_html, to_markdown, to_svg
-from .tables import Part, parts
+from .tables import parts
 
 __all__ = ["Evaluation", "EvaluationConfig", "evaluate"]
 
@@ -27,8 +28,11 @@ _TITLE = "What compression costs people and networks"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What to evaluate on what. Each of ``photos``, ``labelled`` and ``objects`` names a folder and asks for its part.
+    """What to evaluate on what. Each of ``photos``, ``labelled``, ``native`` and ``objects`` names a folder and asks
+    for its part.
 
+    ``weights``: names or files, each with ``@GUIDE`` behind it if not the encoder's usual guide is meant.
+    ``classifiers`` and ``embeddings`` judge both ``labelled`` and ``native``.
     ``codecs``: names from :data:`.contestants.CLASSICAL`, all that can be written here by default. ``limit``: at most
     so many pictures of each folder, spread over it. ``markdown``: where the tables go a second time, the plots
     beside them as SVG files.
@@ -38,9 +42,11 @@ class EvaluationConfig:
     weights: tuple[str, ...] = ("default",)
     photos: Path | None = None
     labelled: Path | None = None
+    native: Path | None = None
     objects: Path | None = None
     features: str | None = None
     classifiers: tuple[str, ...] = ("efficientnet-lite2",)
+    embeddings: tuple[str, ...] = ()
     detector: Path | None = None
     segmenter: Path | None = None
     codecs: tuple[str, ...] = ()
@@ -49,8 +55,8 @@ class EvaluationConfig:
     command: str = ""
 
     def __post_init__(self) -> None:
-        if self.photos is None and self.labelled is None and self.objects is None:
-            raise ConfigError("nothing to evaluate on: name --photos, --labelled or --objects")
+        if all(folder is None for folder in (self.photos, self.labelled, self.native, self.objects)):
+            raise ConfigError("nothing to evaluate on: name --photos, --labelled, --native or --objects")
         known = {codec.name for codec in CLASSICAL}
         unknown = sorted(set(self.codecs) - known)
         if unknown:
@@ -105,10 +111,12 @@ def evaluate(config: EvaluationConfig, *, report: Callable[[str], None]) -> Eval
     rivals = [codec for codec in classical() if not config.codecs or codec.name in config.codecs]
     store = RowStore(config.output / "rows.jsonl")
     rows: list[Row] = []
+    families: dict[str, str] = {}
     for task in _tasks(config):
+        families |= task.families if isinstance(task, Recognition) else {}
         contestants: list[Contestant] = [*learned, *(codec for codec in rivals if codec.takes_part(task.name))]
         rows += measure(task, contestants, store, report)
-    sections = parts(rows, names)
+    sections = parts(rows, names, families)
     lead = f"{config.command}\n{_machine()}"
     files = [config.output / "report.html", config.output / "results.json"]
     files[0].write_text(to_html(_TITLE, lead, sections, names), "utf-8")
@@ -128,8 +136,13 @@ def _tasks(config: EvaluationConfig) -> list[Task]:
     tasks: list[Task] = []
     if config.photos is not None:
         tasks.append(Photos(config.photos, FeatureDistance(config.features) if config.features else None, config.limit))
-    if config.labelled is not None:
-        tasks.append(Labels(config.labelled, [load_classifier(name) for name in config.classifiers], config.limit))
+    if config.labelled is not None or config.native is not None:
+        classifiers = [load_classifier(name) for name in config.classifiers]
+        embeddings = [load_embedding(name) for name in config.embeddings]
+        if config.labelled is not None:
+            tasks.append(Labels(config.labelled, classifiers, embeddings, config.limit))
+        if config.native is not None:
+            tasks.append(Native(config.native, classifiers, embeddings, config.limit))
     if config.objects is not None:
         detector = Detector(str(config.detector)) if config.detector else None
         segmenter = Segmenter(str(config.segmenter)) if config.segmenter else None

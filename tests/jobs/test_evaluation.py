@@ -14,7 +14,16 @@ from PIL import Image
 from discernible.errors import ConfigError, ImageError
 from discernible.jobs.cli import main
 from discernible.jobs.evaluation.contestants import CLASSICAL
-from discernible.jobs.evaluation.figures import AgreementCurve, average_precision, byte_ratio, bytes_at, mean_iou
+from discernible.jobs.evaluation.figures import (
+    AgreementCurve,
+    DistanceCurve,
+    average_precision,
+    byte_ratio,
+    bytes_at,
+    bytes_with_interval,
+    mean_iou,
+    relative_distance,
+)
 from discernible.jobs.evaluation.judges import box_overlaps, load_classifier
 from discernible.jobs.evaluation.measure import Labels, Objects, Photos, RowStore, measure
 from discernible.jobs.evaluation.run import EvaluationConfig
@@ -44,6 +53,13 @@ def test_bytes_at_takes_many_curves_and_dips() -> None:
     found = bytes_at(sizes, agrees, 0.8)
     assert found[0] == pytest.approx(200 * np.sqrt(2))
     assert np.isnan(found[1])
+
+
+def test_bytes_at_takes_a_target_for_each_curve() -> None:
+    sizes, agrees = np.array([[100.0, 400.0]] * 3), np.array([[0.6, 0.8]] * 3)
+    found = bytes_at(sizes, agrees, np.array([0.7, 0.8, 0.9]))
+    assert found[:2] == pytest.approx([200, 400])
+    assert np.isnan(found[2])
 
 
 def curve(rate: float, images: int, seed: int) -> AgreementCurve:
@@ -76,6 +92,59 @@ def test_interval_is_left_out_where_resamples_miss_the_target() -> None:
     assert ratio == pytest.approx(1)
     assert np.isnan(low)
     assert np.isnan(high)
+
+
+def test_distances_are_interpolated_in_logarithms() -> None:
+    # A power law is a straight line in logarithms: distance = 5 · bytes^−0.7.
+    sizes = np.array([100.0, 300.0, 900.0, 2700.0])
+    power = DistanceCurve(bytes_SN=np.tile(sizes[:, None], 8), distances_SN=np.tile(5 * sizes[:, None] ** -0.7, 8))
+    for target in (0.1, 0.05, 0.03):
+        assert bytes_with_interval(power, target) == pytest.approx([(5 / target) ** (1 / 0.7)] * 3)
+    half = DistanceCurve(bytes_SN=power.bytes_SN / 2, distances_SN=power.distances_SN)
+    assert byte_ratio(half, power, 0.05) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_a_target_out_of_reach_is_on_its_side() -> None:
+    mine = curve(1.0, 300, 1)
+    assert bytes_with_interval(mine, 0.999)[0] == np.inf
+    assert bytes_with_interval(mine, 0.2) == (0, 0, 0)
+    size, low, high = bytes_with_interval(mine, float(mine.agrees_SN[-1].mean()))
+    assert low < size < high == np.inf, "half of the resamples do not reach it"
+
+
+def test_interval_of_bytes_as_a_plain_loop_finds_it() -> None:
+    mine = curve(1.0, 400, 5)
+    random = np.random.default_rng(7)
+    found = []
+    for _ in range(2000):
+        chosen = random.integers(0, 400, 400)
+        agrees = mine.agrees_SN[:, chosen].mean(1)
+        found.append(float(np.exp(np.interp(0.8, agrees, np.log(mine.bytes_SN[:, chosen].mean(1))))))
+    size, low, high = bytes_with_interval(mine, 0.8)
+    assert low < size < high
+    assert (low, high) == pytest.approx(tuple(np.percentile(found, [2.5, 97.5])), rel=0.03)
+
+
+def test_loss_of_one_point() -> None:
+    """Of 1000 originals 700 are right: the loss is one point where 690 are, between the second and third setting."""
+    right = (np.arange(1000) < 700).astype(float)
+    correct = np.array([650, 680, 695, 700])[:, None] > np.arange(1000)
+    sizes = np.tile(np.array([0.1, 0.2, 0.4, 0.8])[:, None], 1000)
+    codec = AgreementCurve(bytes_SN=sizes, agrees_SN=correct.astype(float))
+    rate, low, high = bytes_with_interval(codec, -0.01, base_N=right)
+    assert rate == pytest.approx(0.2 * 2 ** (2 / 3))
+    assert low < rate < high < 0.8, "a codec that loses nothing loses nothing in any resample"
+    twin = AgreementCurve(bytes_SN=2 * sizes, agrees_SN=codec.agrees_SN)
+    assert byte_ratio(codec, twin, -0.01, base_N=right) == pytest.approx((0.5, 0.5, 0.5))
+    # With a fixed target, which the accuracy of the resample does not enter, the interval is a good deal wider.
+    _, fixed_low, fixed_high = bytes_with_interval(codec, 0.69)
+    assert fixed_low < low
+    assert fixed_high == np.inf
+
+
+def test_relative_distance() -> None:
+    assert relative_distance(np.array([3.0, 4.0]), np.array([3.0, 3.0])) == pytest.approx(1 / 25)
+    assert relative_distance(np.array([3.0, 4.0]), np.zeros(2)) == pytest.approx(1)
 
 
 def boxes(*rows: Sequence[float]) -> NDArray[np.float64]:
