@@ -110,7 +110,7 @@ class Codec:
             guide: what tells the encoder where networks look: ``auto`` (the importance head of the weights, where they
                 have one), ``none`` (pixels alone), or networks with commas between, such as ``efficientnet-lite0`` or
                 ``vgg16:FILE``, whose sensitivity is worked out for every image, exact and slow. Decoding is the same.
-            synthesis: which of the two makes the pixels: ``full``, ``swift`` (for CPUs: an eighth of the operations),
+            synthesis: which of the two makes the pixels: ``full``, ``swift`` (for CPUs: a fifth of the operations),
                 or ``auto``: swift on a CPU, where the weights have it. Streams are the same for both.
             exact_crops: synthesise regions with all that the network looks at around them instead of half as far,
                 which takes up to a fifth longer. See ``synthesise``.

@@ -1,4 +1,4 @@
-"""The second synthesis, for CPUs: about an eighth of the operations of the full one, from the same latents.
+"""The second synthesis, for CPUs: about a fifth of the operations of the full one, from the same latents.
 
 Most of the picture comes straight from the latents: one matrix makes all samples of a block. A narrow network on the
 8×8 grid, of the kind of the full synthesis, adds what is not linear and what crosses the edges of blocks. Of the

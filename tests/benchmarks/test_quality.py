@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -62,6 +63,22 @@ def test_full_takes_what_is_there(repository: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_patch_edges_of_a_known_grid(repository: Path) -> None:
+    code = (
+        "import json, sys, numpy as np; from benchmarks.quality.patch_edges import calm_windows, edge_ratio; "
+        "ramp = np.add.outer(np.arange(64.0), 2 * np.arange(96.0)); "
+        "grid = ramp + np.kron(np.add.outer(np.arange(8) % 2, np.arange(12) % 2) * 3.0, np.ones((8, 8))); "
+        "busy = ramp + 50 * (np.add.outer(np.arange(64), np.arange(96)) % 2) * (np.arange(96) < 72); "
+        "everywhere = np.ones((4, 6), bool); "
+        "print(json.dumps([edge_ratio(ramp, everywhere), edge_ratio(grid, everywhere), calm_windows(busy).tolist()]))"
+    )
+    plain, grid, calm = ask(repository, code)
+    assert plain == pytest.approx([1.5, 1.5])
+    # Within a window the one edge rises by 3 more, or falls: |1 ± 3| and |2 ± 3|, as often each.
+    assert grid == pytest.approx([((4 + 2) / 2 + (5 + 1) / 2) / 2, 1.5])
+    assert calm == [[False] * 5 + [True]] * 4
+
+
 def test_bits_map(repository: Path, photo_files: Mapping[str, Path], tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for name in ("coffee", "chelsea"):
@@ -74,7 +91,7 @@ def test_bits_map(repository: Path, photo_files: Mapping[str, Path], tmp_path: P
     (row,) = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| 40")]
     assert 98 < sum(map(float, row[2:5])) + 100 * 2 * 8 * 33 / (2 * 192 * 128 * float(row[1])) < 102
     with Image.open(tmp_path / "bits.png") as picture:
-        assert picture.size == (2 * 384 + 8, 2 * 256 + 8)
+        assert picture.size == (2 * 384 + 8, 3 * 256 + 2 * 8)
 
 
 def test_arms_of_the_ablation(repository: Path) -> None:
