@@ -32,7 +32,7 @@ from .perception import (
     maximum_mean_discrepancy,
     pooled_samples,
 )
-from .quality import trade_off
+from .quality import STEPS_PER_OCTAVE, trade_off
 from .window import PATCH
 
 __all__ = [
@@ -53,10 +53,12 @@ _DEFAULT_NETWORK = "efficientnet-lite0"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TermConfig:
-    """One term: its ``weight``; the ``share`` of each batch that it is evaluated on, which saves time where it is dear;
-    and its schedule: nothing before ``begin`` (share of the run), then a linear ``ramp`` of that length."""
+    """One term: its ``weight`` at quality 50, which is 2^``tilt`` times as much with every 20 qualities more; the
+    ``share`` of each batch that it is evaluated on, which saves time where it is dear; and its schedule: nothing before
+    ``begin`` (share of the run), then a linear ``ramp`` of that length."""
 
     weight: float
+    tilt: float = 0.0
     share: float = 1.0
     begin: float = 0.0
     ramp: float = 0.0
@@ -64,6 +66,8 @@ class TermConfig:
     def __post_init__(self) -> None:
         if not self.weight >= 0:
             raise ConfigError(f"objective: a weight must be at least 0, not {self.weight}")
+        if not -4 <= self.tilt <= 4:
+            raise ConfigError(f"objective: tilt must be from −4 to 4, not {self.tilt}")
         if not 0 < self.share <= 1:
             raise ConfigError(f"objective: share must be above 0 and at most 1, not {self.share}")
         if not (0 <= self.begin <= 1 and 0 <= self.ramp <= 1):
@@ -74,6 +78,10 @@ class TermConfig:
         if progress < self.begin:
             return 0.0
         return self.weight * (min(1.0, (progress - self.begin) / self.ramp) if self.ramp else 1.0)
+
+    def tilted(self, quality_N: Tensor) -> Tensor:
+        """What the weight is multiplied with at qualities (N,)."""
+        return torch.exp2(self.tilt * (quality_N.float() - 50) / STEPS_PER_OCTAVE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +105,8 @@ class ObjectiveConfig:
             raise ConfigError(f"objective: unknown terms {unknown}; there are {', '.join(TERMS)}")
         if not any(term.weight > 0 for term in self.terms.values()):
             raise ConfigError("objective: at least one term needs a weight above 0")
+        if "mmd" in self.terms and self.terms["mmd"].tilt:
+            raise ConfigError("objective: mmd is one number for all images of a batch, so it has no tilt")
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> ObjectiveConfig:
@@ -140,9 +150,11 @@ def without_folder(network: str) -> str:
 
 
 def _described(name: str, term: TermConfig) -> str:
+    tilt = f"·2^({term.tilt:g}·(q − 50)/{STEPS_PER_OCTAVE})" if term.tilt else ""
+    what = f"{term.weight:g}{tilt}·{name}"
     if not term.begin and not term.ramp:
-        return f"{term.weight:g}·{name}"
-    return f"{term.weight:g}·{name} (from {term.begin:.0%} of the run, whole at {min(1.0, term.begin + term.ramp):.0%})"
+        return what
+    return f"{what} (from {term.begin:.0%} of the run, whole at {min(1.0, term.begin + term.ramp):.0%})"
 
 
 def mean_squared_error(original_N3HW: Tensor, reconstruction_N3HW: Tensor) -> Tensor:
@@ -231,7 +243,7 @@ class Objective:
             strength, count = self._plan(name, progress, len(bits_N))
             if strength:
                 values[name] = term(original_N3HW[:count], reconstruction_N3HW[:count])
-                loss = loss + strength * (importance_N[:count] * values[name]).mean()
+                loss = loss + strength * (self._tilted(name, importance_N, quality_N)[:count] * values[name]).mean()
         plans = {name: self._plan(name, progress, len(bits_N)) for name in _PERCEPTUAL}
         count = max(number for _, number in plans.values())
         if self._turns and any(strength for strength, _ in plans.values()):
@@ -242,15 +254,21 @@ class Objective:
             shown = network(reconstruction_N3HW[-count:])
             if plans["features"][0]:
                 values["features"] = feature_consistency(seen, shown)
-                loss = loss + plans["features"][0] * (importance_N[-count:] * values["features"]).mean()
+                scale_N = self._tilted("features", importance_N, quality_N)[-count:]
+                loss = loss + plans["features"][0] * (scale_N * values["features"]).mean()
             if plans["pooled"][0]:
                 values["pooled"] = embedding_distance(seen[-1], shown[-1])
-                loss = loss + plans["pooled"][0] * (importance_N[-count:] * values["pooled"]).mean()
+                scale_N = self._tilted("pooled", importance_N, quality_N)[-count:]
+                loss = loss + plans["pooled"][0] * (scale_N * values["pooled"]).mean()
             if plans["mmd"][0]:
                 # The last but one depth: the head after it doubles the dimensions, not what is known.
                 values["mmd"] = maximum_mean_discrepancy(pooled_samples(seen[-2]), pooled_samples(shown[-2]))
                 loss = loss + plans["mmd"][0] * importance_N[-count:].mean() * values["mmd"]
         return ObjectiveOutput(loss, bpp_N.detach(), {name: value.detach() for name, value in values.items()})
+
+    def _tilted(self, name: str, importance_N: Tensor, quality_N: Tensor) -> Tensor:
+        tilt = self.config.terms[name].tilted(quality_N)
+        return importance_N * tilt.to(importance_N)
 
     def _plan(self, name: str, progress: float, batch: int) -> tuple[float, int]:
         """The strength of a term now, and how many images of the batch it looks at."""

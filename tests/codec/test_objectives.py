@@ -40,6 +40,20 @@ def test_the_loss_is_that_of_the_docstring() -> None:
     assert {name: len(value) for name, value in output.terms.items()} == {"mse": 4, "ms_ssim": 4}
 
 
+def test_a_tilted_term_weighs_more_at_higher_qualities() -> None:
+    original, reconstruction, bits, quality = batch()
+    losses = [
+        float(objective(original[i : i + 1], reconstruction[i : i + 1], 0 * bits[i : i + 1], quality[i : i + 1]).loss)
+        for tilt in (0.0, 1.5)
+        for objective in [Objective(ObjectiveConfig(terms={"mse": TermConfig(weight=0.5, tilt=tilt)}))]
+        for i in range(3)
+    ]
+    ratios = [tilted / plain for plain, tilted in zip(losses[:3], losses[3:], strict=True)]
+    assert ratios == pytest.approx([2 ** (1.5 * (q - 50) / 20) for q in (20, 50, 80)], rel=1e-4)
+    described = ObjectiveConfig(terms={"mse": TermConfig(weight=0.5, tilt=1.5)}).describe()
+    assert described == "bpp + λ·(0.5·2^(1.5·(q − 50)/20)·mse)"
+
+
 def test_a_share_looks_at_a_part_of_the_batch() -> None:
     config = ObjectiveConfig(terms={"mse": TermConfig(weight=1.0), "ms_ssim": TermConfig(weight=1.0, share=0.5)})
     output = Objective(config)(*batch())
@@ -118,6 +132,8 @@ def test_a_term_begins_and_rises() -> None:
         ({"mse": 3}, "must be a table such as"),
         ({"mse": {"weight": 1.0, "share": 0.0}}, "share must be"),
         ({"mse": {"weight": 1.0, "share": 1.5}}, "share must be"),
+        ({"mse": {"weight": 1.0, "tilt": 5.0}}, "tilt must be"),
+        ({"mmd": {"weight": 1.0, "tilt": 1.0}}, "mmd is one number"),
         ({"mse": {"weight": 1.0, "begin": -0.1}}, "begin and ramp"),
         ({"mse": {"weight": 1.0, "ramp": 1.1}}, "begin and ramp"),
         ({"lpips": {"weight": 1.0}}, "unknown terms \\['lpips'\\]"),
