@@ -85,6 +85,12 @@ class ResidualBlocks(nn.Module):
         Gains go into the weights before them. What biases add to the residual stream is the same everywhere, so it
         goes into the biases of the layers that read the stream.
         """
+        blocks, added = self.folded_layers(t)
+        return FoldedBlocks([_FoldedBlock(layers, depthwise) for layers, depthwise in blocks]), added
+
+    def folded_layers(self, t: Tensor) -> tuple[list[tuple[list[Tensor], nn.Conv2d]], Tensor]:
+        """The layers of ``folded``: of each block the weights and biases of ``spatial_in``, the weight of
+        ``spatial_out``, weights and biases of ``gate_in``, the weight of ``gate_out``, and the convolution."""
         added = torch.zeros(self.channels, device=t.device)
         blocks = []
         for block in self.blocks:
@@ -96,8 +102,8 @@ class ResidualBlocks(nn.Module):
                 gain = block.gain(branch, t).flatten()
                 layers += [first.weight, first.bias + first.weight @ added, last.weight * gain[:, None]]
                 added = added + gain * last.bias
-            blocks.append(_FoldedBlock(layers, block.depthwise))
-        return FoldedBlocks(blocks), added
+            blocks.append((layers, block.depthwise))
+        return blocks, added
 
 
 class _FoldedBlock:

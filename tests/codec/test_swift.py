@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,12 @@ import pytest
 import torch
 
 from discernible import Codec
-from discernible.codec import Region, cut_latents
+from discernible.codec import Latents, Region, cut_latents
 from discernible.codec.photos import PhotoCrops
 from discernible.codec.prior import PriorConfig
 from discernible.codec.quality import gain
 from discernible.codec.swift import SwiftSynthesis
+from discernible.codec.swift_bytes import SwiftBytes
 from discernible.codec.training import CodecNetwork, TrainConfig, train
 from discernible.codec.training_network import dequantised
 from discernible.codec.training_refit import refit
@@ -124,6 +127,7 @@ def test_its_folded_form_and_bfloat16_are_the_trained_one(file: Path, photos: Ma
     assert isinstance(weights.swift, SwiftSynthesis)
     image = torch.from_numpy(np.ascontiguousarray(next(iter(photos.values()))[:, :64, :96]))
     codec = Codec.load(file, device="cpu", synthesis="swift", precision="float32")
+    codec._in_bytes = False
     (latents,) = codec.analyse([image], 40)
     found = codec.synthesise([latents])[0]
     means = weights.class_means.clone()
@@ -134,13 +138,66 @@ def test_its_folded_form_and_bfloat16_are_the_trained_one(file: Path, photos: Ma
     expected = pixels.round().clamp(0, 255).to(torch.uint8)[0]
     assert (found.int() - expected.int()).abs().max() <= 1
     assert (found != expected).float().mean() < 1e-3
-    rough = Codec.load(file, device="cpu", synthesis="swift", precision="bfloat16").synthesise([latents])[0]
+    halves = Codec.load(file, device="cpu", synthesis="swift", precision="bfloat16")
+    halves._in_bytes = False
+    rough = halves.synthesise([latents])[0]
     assert (rough.int() - expected.int()).abs().float().mean() < 1
+
+
+@pytest.mark.skipif(not hasattr(torch, "_int_mm"), reason="this PyTorch multiplies no bytes")
+@pytest.mark.parametrize(("quality", "size"), [(3, (75, 101)), (50, (16, 16)), (97, (160, 144)), (100, (33, 250))])
+def test_bytes_give_the_pixels_of_float32(
+    file: Path, photos: Mapping[str, np.ndarray], quality: int, size: tuple[int, int]
+) -> None:
+    codec = Codec.load(file, device="cpu", synthesis="swift", precision="float32")
+    weights = codec.weights
+    assert weights.swift is not None
+    # A branch that has hardly been trained adds next to nothing, and would hide its mistakes.
+    torch.manual_seed(1)
+    swift = copy.deepcopy(weights.swift)
+    for name, parameter in swift.named_parameters():
+        if name.endswith("weight") and name.startswith(("body", "patch")):
+            torch.nn.init.normal_(parameter, std=0.15)
+    image = torch.from_numpy(np.ascontiguousarray(list(photos.values())[2][:, : size[0], : size[1]]))
+    (latents,) = codec.analyse([image], quality)
+    means = weights.class_means.clone()
+    means[:, :3] = 0
+    t = quality_coordinate(torch.tensor(quality))
+    engine = SwiftBytes(swift, t, means, gain(quality))
+    found = engine.picture(latents)
+    with torch.no_grad():
+        pixels = swift(dequantised(latents, means)[None], t[None])[0, :, : size[0], : size[1]]
+    expected = pixels.round().clamp(0, 255)
+    assert found.shape == image.shape
+    off = (found.float() - expected).abs()
+    assert off.max() <= 3
+    assert off.mean() < 0.25
+    assert torch.equal(found, engine.picture(latents))
+    with ThreadPoolExecutor(3) as pool:
+        assert all(torch.equal(found, each) for each in pool.map(engine.picture, [latents] * 6))
+
+
+def test_symbols_beyond_a_byte_count_in_full(file: Path) -> None:
+    weights = load_weights(file)
+    assert weights.swift is not None
+    symbols = np.zeros((6, 48), np.int16)
+    symbols[0, 5], symbols[3, 40], symbols[4, 3], symbols[5, 1] = 700, -300, 127, -2000
+    latents = Latents(symbols=symbols, classes=np.arange(6, dtype=np.uint8), height=32, width=48, quality=50)
+    means = weights.class_means.clone()
+    means[:, :3] = 0
+    t = quality_coordinate(torch.tensor(50))
+    # Steps this small keep all within 0…255.
+    engine = SwiftBytes(weights.swift, t, means, 100 * gain(50))
+    values = torch.from_numpy(symbols).float() / (100 * gain(50)) + means[:6]
+    with torch.no_grad():
+        expected = weights.swift(values.view(1, 2, 3, -1), t[None]).round().clamp(0, 255)[0]
+    assert (engine.picture(latents).float() - expected).abs().max() <= 1
 
 
 def test_regions_are_those_of_the_whole(file: Path, photos: Mapping[str, np.ndarray]) -> None:
     image = torch.from_numpy(np.ascontiguousarray(next(iter(photos.values()))[:, :160, :192]))
     codec = Codec.load(file, device="cpu", synthesis="swift", precision="float32", exact_crops=True)
+    codec._in_bytes = False
     (latents,) = codec.analyse([image], 50)
     whole = codec.synthesise([latents])[0]
     for region in (Region(top=33, left=18, height=50, width=77), Region(top=0, left=100, height=160, width=92)):
