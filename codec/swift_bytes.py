@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .bitstream import block_grid
 from .blocks import ResidualBlocks
@@ -65,6 +65,22 @@ class _Block(NamedTuple):
     gate_out: _Matrix
 
 
+def _block(layers: list[Tensor], depthwise: nn.Conv2d) -> _Block:
+    """Of the layers that :meth:`.blocks.ResidualBlocks.folded_layers` gives."""
+    spatial_in, spatial_bias, spatial_out, gate_in, gate_bias, gate_out = layers
+    assert depthwise.bias is not None
+    return _Block(
+        spatial_in=_in_bytes(spatial_in),
+        spatial_bias=spatial_bias.numpy().copy(),
+        depthwise_9S=depthwise.weight.reshape(-1, 9).T.contiguous().numpy(),
+        depthwise_bias=depthwise.bias.numpy().copy(),
+        spatial_out=_in_bytes(spatial_out),
+        gate_in=_in_bytes(gate_in),
+        gate_bias=gate_bias.numpy().copy(),
+        gate_out=_in_bytes(gate_out),
+    )
+
+
 class SwiftBytes:
     """The swift synthesis of one quality.
 
@@ -86,19 +102,7 @@ class SwiftBytes:
             # As symbols take it, which are integers already.
             self._matrix = (weight / gain).T.contiguous().numpy()
             self._first = _in_bytes(weight / gain)
-            self._blocks = [
-                _Block(
-                    _in_bytes(layers[0]),
-                    layers[1].numpy().copy(),
-                    depthwise.weight.reshape(-1, 9).T.contiguous().numpy(),
-                    depthwise.bias.numpy().copy(),
-                    _in_bytes(layers[2]),
-                    _in_bytes(layers[3]),
-                    layers[4].numpy().copy(),
-                    _in_bytes(layers[5]),
-                )
-                for layers, depthwise in blocks
-            ]
+            self._blocks = [_block(layers, depthwise) for layers, depthwise in blocks]
             self._patch = _in_bytes(swift.patch.weight)
         self._width = swift.patch.in_features
         self._rooms = threading.local()
