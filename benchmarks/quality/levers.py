@@ -80,9 +80,8 @@ def relative(first: _F64, second: _F64) -> float:
     return float(np.square(first - second).sum() / np.square(first).sum())
 
 
-def measure(weights: Path, photos: Sequence[Pixels], panel: Sequence[Judge]) -> _F64:
+def measure(codec: Codec, photos: Sequence[Pixels], panel: Sequence[Judge]) -> _F64:
     """Bits a pixel and what each judge says, (qualities, photographs, 1 + judges)."""
-    codec = Codec.load(weights, device="cpu")
     seen = [[judge.see(photo) for judge in panel] for photo in photos]
     rows = []
     for quality in _QUALITIES:
@@ -123,12 +122,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="photographs to judge by (default: the labelled ones)")
     parser.add_argument("--limit", type=int, default=112)
     options = parser.parse_args()
-    folder = options.images or evaluation_data(data_folder()).labelled
-    if folder is None:
-        sys.exit("no photographs to judge by: name --images, or set DISCERNIBLE_DATA_DIR")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    paths = [paths[i * len(paths) // options.limit] for i in range(min(options.limit, len(paths)))]
-    photos = [central(np.asarray(read_rgb(path))) for path in paths]
+    photos = photographs(options.images, options.limit)
     panel = judges()
     rows: list[list[str]] = []
     base: _F64 | None = None
@@ -139,7 +133,7 @@ def main() -> None:
             trained = config.output / "weights.safetensors"
             if not trained.exists():
                 train(config, report=lambda line: print(line, file=sys.stderr))
-            np.save(kept, measure(trained, photos, panel))
+            np.save(kept, measure(Codec.load(trained, device="cpu"), photos, panel))
         measured = np.load(kept)
         base = measured if base is None else base
         cells = [
@@ -152,6 +146,16 @@ def main() -> None:
     header = ["", f"bpp at {', '.join(map(str, _QUALITIES))}", *(judge.name for judge in panel)]
     print(f"{len(photos)} photographs; bits at equal distance, % more than those of {rows[0][0]}\n")
     print(markdown_table(header, rows))
+
+
+def photographs(folder: Path | None, limit: int) -> list[Pixels]:
+    """The central 224² pixels of photographs spread over a folder, that of the labelled ones where none is named."""
+    folder = folder or evaluation_data(data_folder()).labelled
+    if folder is None:
+        sys.exit("no photographs to judge by: name --images, or set DISCERNIBLE_DATA_DIR")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    count = min(limit, len(paths))
+    return [central(np.asarray(read_rgb(paths[i * len(paths) // count]))) for i in range(count)]
 
 
 def central(pixels: Pixels) -> Pixels:

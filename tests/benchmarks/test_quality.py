@@ -63,6 +63,19 @@ def test_full_takes_what_is_there(repository: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_savings_of_known_curves(repository: Path) -> None:
+    """Curves of a codec that needs 20 % fewer bits at every distance, and twice the bits by another judge."""
+    code = (
+        "import numpy as np; from benchmarks.quality.levers import moved, relative, saving, spread; "
+        "bits = np.array([0.1, 0.2, 0.4, 0.8, 1.6]); "
+        "rows = lambda factor, other: np.repeat(np.stack([factor * bits, 1 / bits, other / bits], -1)[:, None], 6, 1); "
+        "print(json.dumps([saving(rows(1, 1), rows(0.8, 1.6), judge) for judge in (0, 1)] "
+        "+ [spread(rows(1, 1), rows(0.8, 1.6), 0), moved(np.array([0.5, 0.5]), np.array([0.2, 0.8])), "
+        "relative(np.array([3.0, 4.0]), np.array([3.0, 1.0]))]))"
+    )
+    assert ask(repository, code) == pytest.approx([-0.2, 0.28, 0, 0.3, 9 / 25], abs=1e-6)
+
+
 def test_patch_edges_of_a_known_grid(repository: Path) -> None:
     code = (
         "import json, sys, numpy as np; from benchmarks.quality.patch_edges import calm_windows, edge_ratio; "
