@@ -174,6 +174,11 @@ class PhotoCrops:
         """The photographs that crops are drawn from."""
         return [file.path for file in self._files]
 
+    @property
+    def whole_paths(self) -> list[Path]:
+        """Those of them that crops may be taken of at native resolution."""
+        return [file.path for file in self._files if not file.reduced]
+
     def inventory(self) -> str:
         """Hash over names and sizes of the photographs: cheap, and tells whether they changed."""
         lines = (f"{file.name} {file.height} {file.width}\n" for file in self._files)

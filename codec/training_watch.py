@@ -129,7 +129,7 @@ class Watch:
         self._state, self._precision, self._report = state, precision, report
         self._crops = [centre_crop(read_photo(path), _SIDE) for path in photos]
         # The same way, so that only what was trained on tells the two apart.
-        trained = [path for path in state.photos.paths if path not in set(photos)]
+        trained = [path for path in state.photos.whole_paths if path not in set(photos)]
         self._trained = [centre_crop(read_photo(path), _SIDE) for path in _spread(trained, len(photos))]
         self._pictures = config.output / "pictures"
         self._network = copy.deepcopy(state.network).eval() if self._crops else None
