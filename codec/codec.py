@@ -305,7 +305,8 @@ class Codec:
         candidates = costs.topk(min(_CLASSES_TRIED, costs.shape[-1]), largest=False).indices.to(torch.uint8)
         if guide is None:
             return [scaled.flatten(1, 2), candidates]
-        importance = guide.importance(latents, t_N, self.weights.synthesis)
+        quality = qualities[0] if len(different) == 1 else None
+        importance = guide.importance(latents, t_N, self.weights.synthesis, quality)
         return [scaled.flatten(1, 2), candidates, importance_levels(mixed(importance)).flatten(1, 2)]
 
     def quantise(self, transformed: Transformed) -> Latents:

@@ -13,6 +13,7 @@ Shape suffixes: N images, y×x blocks, L latent channels.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -23,12 +24,15 @@ from ..errors import ConfigError, WeightsMismatchError
 from .device import resolve_precision
 from .importance import ImportanceHead
 from .perception import FEATURE_NETWORKS, FeatureNetwork, embedding, load_teachers
+from .transforms import quality_coordinate
 from .weights import Weights
 
 __all__ = ["Guide", "HeadGuide", "TeacherGuide", "load_guide", "mixed", "normalised", "pinned_guide", "sensitivity"]
 
 # How far the bits follow the guide: the rest of an error's worth is the same everywhere, as pixels have it.
 _STRENGTH = 0.5
+# Qualities for which heads with folded weights are kept, each 0.8 MB.
+_FOLDED_KEPT = 8
 
 Synthesise = Callable[[Tensor, Tensor], Tensor]
 """Latents (N, y, x, L) and quality coordinates (N,) to pixels float (N, 3, 16·y, 16·x), 0…255, differentiable."""
@@ -37,13 +41,16 @@ Synthesise = Callable[[Tensor, Tensor], Tensor]
 class Guide(Protocol):
     """What says how much each latent matters."""
 
-    def importance(self, latents_NyxL: Tensor, t_N: Tensor, synthesise: Synthesise) -> Tensor:
+    def importance(
+        self, latents_NyxL: Tensor, t_N: Tensor, synthesise: Synthesise, quality: int | None = None
+    ) -> Tensor:
         """How much an error in each latent matters.
 
         Args:
             latents_NyxL: latents float32 (N, y, x, L) of images, in units of the pixel scale.
             t_N: quality coordinates (N,) in −1…1.
             synthesise: makes pixels of such latents.
+            quality: that of all images, if it is but one.
 
         Returns:
             float32 (N, y, x, L), above or equal 0, 1 in the mean of each image.
@@ -55,10 +62,17 @@ class HeadGuide:
 
     def __init__(self, head: ImportanceHead) -> None:
         self._head = head
+        self._folded = functools.lru_cache(_FOLDED_KEPT)(self._fold)
 
-    def importance(self, latents_NyxL: Tensor, t_N: Tensor, synthesise: Synthesise) -> Tensor:
+    def importance(
+        self, latents_NyxL: Tensor, t_N: Tensor, synthesise: Synthesise, quality: int | None = None
+    ) -> Tensor:
         """See :class:`Guide`."""
-        return normalised(self._head(latents_NyxL, t_N).exp_())
+        head = self._head if quality is None else self._folded(quality)
+        return normalised(head(latents_NyxL, t_N).exp_())
+
+    def _fold(self, quality: int) -> ImportanceHead:
+        return self._head.folded(quality_coordinate(torch.tensor(quality, device=self._head.scale.device)))
 
 
 class TeacherGuide:
@@ -67,7 +81,9 @@ class TeacherGuide:
     def __init__(self, teachers: Sequence[FeatureNetwork]) -> None:
         self._teachers = teachers
 
-    def importance(self, latents_NyxL: Tensor, t_N: Tensor, synthesise: Synthesise) -> Tensor:
+    def importance(
+        self, latents_NyxL: Tensor, t_N: Tensor, synthesise: Synthesise, quality: int | None = None
+    ) -> Tensor:
         """See :class:`Guide`."""
         # Tensors made for inference only take no part in derivatives; copies of them do.
         with torch.inference_mode(False):

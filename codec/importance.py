@@ -8,10 +8,13 @@ Shape suffixes: N images, y×x blocks, L latent channels, D channels of the head
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
-from .blocks import ResidualBlocks
+from .blocks import FoldedBlocks, ResidualBlocks
+from .transforms import as_multiplied
 
 __all__ = ["ImportanceHead"]
 
@@ -27,6 +30,7 @@ class ImportanceHead(nn.Module):
     """
 
     scale: Tensor
+    body: ResidualBlocks | FoldedBlocks
 
     def __init__(self, latents: int) -> None:
         super().__init__()
@@ -40,12 +44,22 @@ class ImportanceHead(nn.Module):
 
     def forward(self, latents_NyxL: Tensor, t_N: Tensor) -> Tensor:
         """Latents and quality coordinates to logarithms of importance."""
-        # Latents span four orders of magnitude, and the sign of most says little.
-        z_NyxD = self.enter(torch.asinh(latents_NyxL / self.scale))
+        # Latents span four orders of magnitude: like a square root far out, and quicker than a logarithm.
+        scaled = latents_NyxL / self.scale
+        z_NyxD = self.enter(scaled * (1 + scaled.abs()).rsqrt())
         # What the picture as a whole shows decides what in it matters.
         z_NyxD = z_NyxD + self.whole(torch.relu(z_NyxD).mean((1, 2), keepdim=True))
         logarithm: Tensor = self.leave(self.body(z_NyxD, t_N, torch.float32))
         return logarithm
+
+    @torch.no_grad()
+    def folded(self, t: Tensor) -> ImportanceHead:
+        """The same for one quality coordinate (), see :meth:`.transforms.Synthesis.folded`."""
+        assert isinstance(self.body, ResidualBlocks)
+        head = copy.deepcopy(self)
+        head.body, added = self.body.folded(t)
+        head.leave.bias.add_(head.leave.weight @ added)
+        return as_multiplied(head)
 
     @staticmethod
     def macs_per_pixel(latents: int) -> float:

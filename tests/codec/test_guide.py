@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from discernible import Codec
-from discernible.codec.guide import load_guide, mixed, normalised, sensitivity
+from discernible.codec.guide import HeadGuide, load_guide, mixed, normalised, sensitivity
 from discernible.codec.importance import ImportanceHead
 from discernible.codec.perception import FeatureNetwork
 from discernible.codec.quantise import NEUTRAL, Transformed, importance_levels
 from discernible.codec.quantise_kernels import quantise_blocks
 from discernible.codec.rans_kernels import CONTEXT_LOOKUP
-from discernible.codec.transforms import TransformConfig
+from discernible.codec.transforms import TransformConfig, quality_coordinate
 from discernible.errors import ConfigError, WeightsNotFoundError
 
 
@@ -157,6 +157,20 @@ def test_a_guide_that_is_none_says_what_there_is(codec: Codec) -> None:
     with pytest.raises(WeightsNotFoundError, match="VGG16"):
         Codec.load("default", guide="vgg16:nowhere.safetensors")
     assert load_guide("auto", codec.weights, torch.device("cpu")) is None
+
+
+def test_a_head_folded_for_a_quality_is_the_trained_one() -> None:
+    torch.manual_seed(0)
+    head = ImportanceHead(48)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    head = head.eval().requires_grad_(False)
+    latents = 30 * torch.randn(2, 5, 6, 48)
+    guide, t_N = HeadGuide(head), quality_coordinate(torch.tensor([70, 70]))
+    with torch.inference_mode():
+        folded, plain = (guide.importance(latents, t_N, unshuffled, quality) for quality in (70, None))
+    assert torch.allclose(folded, plain, rtol=1e-3)
+    assert plain.std() > 0.05
 
 
 def test_the_head_costs_less_than_a_tenth_of_the_analysis() -> None:
