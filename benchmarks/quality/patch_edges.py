@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def main() -> None:
     def row(name: str, setting: str, pictures: list[Pixels], size: int) -> list[str]:
         found = [edge_ratio(luminance(picture), place) for picture, place in zip(pictures, calm, strict=True)]
         across, inside = np.mean(found, axis=0)
-        worst = max(a / i for a, i in found)
+        worst = max(a / i if i else math.inf for a, i in found)
         bpp = 8 * size / sum(photo.shape[0] * photo.shape[1] for photo in photos)
         return [
             name,
