@@ -293,7 +293,7 @@ def _differences(existing: Plan, plan: Plan) -> list[str]:
         )
     there, here = _flat(existing.options), _flat(plan.options)
     for name in sorted({*there, *here}):
-        old, new = there.get(name), here.get(name)
+        old, new = there.get(name, "none"), here.get(name, "none")
         if old != new:
             found.append(f"{name.replace('_', ' ')} {_shown(old)} there, {_shown(new)} now")
     # The number of shards also changes with their size, which the file list stands for.

@@ -157,7 +157,7 @@ class JobSpec:
         return ConvertConfig(
             quality=self.quality,
             weights=resolve_weights(self.weights),
-            guide=pinned_guide(self.guide, load_weights(resolve_weights(self.weights))),
+            guide=pinned_guide(resolve_guide(self.guide), load_weights(resolve_weights(self.weights))),
             device=device or self.device,
             threads=threads,
             image_member=self.image_member,
@@ -197,6 +197,15 @@ def plan_identity(*, source: str, options: Mapping[str, Any], weights: str, shar
 def resolve_weights(weights: str) -> str:
     """A name as it is, a path made absolute: workers need not share the working directory."""
     return resolve_location(weights) if weights.endswith(".safetensors") or os.sep in weights else weights
+
+
+def resolve_guide(guide: str) -> str:
+    """Paths in it (``vgg16:FILE``) made absolute, the rest as it is."""
+    parts = []
+    for part in guide.split(","):
+        kind, colon, rest = part.strip().partition(":")
+        parts.append(f"{kind}:{resolve_location(rest)}" if colon and kind == "vgg16" else part.strip())
+    return ",".join(parts)
 
 
 def resolve_location(location: str) -> str:

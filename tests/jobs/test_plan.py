@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from discernible.errors import ConfigError, DestinationError, SourceError, StorageError
+from discernible.codec.importance import ImportanceHead
+from discernible.codec.weights import load_weights, save_weights
+from discernible.errors import ConfigError, DestinationError, SourceError, StorageError, WeightsMismatchError
 from discernible.jobs.plan import SHARDS_NAME, Plan, check_destination, freeze_plan, make_plan, read_plan
-from discernible.jobs.spec import JobSpec, plan_identity, resolve_location
+from discernible.jobs.spec import JobSpec, plan_identity, resolve_guide, resolve_location
+from discernible.pipeline.convert import ConvertConfig, ShardConverter
 from discernible.pipeline.storage import open_storage
 
 
@@ -106,6 +110,59 @@ def test_only_what_changes_bytes_changes_the_plan_id(photos: Path, tmp_path: Pat
     ids = {plan_of(photos, tmp_path / "a", **other).plan_id for other in others}
     assert len(ids) == len(others)
     assert plan_id not in ids
+
+
+def with_head(path: Path) -> str:
+    """The shipped weights with an importance head of random numbers."""
+    weights = load_weights("default")
+    torch.manual_seed(0)
+    head = ImportanceHead(weights.config.latents)
+    torch.nn.init.normal_(head.leave.weight, std=0.1)
+    save_weights(
+        path,
+        name="headed",
+        config=weights.config,
+        analysis=weights.analysis,
+        synthesis=weights.synthesis,
+        importance=head,
+        class_means=weights.class_means,
+        context_shift=weights.context_shift,
+        tables=weights.tables,
+    )
+    return str(path)
+
+
+def test_the_guide_is_part_of_the_plan(photos: Path, tmp_path: Path) -> None:
+    without = plan_of(photos, tmp_path / "out")
+    assert "guide" not in without.options
+    assert plan_of(photos, tmp_path / "out", guide="none").plan_id == without.plan_id
+    headed = with_head(tmp_path / "headed.safetensors")
+    guided = plan_of(photos, tmp_path / "out", weights=headed)
+    assert guided.fingerprint == without.fingerprint
+    assert guided.options["guide"] == f"head:{load_weights(headed).head_fingerprint}"
+    plain = plan_of(photos, tmp_path / "out", weights=headed, guide="none")
+    assert len({without.plan_id, guided.plan_id, plain.plan_id}) == 3
+    storage = open_storage(str(tmp_path / "out"))
+    freeze_plan(guided, storage)
+    config = ConvertConfig.from_dict({**guided.options, "device": "cpu", "threads": 1})
+    assert config.guide == guided.options["guide"]
+    with pytest.raises(DestinationError, match="guide head:.* there, none now"):
+        freeze_plan(plain, storage)
+    with pytest.raises(WeightsMismatchError, match="importance head"):
+        ShardConverter(dataclasses.replace(config, weights="default"))
+
+
+def test_a_plan_of_before_there_were_guides_has_none(photos: Path, tmp_path: Path) -> None:
+    options = plan_of(photos, tmp_path / "out").options
+    assert ConvertConfig.from_dict({**options, "device": "cpu", "threads": 1}).guide == "none"
+
+
+def test_files_of_a_guide_mean_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_guide("efficientnet-lite0, vgg16:vgg.safetensors") == (
+        f"efficientnet-lite0,vgg16:{tmp_path / 'vgg.safetensors'}"
+    )
+    assert [resolve_guide(name) for name in ("auto", "none", "head:0123abcd")] == ["auto", "none", "head:0123abcd"]
 
 
 def test_a_frozen_plan_reads_back(photos: Path, tmp_path: Path) -> None:
