@@ -19,31 +19,19 @@ from discernible.codec.prior import PriorConfig
 from discernible.codec.quality import gain
 from discernible.codec.swift import SwiftSynthesis
 from discernible.codec.swift_bytes import SwiftBytes
-from discernible.codec.training import CodecNetwork, TrainConfig, train
+from discernible.codec.training import CodecNetwork, TrainConfig
 from discernible.codec.training_network import dequantised
 from discernible.codec.training_refit import refit
 from discernible.codec.transforms import TransformConfig, quality_coordinate
 from discernible.codec.weights import load_weights
 from discernible.errors import ConfigError
 
-from .training_setup import config_in, write_photos
-
 SMALL = TransformConfig(channels=24, latents=48, analysis_blocks=1, synthesis_blocks=1, swift_channels=16)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, photos: Mapping[str, np.ndarray]) -> TrainConfig:
-    folder = tmp_path_factory.mktemp("swift")
-    config = config_in(
-        folder / "run", write_photos(tmp_path_factory.mktemp("photos"), photos), 40, swift="swift_channels = 16"
-    )
-    train(config, report=[].append)
-    return config
-
-
-@pytest.fixture(scope="module")
-def file(trained: TrainConfig) -> Path:
-    return trained.output / "weights.safetensors"
+def file(whole_training: TrainConfig) -> Path:
+    return whole_training.output / "weights.safetensors"
 
 
 def test_it_begins_as_the_best_straight_fit(photos: Mapping[str, np.ndarray]) -> None:
@@ -65,7 +53,7 @@ def test_it_begins_as_the_best_straight_fit(photos: Mapping[str, np.ndarray]) ->
     assert float((swift - crops).square().mean()) == pytest.approx(best, rel=0.02)
 
 
-def test_a_share_of_each_batch_trains_it(trained: TrainConfig) -> None:
+def test_a_share_of_each_batch_trains_it(whole_training: TrainConfig) -> None:
     torch.manual_seed(0)
     network = CodecNetwork(SMALL, PriorConfig(classes=8))
     pixels, quality = 255 * torch.rand(4, 3, 32, 32), torch.full((4,), 50)
@@ -76,21 +64,26 @@ def test_a_share_of_each_batch_trains_it(trained: TrainConfig) -> None:
     network(pixels, quality, torch.float32, swift=1)[0][:1].sum().backward()
     assert network.swift.straight.weight.grad is not None
     assert network.swift.straight.weight.grad.any()
-    lines = (trained.output / "validation.csv").read_text().splitlines()
+    lines = (whole_training.output / "validation.csv").read_text().splitlines()
     assert "swift_psnr_50" in lines[0].split(",")
 
 
-def test_a_refit_learns_what_is_really_sent(trained: TrainConfig, tmp_path: Path) -> None:
+def test_a_refit_learns_what_is_really_sent(whole_training: TrainConfig, tmp_path: Path) -> None:
     """The analysis and the tables stay; both decoders come nearer to photographs that are coded anew."""
-    before = trained.output / "weights.safetensors"
+    before = whole_training.output / "weights.safetensors"
     weights = load_weights(before)
     config = dataclasses.replace(
-        trained, output=tmp_path, steps=0, start=str(before), refit_steps=40, refit_rate=1.0, validate_photos=0
+        whole_training, output=tmp_path, steps=0, start=str(before), refit_steps=40, refit_rate=1.0, validate_photos=0
     )
     network = CodecNetwork(config.transforms, config.prior)
     photos = PhotoCrops(config.folders, config.crops, seed=9)
     network.start_from(weights, photos.batch(16))
     crops = list(photos.batch(24))
+    assert network.swift is not None
+    with torch.no_grad():
+        for bias in (network.synthesis.patch.bias, network.swift.straight.bias):
+            bias += 6
+    before_refit = copy.deepcopy(network)
     refit(network, before, photos, config, report=[].append)
     codec = Codec.load(before, device="cpu")
     for name, value in network.analysis.state_dict().items():
@@ -99,12 +92,12 @@ def test_a_refit_learns_what_is_really_sent(trained: TrainConfig, tmp_path: Path
     sent = codec.analyse(crops, quality)
     latents = torch.stack([dequantised(each, weights.class_means) for each in sent])
     t_N = quality_coordinate(torch.tensor(quality))
-    for old, new in ((weights.synthesis, network.synthesis), (weights.swift, network.swift)):
+    for old, new in ((before_refit.synthesis, network.synthesis), (before_refit.swift, network.swift)):
         assert old is not None
         assert new is not None
         with torch.no_grad():
             errors = [(each(latents, t_N) - torch.stack(crops)).square().mean() for each in (old, new)]
-        assert errors[1] < errors[0]
+        assert errors[1] < errors[0] - 10
 
 
 def test_one_stream_has_two_decoders(file: Path, photos: Mapping[str, np.ndarray]) -> None:

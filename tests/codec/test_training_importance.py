@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from discernible import Codec
 from discernible.codec.guide import HeadGuide, TeacherGuide, load_guide, pinned_guide
@@ -19,37 +18,23 @@ from discernible.codec.transforms import quality_coordinate
 from discernible.codec.weights import load_weights
 from discernible.errors import ConfigError, WeightsMismatchError
 
-from .training_setup import config_in, vgg_tensors, write_photos
+from .training_setup import config_in
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, photos: Mapping[str, np.ndarray]) -> Path:
-    folder = write_photos(tmp_path_factory.mktemp("photos"), photos)
-    save_file(vgg_tensors(), folder / "vgg.safetensors")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def plain(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    config = config_in(tmp_path_factory.mktemp("plain"), folder, 30)
-    train(config, report=[].append)
-    return config
-
-
-@pytest.fixture(scope="module")
-def headed(folder: Path, plain: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+def headed(seen_photos: Path, whole_training: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """The same weights with a better head."""
     head = f"""[importance]
 only = true
-teachers = ["vgg16:{folder}/vgg.safetensors"]
+teachers = ["vgg16:{seen_photos}/vgg.safetensors"]
 crops = 48
 size = 96
 steps = 200
 batch = 4
 """
     place = tmp_path_factory.mktemp("headed")
-    text = (
-        f'output = "run"\nname = "headed"\nfolders = ["{folder}"]\nstart = "{plain.output}/weights.safetensors"\n{head}'
-    )
+    start = whole_training.output / "weights.safetensors"
+    text = f'output = "run"\nname = "headed"\nfolders = ["{seen_photos}"]\nstart = "{start}"\n{head}'
     (place / "train.toml").write_text(text)
     config = TrainConfig.from_toml(place / "train.toml")
     assert train(config, report=[].append) == config.output / "weights.safetensors"
@@ -57,26 +42,25 @@ batch = 4
 
 
 def test_streams_stay_readable_both_ways(
-    plain: TrainConfig, headed: TrainConfig, photos: Mapping[str, np.ndarray]
+    whole_training: TrainConfig, headed: TrainConfig, photos: Mapping[str, np.ndarray]
 ) -> None:
-    before, after = (Codec.load(config.output / "weights.safetensors", device="cpu") for config in (plain, headed))
-    assert before.fingerprint == after.fingerprint
-    assert (before.weights.head_fingerprint, len(str(after.weights.head_fingerprint))) == (None, 8)
-    image = torch.from_numpy(np.ascontiguousarray(next(iter(photos.values()))[:, :96, :128]))
-    (old,), (new,), (unguided,) = (
-        before.encode([image], 50),
-        after.encode([image], 50),
-        after.encode([image], 50, guide="none"),
+    before, after = (
+        Codec.load(config.output / "weights.safetensors", device="cpu") for config in (whole_training, headed)
     )
-    assert old == unguided
-    assert old != new
+    assert before.fingerprint == after.fingerprint
+    assert before.weights.head_fingerprint != after.weights.head_fingerprint
+    image = torch.from_numpy(np.ascontiguousarray(next(iter(photos.values()))[:, :96, :128]))
+    (old,), (new,) = (codec.encode([image], 50) for codec in (before, after))
+    (unguided,), as_before = (codec.encode([image], 50, guide="none") for codec in (before, after))
+    assert as_before == [unguided]
+    assert len({old, new, unguided}) == 3
     assert [new] == after.encode([image], 50)
-    for stream in (old, new):
+    for stream in (old, new, unguided):
         assert torch.equal(before.decode([stream])[0], after.decode([stream])[0])
 
 
 def test_the_head_predicts_what_the_teacher_says(
-    folder: Path, headed: TrainConfig, photos: Mapping[str, np.ndarray]
+    seen_photos: Path, headed: TrainConfig, photos: Mapping[str, np.ndarray]
 ) -> None:
     weights = load_weights(headed.output / "weights.safetensors")
     assert weights.importance is not None
@@ -85,27 +69,27 @@ def test_the_head_predicts_what_the_teacher_says(
     with torch.no_grad():
         latents = weights.analysis(image, t_N)
         predicted = HeadGuide(weights.importance).importance(latents, t_N, weights.synthesis)
-    teacher = load_features(f"vgg16:{folder}/vgg.safetensors")
-    exact = torch.stack([TeacherGuide([teacher]).importance(latents, t_N, weights.synthesis) for _ in range(1)]).mean(0)
+    teacher = load_features(f"vgg16:{seen_photos}/vgg.safetensors")
+    exact = TeacherGuide([teacher]).importance(latents, t_N, weights.synthesis)
     assert predicted.mean() == pytest.approx(1, abs=1e-4)
     logs = [value.clamp(min=1e-4).log().flatten() for value in (predicted, exact)]
     assert torch.corrcoef(torch.stack(logs))[0, 1] > 0.5
 
 
-def test_the_card_tells_of_the_head(plain: TrainConfig, headed: TrainConfig) -> None:
+def test_the_card_tells_of_the_head(whole_training: TrainConfig, headed: TrainConfig) -> None:
     card = (headed.output / "weights.md").read_text("utf-8")
     file = headed.output / "weights.safetensors"
     weights = load_weights(file)
     assert hashlib.sha256(file.read_bytes()).hexdigest() in card
     assert f"| importance head | `{weights.head_fingerprint}`, of the sensitivity of vgg16:vgg.safetensors" in card
-    before = (plain.output / "weights.md").read_text("utf-8").splitlines()
-    assert [line for line in card.splitlines() if not line.startswith(("| file", "| importance"))] == [
-        line for line in before if not line.startswith("| file")
-    ]
+    before = (whole_training.output / "weights.md").read_text("utf-8").splitlines()
+    of_head = ("| file", "| importance")
+    kept = [line for line in card.splitlines() if not line.startswith(of_head)]
+    assert kept == [line for line in before if not line.startswith(of_head)]
 
 
-def test_a_pinned_guide_means_one_head(plain: TrainConfig, headed: TrainConfig) -> None:
-    without, with_head = (load_weights(config.output / "weights.safetensors") for config in (plain, headed))
+def test_a_pinned_guide_means_one_head(headed: TrainConfig) -> None:
+    without, with_head = load_weights("default"), load_weights(headed.output / "weights.safetensors")
     assert pinned_guide("auto", without) == "none"
     pinned = pinned_guide("auto", with_head)
     assert pinned == f"head:{with_head.head_fingerprint}"
@@ -116,13 +100,11 @@ def test_a_pinned_guide_means_one_head(plain: TrainConfig, headed: TrainConfig) 
             load_guide(name, weights, torch.device("cpu"))
 
 
-def test_a_whole_training_ends_with_a_head(folder: Path, tmp_path: Path) -> None:
-    head = f'[importance]\nteachers = ["vgg16:{folder}/vgg.safetensors"]\ncrops = 8\nsize = 64\nsteps = 10\nprobes = 1'
-    config = config_in(tmp_path, folder, 4, swift=head)
-    train(config, report=[].append)
-    weights = load_weights(config.output / "weights.safetensors")
+def test_a_whole_training_ends_with_a_head(whole_training: TrainConfig) -> None:
+    weights = load_weights(whole_training.output / "weights.safetensors")
     assert weights.importance is not None
-    assert "| importance head |" in (config.output / "weights.md").read_text("utf-8")
+    assert weights.swift is not None
+    assert "| importance head |" in (whole_training.output / "weights.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +117,6 @@ def test_a_whole_training_ends_with_a_head(folder: Path, tmp_path: Path) -> None
         ("learning_rate = 0.0", "above 0"),
     ],
 )
-def test_wrong_tables_are_refused(folder: Path, tmp_path: Path, table: str, message: str) -> None:
+def test_wrong_tables_are_refused(seen_photos: Path, tmp_path: Path, table: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        config_in(tmp_path, folder, 4, swift=f"[importance]\n{table}")
+        config_in(tmp_path, seen_photos, 4, swift=f"[importance]\n{table}")
