@@ -10,7 +10,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from ..errors import SampleFormatError, StorageError
-from .samples import Sample, escape_key, is_image_extension
+from .samples import Sample, escape_key, hidden_part, is_image_extension
 from .scratch import Scratch, pack_name, unpack_name
 from .storage import Entry, Storage
 
@@ -54,7 +54,8 @@ class FolderListing:
     """The samples among the files of a folder, sorted by the path of their image. ``ignored`` counts other files.
 
     ``image`` is asked whether the image at a relative path is wanted, ``archive`` whether a file is an archive that is;
-    those are listed apart, and belong to a sample all the same where they share its stem.
+    those are listed apart, and belong to a sample all the same where they share its stem. Hidden files are ignored; a
+    hidden folder counts as one file, whatever is in it.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class FolderListing:
         self._scratch.run("CREATE INDEX by_path ON sample (path)")
         self._count = self._number("SELECT COUNT(*) FROM sample")
         self.ignored = self._number(
-            "SELECT COUNT(*) FROM file WHERE role = '' OR (role = 'carried' AND NOT EXISTS "
+            "SELECT COUNT(DISTINCT path) FROM file WHERE role = '' OR (role = 'carried' AND NOT EXISTS "
             "(SELECT 1 FROM file AS other WHERE other.stem = file.stem AND other.role = 'image'))"
         )
 
@@ -119,6 +120,9 @@ class FolderListing:
 def _file_row(
     entry: Entry, image: Callable[[str], bool], archive: Callable[[str], bool]
 ) -> tuple[bytes, bytes, int, str, bool]:
+    hidden = hidden_part(entry.name)
+    if hidden is not None:
+        return b"", pack_name(hidden), entry.size, "", False
     stem, dot, extension = entry.name.rpartition(".")
     role = ""
     if dot and "/" not in extension:

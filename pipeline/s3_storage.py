@@ -111,6 +111,10 @@ class S3Storage(Storage):
         """All objects whose name starts with ``prefix``; only AWS promises an order."""
         return filter(_is_shown, self._all(prefix))
 
+    def list_all(self, prefix: str = "") -> Iterator[Entry]:
+        """The same with hidden ones."""
+        return filter(_is_file, self._all(prefix))
+
     def _all(self, prefix: str) -> Iterator[Entry]:
         with s3_errors(f"cannot list {self._url(prefix)}"):
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -281,11 +285,13 @@ class S3Storage(Storage):
         return aborted
 
 
-def _is_shown(entry: Entry) -> bool:
+def _is_file(entry: Entry) -> bool:
     # A name that ends with a slash is how some tools mark a folder.
-    return (
-        bool(entry.name) and entry.name[-1] != "/" and not any(part.startswith(".") for part in entry.name.split("/"))
-    )
+    return bool(entry.name) and entry.name[-1] != "/"
+
+
+def _is_shown(entry: Entry) -> bool:
+    return _is_file(entry) and not any(part.startswith(".") for part in entry.name.split("/"))
 
 
 def _ours(staged: Staged) -> S3Staged:

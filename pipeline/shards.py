@@ -18,7 +18,7 @@ from itertools import islice
 from typing import BinaryIO, Protocol
 
 from ..errors import SampleFormatError, ShardError
-from .samples import Sample, split_member_name
+from .samples import Sample, hidden_part, split_member_name
 from .tarfiles import BLOCK_BYTES, TarMember, iter_members, members_of, padded
 
 __all__ = [
@@ -101,7 +101,8 @@ class _Group:
 
 @dataclass(slots=True)
 class TarGroups:
-    """Groups the members of a tar into samples. ``ignored`` counts members that belong to none, such as ``README``."""
+    """Groups the members of a tar into samples. ``ignored`` counts members that belong to none, such as ``README`` and
+    hidden ones."""
 
     shard: str
     ignored: int = 0
@@ -173,7 +174,12 @@ def count_tar_samples(stream: BinaryIO, *, source: str, limit: int | None = None
 
 
 def is_meta(name: str) -> bool:
-    """Whether a member belongs to no sample by its name: WebDataset skips ``__NAME__/…``, so do we."""
+    """Whether a member belongs to no sample by its name.
+
+    WebDataset skips ``__NAME__/…``, so do we; and what is hidden would otherwise come between the members of a sample.
+    """
+    if hidden_part(name) is not None:
+        return True
     first, slash, _ = name.partition("/")
     return bool(slash) and len(first) > 3 and first.startswith("__") and first.endswith("__")
 

@@ -1,7 +1,7 @@
 """Which files a location names: a folder or prefix with all that is below it, one file, a brace pattern, or a glob.
 
-Locations are local paths or ``s3://`` URLs and mean the same on both. Hidden files and folders (a leading dot) are not
-looked at.
+Locations are local paths or ``s3://`` URLs and mean the same on both. Patterns match no
+hidden files and folders (see :func:`.samples.hidden_part`) unless they name the dot themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 from ..errors import SourceError
 from .braces import expand_braces, has_braces
 from .s3_client import S3Options
+from .s3_storage import S3Storage
+from .samples import hidden_part
 from .scratch import Scratch
 from .storage import Entry, is_remote, local_path, open_storage, split_location
 
@@ -52,9 +54,10 @@ def find_files(location: str, s3: S3Options | None = None) -> Iterator[FoundFile
 
 
 def list_entries(location: str, s3: S3Options | None = None) -> Iterator[Entry]:
-    """All files below a folder or a prefix, in no certain order. Raises StorageError, OSError."""
+    """All files below a folder or a prefix, in no certain order, hidden ones too; of a hidden folder perhaps only its
+    name. Raises StorageError, OSError."""
     if is_remote(location):
-        return open_storage(location, s3).list()
+        return S3Storage(location, s3).list_all()
     return _walk(local_path(location))
 
 
@@ -141,7 +144,7 @@ def _checked(location: str, files: Iterable[FoundFile]) -> Iterator[FoundFile]:
 
 
 def _walk(root: Path) -> Iterator[Entry]:
-    """Each file that is not hidden, through links, each folder once a branch."""
+    """Each file, through links, each folder once a branch. A hidden folder is named like a file and not entered."""
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:
         folder, above = pending.pop()
@@ -151,10 +154,10 @@ def _walk(root: Path) -> Iterator[Entry]:
             continue
         with os.scandir(root / folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
-                    continue
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir():
+                if hidden_part(entry.name) is not None:
+                    yield Entry(path, 0)
+                elif entry.is_dir():
                     pending.append((path, above | {here}))
                 elif entry.is_file():
                     yield Entry(path, entry.stat().st_size)
