@@ -22,6 +22,7 @@
     ├── PipelineError
     │   ├── StorageError                 reading or writing bytes failed
     │   ├── SourceError                  the source is missing, empty or of an unknown kind
+    │   │   └── ScatteredSampleError     members of a sample lie apart in a tar
     │   ├── SampleError                  one sample cannot be converted; it is quarantined, the job goes on
     │   │   ├── ImageUnreadableError     the image member is not an image Pillow can decode
     │   │   ├── ImageTooLargeError       more pixels than the configured limit
@@ -54,6 +55,7 @@ __all__ = [
     "PipelineError",
     "SampleError",
     "SampleFormatError",
+    "ScatteredSampleError",
     "ShardError",
     "SourceError",
     "StorageError",
@@ -173,6 +175,10 @@ class StorageError(PipelineError):
 
 class SourceError(PipelineError):
     """The source is missing, empty or of an unknown kind."""
+
+
+class ScatteredSampleError(SourceError):
+    """Members of a sample lie apart in a tar, behind those of other samples."""
 
 
 class SampleError(PipelineError):

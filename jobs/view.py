@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CodecError, ConfigError, ImageMissingError, PipelineError, SourceError, StorageError
+from ..errors import (
+    CodecError,
+    ConfigError,
+    ImageMissingError,
+    PipelineError,
+    ScatteredSampleError,
+    SourceError,
+    StorageError,
+)
 from .text import format_bytes
 
 if TYPE_CHECKING:
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
     from ..codec import Codec
     from ..pipeline.s3_client import S3Options
     from ..pipeline.samples import Sample
+    from ..pipeline.source_shard import SourceShard
     from .page import Comparison, Picture
 
 __all__ = ["ViewResult", "lossless_picture", "write_view"]
@@ -238,7 +247,7 @@ def _search(location: str, group: _Group, s3: S3Options | None) -> Iterator[tupl
     from ..pipeline.locations import base_name, read_if_there
     from ..pipeline.samples import is_image_extension
     from ..pipeline.source_shard import SourceShard
-    from ..pipeline.sources import iter_samples, open_source
+    from ..pipeline.sources import open_source
 
     if is_image_extension(base_name(location).rpartition(".")[2]):
         image = read_if_there(location, s3)
@@ -262,7 +271,7 @@ def _search(location: str, group: _Group, s3: S3Options | None) -> Iterator[tupl
             for shard in shards
         ]
     for shard in ordered:
-        for sample in iter_samples(shard, s3):
+        for sample in _samples(shard, s3):
             entry = wanted.get(sample.key)
             if entry is not None and sample.fault is None:
                 data = _image_of(sample, entry)
@@ -271,6 +280,16 @@ def _search(location: str, group: _Group, s3: S3Options | None) -> Iterator[tupl
                     del wanted[sample.key]
             if not wanted:
                 return
+
+
+def _samples(shard: SourceShard, s3: S3Options | None) -> Iterator[Sample]:
+    """The samples of a shard; some come twice, whole the second time, where their members lie apart in a tar."""
+    from ..pipeline.sources import iter_samples
+
+    try:
+        yield from iter_samples(shard, s3)
+    except ScatteredSampleError:
+        yield from iter_samples(replace(shard, grouped=True), s3)
 
 
 def _image_of(sample: Sample, entry: _Entry) -> bytes | None:

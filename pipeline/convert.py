@@ -26,10 +26,10 @@ import time
 from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import CodecError, ConfigError, ImageMissingError, PipelineError, ShardError
+from ..errors import CodecError, ConfigError, ImageMissingError, PipelineError, ScatteredSampleError, ShardError
 from .coding import AnalysedImage, BegunBatch, SentBatch, analyse_image, begin_batch, finish_batch, send_batch
 from .gpu_jpeg import GpuJpeg, JpegFile, plain_jpeg
 from .grouping import BatchComposer
@@ -218,17 +218,14 @@ class ShardConverter:
             if done is not None:
                 return done
             watch = Stopwatch()
-            with watch.measure("wall"), ShardOutput(storage, shard.name) as output:
-                ignored = self._fill(SampleStream(shard, source_s3, only=only), output, progress or _ignore, watch)
-                with watch.measure("commit"):
-                    committed = output.commit(
-                        plan_id=plan_id,
-                        source=SourceRef(shard.kind, shard.location),
-                        weights=self.codec.name,
-                        fingerprint=self.codec.fingerprint,
-                        quality=self.config.quality,
-                        ignored=ignored,
-                    )
+            with watch.measure("wall"):
+                try:
+                    stream = SampleStream(shard, source_s3, only=only)
+                    committed = self._convert(shard, stream, storage, plan_id, progress or _ignore, watch)
+                except ScatteredSampleError:
+                    # Nothing was committed, so all of it can be done again with the members of each sample together.
+                    stream = SampleStream(replace(shard, grouped=True), source_s3, only=only)
+                    committed = self._convert(shard, stream, storage, plan_id, progress or _ignore, watch)
             self._local.timings = StageTimings(
                 **{name.replace(" ", "_"): amount for name, amount in watch.seconds.items()}
             )
@@ -240,6 +237,28 @@ class ShardConverter:
         except PipelineError as exc:
             exc.shard = exc.shard or shard.name
             raise
+
+    def _convert(
+        self,
+        shard: SourceShard,
+        source: SampleStream,
+        storage: Storage,
+        plan_id: str,
+        progress: Callable[[ShardProgress], None],
+        watch: Stopwatch,
+    ) -> Receipt | None:
+        """Convert the samples and commit them; None when another worker has committed the shard."""
+        with ShardOutput(storage, shard.name) as output:
+            ignored = self._fill(source, output, progress, watch)
+            with watch.measure("commit"):
+                return output.commit(
+                    plan_id=plan_id,
+                    source=SourceRef(shard.kind, shard.location),
+                    weights=self.codec.name,
+                    fingerprint=self.codec.fingerprint,
+                    quality=self.config.quality,
+                    ignored=ignored,
+                )
 
     def _fill(
         self,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import BinaryIO, Protocol
 
-from ..errors import SampleFormatError, ShardError
+from ..errors import SampleFormatError, ScatteredSampleError, ShardError
 from .samples import Sample, hidden_part, split_member_name
 from .tarfiles import BLOCK_BYTES, TarMember, iter_members, members_of, padded
 
@@ -25,7 +25,6 @@ __all__ = [
     "SampleSpan",
     "ShardWriter",
     "TarGroups",
-    "count_tar_samples",
     "is_meta",
     "iter_tar_samples",
     "sample_of",
@@ -102,11 +101,20 @@ class _Group:
 @dataclass(slots=True)
 class TarGroups:
     """Groups the members of a tar into samples. ``ignored`` counts members that belong to none, such as ``README`` and
-    hidden ones."""
+    hidden ones.
+
+    A key that comes back behind others is a faulty sample of its own. ``scattered`` counts members that come so and
+    that the first sample of their key lacks: it is not whole. With ``strict`` the first of them raises
+    ScatteredSampleError.
+    """
 
     shard: str
     ignored: int = 0
-    _seen: set[str] = field(default_factory=set)
+    scattered: int = 0
+    strict: bool = False
+    # Extensions by key; most samples have the same ones, so the sets are shared.
+    _seen: dict[str, frozenset[str]] = field(default_factory=dict)
+    _sets: dict[frozenset[str], frozenset[str]] = field(default_factory=dict)
 
     def group(self, members: Iterator[TarMember]) -> Iterator[Sample]:
         """The samples, in order. Members listed without data count as empty."""
@@ -120,31 +128,45 @@ class TarGroups:
                 continue
             key, extension = split
             if current is not None and current.key != key:
-                yield self._sample(current)
+                yield self._finished(current)
                 current = None
             if current is None:
                 current = self._start(key)
             self._add(current, extension, member)
         if current is not None:
-            yield self._sample(current)
+            yield self._finished(current)
 
     def _start(self, key: str) -> _Group:
         group = _Group(key)
         if key in self._seen:
             group.fault = SampleFormatError("the key comes again; the members of a sample must be adjacent", key=key)
-        self._seen.add(key)
         return group
 
+    def _finished(self, group: _Group) -> Sample:
+        names = self._seen.get(group.key, frozenset()) | group.extensions
+        self._seen[group.key] = self._sets.setdefault(names, names)
+        return self._sample(group)
+
     def _add(self, group: _Group, extension: str, member: TarMember) -> None:
+        before = self._seen.get(group.key)
+        if before is not None and extension.lower() not in before:
+            self.scattered += 1
+            if self.strict:
+                raise ScatteredSampleError(
+                    f"the member {member.name!r} comes behind other samples, at byte {member.offset} of the tar; the "
+                    "members of a sample must be adjacent, so write the tar again, sorted by name",
+                    shard=self.shard,
+                    key=_printable(group.key),
+                )
         problem = _name_problem(member.name)
         if member.kind != "file":
             problem = f"the member {member.name!r} is a {member.kind}"
         elif extension.lower() in group.extensions:
             problem = f"the member {member.name!r} comes twice"
+        group.extensions.add(extension.lower())
         if problem is not None:
             group.fault = group.fault or SampleFormatError(problem, key=_printable(group.key))
             return
-        group.extensions.add(extension.lower())
         group.members[extension] = member.data or b""
 
     def _sample(self, group: _Group) -> Sample:
@@ -165,12 +187,6 @@ def sample_of(piece: bytes, *, source: str) -> Sample:
     if len(samples) != 1:
         raise ShardError(f"{len(samples)} samples lie where there should be one", shard=source)
     return samples[0]
-
-
-def count_tar_samples(stream: BinaryIO, *, source: str, limit: int | None = None) -> int:
-    """How many samples a tar holds, counting up to ``limit``, without reading their data."""
-    groups = TarGroups(source).group(iter_members(stream, shard=source, data=False))
-    return sum(1 for _ in islice(groups, limit))
 
 
 def is_meta(name: str) -> bool:

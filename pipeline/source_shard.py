@@ -20,7 +20,8 @@ class SourceShard:
     ``name`` is the base name of the output (``00000`` gives ``00000.tar``). ``location`` is the folder's root or the
     file's path or URL; ``bytes`` its size in the source. A folder's shard lists its ``files``; a Parquet file's has the
     name of the image ``column`` and the first and the last but one of its row ``groups``. There may be a ``limit`` on
-    how many samples are read. The number of ``samples`` of a tar is None until someone has read it.
+    how many samples are read. The number of ``samples`` of a tar is None until someone has read it; it is ``grouped``
+    when members of its samples are known to lie apart.
     """
 
     name: str
@@ -32,6 +33,7 @@ class SourceShard:
     groups: tuple[int, int] | None = None
     limit: int | None = None
     samples: int | None = None
+    grouped: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; :meth:`from_dict` reads it back."""
@@ -48,6 +50,8 @@ class SourceShard:
             result |= {"column": self.column, "groups": list(self.groups)}
         if self.limit is not None:
             result["limit"] = self.limit
+        if self.grouped:
+            result["grouped"] = True
         return result
 
     @classmethod
@@ -65,6 +69,7 @@ class SourceShard:
                 groups=tuple(data["groups"]) if "groups" in data else None,
                 limit=data.get("limit"),
                 samples=data.get("samples"),
+                grouped=bool(data.get("grouped", False)),
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise SourceError(f"a source shard's record is damaged: {exc!r}") from exc

@@ -11,7 +11,8 @@ which go through JSON and name the output shard that each becomes; the files may
   of these folders as one. Where two images share a stem (``cat.jpg``, ``cat.png``), the key of each holds its whole
   name, so both survive.
 - A **tar** is read by WebDataset's rule (key up to the first dot of the base name, members of a key adjacent) and keeps
-  its base name. Hidden members are ignored.
+  its base name. Hidden members are ignored. Where members of a key are not adjacent, all of them are brought together
+  in a second pass over the tar; a key that comes back with nothing new is a faulty sample.
 - A **Parquet file** is cut at its row groups into shards of about the wanted size; see :mod:`.parquet_source`.
 """
 
@@ -20,11 +21,10 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from pathlib import PurePath
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..errors import ConfigError, SourceError, StorageError
 from .folders import FolderListing
@@ -32,12 +32,12 @@ from .parquet_source import image_column, iter_parquet_samples, open_parquet, ro
 from .prefetch import map_ahead
 from .s3_client import S3Options
 from .samples import Sample
-from .shards import TarGroups, count_tar_samples
+from .shards import TarGroups
 from .source_files import ARCHIVES, FoundFile, find_files, list_entries
 from .source_shard import Kind, SourceShard
-from .storage import is_remote, local_path, open_storage, split_location, storage_errors
+from .source_tars import count_samples, iter_tar_keys, open_location, source_members
+from .storage import is_remote, local_path, open_storage, storage_errors
 from .tables import ShardTable
-from .tarfiles import iter_members
 
 __all__ = [
     "RESERVED_NAMES",
@@ -99,14 +99,16 @@ def open_source(
 class SampleStream:
     """The samples of a shard, in the source's order, each read when it is asked for; to be iterated once.
 
-    What is wrong with one sample is in its ``fault``. Iterating raises ShardError when a tar or Parquet file is damaged
-    and StorageError when it cannot be read. ``ignored`` counts members of a tar that belong to no sample, so far.
+    What is wrong with one sample is in its ``fault``. Iterating raises ShardError when a tar or Parquet file is
+    damaged, StorageError when it cannot be read, and ScatteredSampleError when members of a sample come behind others
+    in a tar that is not known for it (``grouped``). ``ignored`` counts members of a tar that belong to no sample, so
+    far.
     ``only`` takes the samples with these numbers, counted from 0.
     """
 
     def __init__(self, shard: SourceShard, s3: S3Options | None = None, *, only: Container[int] | None = None) -> None:
         self._shard, self._s3, self._only = shard, s3, only
-        self._groups = TarGroups(shard.name)
+        self._groups = TarGroups(shard.name, strict=not shard.grouped)
 
     @property
     def ignored(self) -> int:
@@ -130,10 +132,11 @@ class SampleStream:
     def _read(self) -> Iterator[Sample]:
         """All samples of a tar or a Parquet file."""
         shard = self._shard
-        with _opened(shard.location, self._s3, shard=shard.name) as stream:
-            if shard.kind == "tar":
-                yield from islice(self._groups.group(iter_members(stream, shard=shard.name)), shard.limit)
-                return
+        if shard.kind == "tar":
+            with source_members(shard, self._s3) as members:
+                yield from islice(self._groups.group(members), shard.limit)
+            return
+        with open_location(shard.location, self._s3, shard=shard.name) as stream:
             yield from iter_parquet_samples(
                 open_parquet(stream, source=shard.name),
                 source=shard.name,
@@ -156,23 +159,15 @@ def iter_keys(shard: SourceShard, s3: S3Options | None = None) -> Iterator[str]:
             raise StorageError(f"there is no folder {shard.location}", shard=shard.name)
         yield from (file.key for file in shard.files)
         return
-    with _opened(shard.location, s3, shard=shard.name) as stream:
-        if shard.kind == "tar":
-            members = iter_members(stream, shard=shard.name, data=False)
-            yield from (sample.key for sample in islice(TarGroups(shard.name).group(members), shard.limit))
-            return
+    if shard.kind == "tar":
+        yield from iter_tar_keys(shard, s3)
+        return
+    with open_location(shard.location, s3, shard=shard.name) as stream:
         metadata = open_parquet(stream, source=shard.name).metadata
         start, stop = shard.groups or (0, 0)
         rows = [metadata.row_group(number).num_rows for number in range(stop)]
         numbers = islice(range(sum(rows[:start]), sum(rows)), shard.limit)
         yield from (row_key(_stem(shard.location), number) for number in numbers)
-
-
-@contextmanager
-def _opened(location: str, s3: S3Options | None, *, shard: str | None = None) -> Iterator[BinaryIO]:
-    parent, name = split_location(location)
-    with storage_errors(f"cannot read {location}", shard=shard), open_storage(parent, s3).open(name) as stream:
-        yield stream
 
 
 def _stem(location: str) -> str:
@@ -265,17 +260,15 @@ class _Opening:
 
     def _tar(self, file: FoundFile, left: int | None) -> list[SourceShard]:
         name = _stem(file.location)
-        samples = None
-        if left is not None:
-            with _opened(file.location, self.s3) as stream:
-                samples = count_tar_samples(stream, source=name, limit=left)
-        return [
-            SourceShard(name=name, kind="tar", location=file.location, bytes=file.size, limit=samples, samples=samples)
-        ]
+        shard = SourceShard(name=name, kind="tar", location=file.location, bytes=file.size)
+        if left is None:
+            return [shard]
+        samples, apart = count_samples(file.location, self.s3, source=name, limit=left)
+        return [replace(shard, limit=samples, samples=samples, grouped=apart)]
 
     def _parquet(self, file: FoundFile, left: int | None) -> list[SourceShard]:
         stem = _stem(file.location)
-        with _opened(file.location, self.s3) as stream:
+        with open_location(file.location, self.s3) as stream:
             parquet = open_parquet(stream, source=file.location)
             column = image_column(parquet, self.image_column, source=file.location)
             groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
+from discernible.errors import ScatteredSampleError
+from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.receipts import Receipt
 from discernible.pipeline.shards import iter_tar_samples
+from discernible.pipeline.source_shard import SourceShard
 from discernible.pipeline.sources import SampleStream, iter_keys, open_source
+from discernible.pipeline.storage import open_storage
 
 # webdataset leaves closing its files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -97,8 +102,6 @@ def test_what_a_mac_adds_to_a_tar_loses_no_label(
 def test_hidden_files_of_a_folder_and_of_a_prefix_are_counted_alike(
     tmp_path: Path, train: dict[str, bytes], bucket: str
 ) -> None:
-    from discernible.pipeline.storage import open_storage
-
     hidden = {
         ".DS_Store": b"Bud1",
         "train/._000.jpg": b"\0\5\x16\7",
@@ -118,3 +121,85 @@ def test_hidden_files_of_a_folder_and_of_a_prefix_are_counted_alike(
     for source in (here, there):
         (shard,) = source.shards
         assert {path for file in shard.files for path in file.paths} == set(train)
+
+
+def images_first(files: Iterable[str]) -> list[str]:
+    return sorted(files, key=lambda name: (not name.endswith(".jpg"), name.rpartition(".")[2], name))
+
+
+def texts_first(files: Iterable[str]) -> list[str]:
+    return images_first(files)[::-1]
+
+
+def one_late_text(files: Iterable[str]) -> list[str]:
+    return sorted(files, key=lambda name: (name == "train/002.txt", name))
+
+
+@pytest.mark.parametrize("order", [images_first, texts_first, one_late_text])
+def test_members_that_lie_apart_come_together(
+    tmp_path: Path,
+    train: dict[str, bytes],
+    convert_tar: Callable[..., Receipt],
+    order: Callable[[Iterable[str]], list[str]],
+) -> None:
+    write_files(tmp_path / "files", train)
+    tar = gnu_tar(tmp_path / "apart.tar", tmp_path / "files", order(train))
+    whole = by_webdataset(gnu_tar(tmp_path / "whole.tar", tmp_path / "files", sorted(train)))
+
+    receipt = convert_tar(tar, tmp_path / "out")
+    assert (receipt.committed, receipt.quarantined) == (6, 0)
+    assert carried(committed(tmp_path / "out", "apart")) == carried(whole)
+    (shard,) = open_source(tar).shards
+    keys = list(iter_keys(shard))
+    assert keys == [entry.key for entry in receipt.index]
+    assert sorted(keys) == sorted(whole)
+    with pytest.raises(ScatteredSampleError, match="sorted by name") as caught:
+        list(SampleStream(shard))
+    assert caught.value.key in whole
+    assert caught.value.shard == "apart"
+
+
+def test_a_limit_does_not_cut_members_off(
+    tmp_path: Path, train: dict[str, bytes], convert_tar: Callable[..., Receipt], converter: ShardConverter
+) -> None:
+    write_files(tmp_path / "files", train)
+    tar = gnu_tar(tmp_path / "apart.tar", tmp_path / "files", images_first(train))
+    whole = by_webdataset(gnu_tar(tmp_path / "whole.tar", tmp_path / "files", sorted(train)))
+    (shard,) = open_source(tar, limit=4).shards
+    assert (shard.samples, shard.limit, shard.grouped) == (4, 4, True)
+    shard = SourceShard.from_dict(json.loads(json.dumps(shard.to_dict())))
+    assert list(iter_keys(shard)) == list(whole)[:4]
+    assert converter.convert(shard, str(tmp_path / "out"), "plan").committed == 4
+    assert carried(committed(tmp_path / "out", "apart")) == carried({key: whole[key] for key in list(whole)[:4]})
+    # More than there are: as many as there are, not as many as there are pieces.
+    assert open_source(tar, limit=100).shards.samples == 6
+    # Where only what is left out lies apart, nothing is to be brought together.
+    late = gnu_tar(tmp_path / "late.tar", tmp_path / "files", one_late_text(train))
+    (shard,) = open_source(late, limit=2).shards
+    assert (shard.samples, shard.grouped) == (2, False)
+
+
+def test_members_that_lie_apart_on_s3(
+    tmp_path: Path, train: dict[str, bytes], bucket: str, converter: ShardConverter
+) -> None:
+    write_files(tmp_path / "files", train)
+    tar = gnu_tar(tmp_path / "apart.tar", tmp_path / "files", images_first(train))
+    whole = by_webdataset(gnu_tar(tmp_path / "whole.tar", tmp_path / "files", sorted(train)))
+    open_storage(bucket).put("apart.tar", tar.read_bytes())
+    (shard,) = open_source(f"{bucket}/apart.tar").shards
+    assert converter.convert(shard, str(tmp_path / "out"), "plan").committed == 6
+    assert carried(committed(tmp_path / "out", "apart")) == carried(whole)
+    assert list(iter_keys(shard)) == list(whole)
+
+
+def test_a_key_that_comes_back_with_nothing_new_is_a_fault_of_its_own(
+    tmp_path: Path, train: dict[str, bytes], convert_tar: Callable[..., Receipt]
+) -> None:
+    write_files(tmp_path / "files", train)
+    names = [*sorted(train), "train/001.jpg", "train/001.txt"]
+    tar = gnu_tar(tmp_path / "twice.tar", tmp_path / "files", names, "--hard-dereference")
+    receipt = convert_tar(tar, tmp_path / "out")
+    assert (receipt.committed, receipt.quarantined) == (6, 1)
+    (shard,) = open_source(tar).shards
+    assert [sample.key for sample in SampleStream(shard) if sample.fault is not None] == ["train/001"]
+    assert list(iter_keys(shard)).count("train/001") == 2
