@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..errors import SourceError
 from .braces import expand_braces, has_braces
@@ -21,9 +22,9 @@ from .samples import hidden_part
 from .scratch import Scratch
 from .storage import Entry, is_remote, local_path, open_storage, split_location
 
-__all__ = ["ARCHIVES", "FoundFile", "find_files", "list_entries"]
+__all__ = ["ARCHIVES", "FoundFile", "archive_kind", "archive_stem", "find_files", "is_archive", "list_entries"]
 
-ARCHIVES = (".tar", ".parquet")
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".parquet")
 """Suffixes of the files that hold many samples, in any case."""
 
 _GLOB = re.compile(r"[*?\[]")
@@ -41,6 +42,22 @@ class FoundFile:
     def name(self) -> str:
         """The base name."""
         return self.location.rpartition("/")[2] if is_remote(self.location) else Path(self.location).name
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file of that name holds many samples."""
+    return name.lower().endswith(ARCHIVES)
+
+
+def archive_kind(name: str) -> Literal["tar", "parquet"]:
+    """What an archive of that name is."""
+    return "parquet" if name.lower().endswith(".parquet") else "tar"
+
+
+def archive_stem(name: str) -> str:
+    """The name of an archive without its suffix: that of the shard it becomes."""
+    suffix = next((suffix for suffix in ARCHIVES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]
 
 
 def find_files(location: str, s3: S3Options | None = None) -> Iterator[FoundFile] | None:
@@ -96,7 +113,7 @@ def _find_remote(location: str, s3: S3Options | None) -> Iterable[FoundFile] | N
             for entry in open_storage(root, s3).list()
             if len(names := entry.name.split("/")) == len(pattern) and all(map(fnmatch.fnmatchcase, names, pattern))
         )
-    if location.lower().endswith(ARCHIVES):
+    if is_archive(location):
         parent, name = split_location(location)
         storage = open_storage(parent, s3)
         if storage.exists(name):
@@ -132,12 +149,11 @@ def _look_up(pattern: str, s3: S3Options | None) -> Iterator[FoundFile]:
 def _checked(location: str, files: Iterable[FoundFile]) -> Iterator[FoundFile]:
     kind = ""
     for file in files:
-        if not file.name.lower().endswith(ARCHIVES):
-            raise SourceError(f"{file.location} is a file but no .tar and no .parquet; {_WANTED}")
-        suffix = file.name.lower().rpartition(".")[2]
-        if kind not in ("", suffix):
+        if not is_archive(file.name):
+            raise SourceError(f"{file.location} is a file but no .tar, .tar.gz, .tgz or .parquet; {_WANTED}")
+        if kind not in ("", archive_kind(file.name)):
             raise SourceError(f"{location} names both tars and Parquet files; convert them into different destinations")
-        kind = suffix
+        kind = archive_kind(file.name)
         yield file
     if not kind:
         raise SourceError(f"nothing is at {location}; {_WANTED}")

@@ -1,15 +1,16 @@
-"""Reading tars as sources: those in which the members of a sample lie apart, too."""
+"""Reading tars as sources, also those that are packed, and those in which the members of a sample lie apart."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import BinaryIO, cast
 
 from ..errors import ScatteredSampleError, ShardError, StorageError
+from .gunzip import LARGEST_MEMBER, is_gzip, unpacked
 from .s3_client import S3Options
 from .samples import split_member_name
 from .scratch import Scratch, pack_name, unpack_name
@@ -18,7 +19,7 @@ from .source_shard import SourceShard
 from .storage import is_remote, open_storage, split_location, storage_errors
 from .tarfiles import TarMember, iter_members
 
-__all__ = ["count_samples", "iter_tar_keys", "open_location", "source_members"]
+__all__ = ["SourceTar", "count_samples", "iter_tar_keys", "open_location", "open_tar", "source_members"]
 
 _CHUNK = 1 << 20
 
@@ -31,23 +32,45 @@ def open_location(location: str, s3: S3Options | None, *, shard: str | None = No
         yield stream
 
 
+@dataclass(frozen=True, slots=True)
+class SourceTar:
+    """A tar at its start, unpacked where it was ``packed``; errors name ``shard``."""
+
+    stream: BinaryIO
+    shard: str
+    packed: bool
+
+    def members(self, *, data: bool) -> Iterator[TarMember]:
+        """Its members, in order. Iterating raises ShardError, OSError."""
+        largest = LARGEST_MEMBER if self.packed else None
+        return iter_members(self.stream, shard=self.shard, data=data, largest=largest)
+
+
+@contextmanager
+def open_tar(location: str, s3: S3Options | None, *, shard: str) -> Iterator[SourceTar]:
+    """A tar of a source; whether it is packed is told by its first bytes. Raises StorageError."""
+    with open_location(location, s3, shard=shard) as stream:
+        packed = is_gzip(stream)
+        yield SourceTar(unpacked(stream, shard=shard) if packed else stream, shard, packed)
+
+
 @contextmanager
 def source_members(shard: SourceShard, s3: S3Options | None, *, data: bool = True) -> Iterator[Iterator[TarMember]]:
     """The members of a shard's tar, in its order; where it is ``grouped``, those of each key one after the other.
 
     Iterating raises ShardError when the tar is damaged, StorageError when it cannot be read.
     """
-    with open_location(shard.location, s3, shard=shard.name) as stream:
+    with open_tar(shard.location, s3, shard=shard.name) as tar:
         if not shard.grouped:
-            yield iter_members(stream, shard=shard.name, data=data)
+            yield tar.members(data=data)
         elif not data:
-            yield _by_key(stream, shard=shard.name)
-        elif is_remote(shard.location):
-            # Reading it here and there would fetch most of it many times over.
-            with _local_copy(stream, shard) as copy:
-                yield _with_data(copy, shard=shard.name)
+            yield _by_key(tar)
+        elif tar.packed or is_remote(shard.location):
+            # Reading it here and there would fetch or unpack most of it many times over.
+            with _local_copy(tar, shard.location) as copy:
+                yield _with_data(copy)
         else:
-            yield _with_data(stream, shard=shard.name)
+            yield _with_data(tar)
 
 
 def iter_tar_keys(shard: SourceShard, s3: S3Options | None) -> Iterator[str]:
@@ -74,8 +97,8 @@ def count_samples(location: str, s3: S3Options | None, *, source: str, limit: in
     keys: set[str] = set()
     count = scattered = 0
     apart = False
-    with open_location(location, s3) as stream:
-        for sample in groups.group(iter_members(stream, shard=source, data=False)):
+    with open_tar(location, s3, shard=source) as tar:
+        for sample in groups.group(tar.members(data=False)):
             count += 1
             if len(keys) < limit:
                 keys.add(sample.key)
@@ -86,49 +109,51 @@ def count_samples(location: str, s3: S3Options | None, *, source: str, limit: in
     return (len(keys) if apart else min(count, limit)), apart
 
 
-def _by_key(stream: BinaryIO, *, shard: str) -> Iterator[TarMember]:
+def _by_key(tar: SourceTar) -> Iterator[TarMember]:
     """The members without data, in the order of the first of their key; the list of them is kept on disk."""
     scratch = Scratch(
         "CREATE TABLE member (first INTEGER, name BLOB, kind TEXT, offset INTEGER, data_offset INTEGER, size INTEGER)"
     )
-    scratch.run_for_all("INSERT INTO member VALUES (?, ?, ?, ?, ?, ?)", _rows(stream, shard))
+    scratch.run_for_all("INSERT INTO member VALUES (?, ?, ?, ?, ?, ?)", _rows(tar))
     query = "SELECT name, kind, offset, data_offset, size FROM member ORDER BY first, rowid"
     for name, kind, offset, data_offset, size in scratch.rows(query):
         yield TarMember(unpack_name(name), kind, offset, data_offset, size, None)
 
 
-def _rows(stream: BinaryIO, shard: str) -> Iterator[tuple[int, bytes, str, int, int, int]]:
+def _rows(tar: SourceTar) -> Iterator[tuple[int, bytes, str, int, int, int]]:
     firsts: dict[str, int] = {}
-    for number, member in enumerate(iter_members(stream, shard=shard, data=False)):
+    for number, member in enumerate(tar.members(data=False)):
         split = None if is_meta(member.name) else split_member_name(member.name)
         first = number if split is None else firsts.setdefault(split[0], number)
         yield first, pack_name(member.name), member.kind, member.offset, member.data_offset, member.size
 
 
-def _with_data(stream: BinaryIO, *, shard: str) -> Iterator[TarMember]:
-    for member in _by_key(stream, shard=shard):
+def _with_data(tar: SourceTar) -> Iterator[TarMember]:
+    for member in _by_key(tar):
         if member.kind != "file" or is_meta(member.name):
             yield member
             continue
-        stream.seek(member.data_offset)
-        data = stream.read(member.size)
+        tar.stream.seek(member.data_offset)
+        data = tar.stream.read(member.size)
         if len(data) < member.size:
-            raise ShardError(f"the tar became shorter while it was read, at the member {member.name!r}", shard=shard)
+            raise ShardError(
+                f"the tar became shorter while it was read, at the member {member.name!r}", shard=tar.shard
+            )
         yield replace(member, data=data)
 
 
 @contextmanager
-def _local_copy(stream: BinaryIO, shard: SourceShard) -> Iterator[BinaryIO]:
-    """A temporary copy, gone with the block."""
+def _local_copy(tar: SourceTar, location: str) -> Iterator[SourceTar]:
+    """A temporary copy, unpacked, gone with the block."""
     with tempfile.TemporaryFile(prefix="discernible-source-") as file:
-        while piece := stream.read(_CHUNK):
+        while piece := tar.stream.read(_CHUNK):
             try:
                 file.write(piece)
             except OSError as exc:
                 raise StorageError(
-                    f"cannot keep a copy of {shard.location}, whose samples lie apart, in the folder for temporary "
-                    f"files: {exc.strerror or exc}; TMPDIR names another one",
-                    shard=shard.name,
+                    f"cannot keep a copy of {location}, in which samples lie apart, in the folder for temporary files: "
+                    f"{exc.strerror or exc}; TMPDIR names another one",
+                    shard=tar.shard,
                 ) from exc
         file.seek(0)
-        yield cast("BinaryIO", file)
+        yield replace(tar, stream=cast("BinaryIO", file))

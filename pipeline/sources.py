@@ -11,8 +11,8 @@ which go through JSON and name the output shard that each becomes; the files may
   of these folders as one. Where two images share a stem (``cat.jpg``, ``cat.png``), the key of each holds its whole
   name, so both survive.
 - A **tar** is read by WebDataset's rule (key up to the first dot of the base name, members of a key adjacent) and keeps
-  its base name. Hidden members are ignored. Where members of a key are not adjacent, all of them are brought together
-  in a second pass over the tar; a key that comes back with nothing new is a faulty sample.
+  its base name. It may be packed with gzip. Hidden members are ignored. Where members of a key are not adjacent, all
+  of them are brought together in a second pass over the tar; a key that comes back with nothing new is a faulty sample.
 - A **Parquet file** is cut at its row groups into shards of about the wanted size; see :mod:`.parquet_source`.
 """
 
@@ -33,7 +33,7 @@ from .prefetch import map_ahead
 from .s3_client import S3Options
 from .samples import Sample
 from .shards import TarGroups
-from .source_files import ARCHIVES, FoundFile, find_files, list_entries
+from .source_files import ARCHIVES, FoundFile, archive_kind, archive_stem, find_files, is_archive, list_entries
 from .source_shard import Kind, SourceShard
 from .source_tars import count_samples, iter_tar_keys, open_location, source_members
 from .storage import is_remote, local_path, open_storage, storage_errors
@@ -171,7 +171,7 @@ def iter_keys(shard: SourceShard, s3: S3Options | None = None) -> Iterator[str]:
 
 
 def _stem(location: str) -> str:
-    return PurePath(location).name.rpartition(".")[0]
+    return archive_stem(PurePath(location).name)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class _Opening:
         listing = FolderListing(
             list_entries(root, self.s3),
             image=self._wanted,
-            archive=lambda path: path.lower().endswith(ARCHIVES) and self._wanted(path.rpartition("/")[2]),
+            archive=lambda path: is_archive(path) and self._wanted(path.rpartition("/")[2]),
         )
         archive = next(listing.archives(), None)
         image = next(iter(listing), None)
@@ -237,7 +237,7 @@ class _Opening:
         first = next(chosen, None)
         if first is None:
             raise SourceError(f"no file at {location} matches {', '.join(self.patterns)}")
-        kind: Kind = "tar" if first.name.lower().endswith(".tar") else "parquet"
+        kind: Kind = archive_kind(first.name)
         shards = ShardTable(self._files(kind, chain((first,), chosen)))
         return Source(kind=kind, location=location.rstrip("/") or location, shards=shards)
 
@@ -308,4 +308,4 @@ def _stored(group: Any) -> int:
 
 
 def _what(name: str) -> str:
-    return "tars" if name.lower().endswith(".tar") else "Parquet files"
+    return "tars" if archive_kind(name) == "tar" else "Parquet files"

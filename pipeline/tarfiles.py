@@ -24,6 +24,13 @@ BLOCK_BYTES = 512
 _MAX_EXTENDED = 1 << 20
 _CHUNK = 1 << 20
 _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
+_PACKED = (
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+)
 _DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 
 
@@ -48,12 +55,13 @@ def padded(size: int) -> int:
     return -(-size // BLOCK_BYTES) * BLOCK_BYTES
 
 
-def iter_members(stream: BinaryIO, *, shard: str, data: bool = True) -> Iterator[TarMember]:
+def iter_members(stream: BinaryIO, *, shard: str, data: bool = True, largest: int | None = None) -> Iterator[TarMember]:
     """The members of a tar, in order. ``stream`` stands at its start; with ``data=False`` it must be able to seek.
 
-    Raises ShardError, naming ``shard``, when the tar is damaged, and OSError when it cannot be read.
+    Raises ShardError, naming ``shard``, when the tar is damaged or holds a file of more than ``largest`` bytes, and
+    OSError when it cannot be read.
     """
-    reader = _Reader(stream, shard)
+    reader = _Reader(stream, shard, largest)
     while (member := reader.next_member(data)) is not None:
         yield member
     reader.finish()
@@ -99,9 +107,10 @@ def _ordinary_members(piece: bytes) -> list[TarMember] | None:
 
 
 class _Reader:
-    def __init__(self, stream: BinaryIO, shard: str) -> None:
+    def __init__(self, stream: BinaryIO, shard: str, largest: int | None) -> None:
         self._stream = stream
         self._shard = shard
+        self._largest = largest
         self._at = 0
 
     def next_member(self, data: bool) -> TarMember | None:
@@ -142,6 +151,12 @@ class _Reader:
             return TarMember(name.rstrip("/"), "folder", start, data_offset, 0, None)
         if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
             raise self._damaged(f"the member {name!r} has the unknown type {header.type!r}")
+        if self._largest is not None and size > self._largest:
+            raise ShardError(
+                f"the member {name!r} has {size} bytes, more than the {self._largest} that are read of a "
+                "compressed tar; unpack it first",
+                shard=self._shard,
+            )
         if data:
             content: bytes | None = self._read(size, f"the member {name!r}")
             self._read(padded(size) - size, f"the member {name!r}")
@@ -171,6 +186,9 @@ class _Reader:
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as exc:
+            packed = next((name for magic, name in _PACKED if self._at == 0 and block.startswith(magic)), None)
+            if packed is not None:
+                raise self._damaged(f"no tar header; it is compressed with {packed}, so unpack it first") from exc
             raise self._damaged(f"no tar header ({exc})") from exc
         if header.size < 0:
             raise self._damaged(f"the member {header.name!r} has a negative size")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 import subprocess
+import tarfile
+import tracemalloc
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from discernible.errors import ScatteredSampleError
+from discernible.errors import ScatteredSampleError, ShardError, SourceError
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.receipts import Receipt
 from discernible.pipeline.shards import iter_tar_samples
@@ -203,3 +208,95 @@ def test_a_key_that_comes_back_with_nothing_new_is_a_fault_of_its_own(
     (shard,) = open_source(tar).shards
     assert [sample.key for sample in SampleStream(shard) if sample.fault is not None] == ["train/001"]
     assert list(iter_keys(shard)).count("train/001") == 2
+
+
+@pytest.mark.parametrize("name", ["packed.tar.gz", "packed.tgz", "packed.TGZ", "packed.tar"])
+def test_tars_packed_with_gzip(
+    tmp_path: Path, train: dict[str, bytes], convert_tar: Callable[..., Receipt], name: str
+) -> None:
+    write_files(tmp_path / "files", train)
+    tar = gnu_tar(tmp_path / name, tmp_path / "files", sorted(train), "--gzip")
+    whole = by_webdataset(gnu_tar(tmp_path / "whole.tar", tmp_path / "files", sorted(train)))
+    receipt = convert_tar(tar, tmp_path / "out")
+    assert (receipt.name, receipt.committed, receipt.quarantined) == ("packed", 6, 0)
+    assert carried(committed(tmp_path / "out", "packed")) == carried(whole)
+    (shard,) = open_source(tar).shards
+    assert shard.bytes == tar.stat().st_size
+    assert {sample.key: sample.members for sample in SampleStream(shard)} == whole
+    assert list(iter_keys(shard)) == list(whole)
+    assert open_source(tar, limit=4).shards.samples == 4
+
+
+def test_packed_tars_in_folders_and_on_s3(tmp_path: Path, train: dict[str, bytes], bucket: str) -> None:
+    write_files(tmp_path / "files", train)
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    gnu_tar(folder / "a.tar", tmp_path / "files", sorted(train))
+    gnu_tar(folder / "b.tar.gz", tmp_path / "files", sorted(train), "--gzip")
+    gnu_tar(folder / "c.tgz", tmp_path / "files", images_first(train), "--gzip")
+    for path in folder.iterdir():
+        open_storage(f"{bucket}/tars").put(path.name, path.read_bytes())
+    whole = by_webdataset(folder / "a.tar")
+    for location in (str(folder), f"{bucket}/tars"):
+        shards = list(open_source(location).shards)
+        assert [shard.name for shard in shards] == ["a", "b", "c"]
+        shards[2] = replace(shards[2], grouped=True)
+        for shard in shards:
+            assert {sample.key: sample.members for sample in SampleStream(shard)} == whole
+            assert list(iter_keys(shard)) == list(whole)
+    gnu_tar(folder / "b.tar", tmp_path / "files", sorted(train))
+    with pytest.raises(SourceError, match="one base name"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[:-4], "cut short"),
+        (lambda data: data[: len(data) // 2], "cut short"),
+        (lambda data: data[:2000] + bytes(50) + data[2050:], "damaged gzip"),
+        (lambda data: data[:-8] + bytes(4) + data[-4:], "damaged gzip file: CRC"),
+        (lambda data: data + b"something else", "damaged gzip"),
+        (lambda data: data + data, "glued together"),
+        (lambda data: data[:3], "cut short"),
+    ],
+)
+def test_damaged_gzip_files(
+    tmp_path: Path, train: dict[str, bytes], damage: Callable[[bytes], bytes], reason: str
+) -> None:
+    write_files(tmp_path / "files", train)
+    tar = gnu_tar(tmp_path / "x.tar.gz", tmp_path / "files", sorted(train), "--gzip")
+    tar.write_bytes(damage(tar.read_bytes()))
+    (shard,) = open_source(tar).shards
+    for read in (iter_keys, SampleStream):
+        with pytest.raises(ShardError, match=reason) as caught:
+            list(read(shard))
+        assert caught.value.shard == "x"
+
+
+@pytest.mark.parametrize(("size", "reason"), [(300 << 20, "bomb"), (1 << 40, "more than")])
+def test_a_decompression_bomb_fills_no_memory(tmp_path: Path, size: int, reason: str) -> None:
+    info = tarfile.TarInfo("bomb.jpg")
+    info.size = size
+    # Files of gzip one behind the other are one.
+    zeros = gzip.compress(bytes(32 << 20))
+    (tmp_path / "bomb.tar.gz").write_bytes(gzip.compress(info.tobuf()) + zeros * 10)
+    (shard,) = open_source(tmp_path / "bomb.tar.gz").shards
+    for each in (shard, replace(shard, grouped=True)):
+        tracemalloc.start()
+        try:
+            with pytest.raises(ShardError, match=reason):
+                list(SampleStream(each))
+            assert tracemalloc.get_traced_memory()[1] < 100 << 20
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("option", "name"), [("--bzip2", "bzip2"), ("--xz", "xz"), ("--zstd", "zstd")])
+def test_other_compression_is_named(tmp_path: Path, train: dict[str, bytes], option: str, name: str) -> None:
+    if shutil.which(name) is None:
+        pytest.skip(f"there is no {name} here")
+    write_files(tmp_path / "files", train)
+    (shard,) = open_source(gnu_tar(tmp_path / "x.tar", tmp_path / "files", sorted(train), option)).shards
+    with pytest.raises(ShardError, match=f"compressed with {name}"):
+        list(SampleStream(shard))
