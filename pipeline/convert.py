@@ -38,6 +38,7 @@ from .output import SampleFacts, ShardOutput, ShardProgress
 from .pixels import DecodedImage, PixelPolicy, decode_pixels
 from .receipts import Receipt, SourceRef, read_receipt
 from .samples import Sample, choose_image
+from .shards import check_names
 from .source_shard import SourceShard
 from .sources import SampleStream
 from .stages import Channel, Stages, Stopwatch
@@ -311,6 +312,7 @@ class ShardConverter:
         item = Item(index, sample, SampleFacts(sum(map(len, sample.members.values()))), fault=sample.fault)
         if sample.fault is None:
             try:
+                check_names(sample.key, sample.members)
                 item.extension = choose_image(sample.members, self.config.image_member)
             except ImageMissingError as exc:
                 item.passthrough = self.config.missing_image == "passthrough"

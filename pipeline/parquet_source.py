@@ -1,8 +1,9 @@
 """Parquet files with an image column as a source, read row group by row group.
 
-The image is a column of bytes, or of structs ``{bytes, path}`` as Hugging Face ``datasets`` writes them. A row's key is
-the file's base name and the row's number, ``train-00000-of-00004/00000012``. The other columns are carried along, each
-as a member that WebDataset's usual decoders understand:
+The image is a column of bytes (plain or in a dictionary; of a fixed length where there is no other), or of structs
+``{bytes, path}`` as Hugging Face ``datasets`` writes them. A row's key is the file's base name and the row's number,
+``train-00000-of-00004/00000012``. The other columns are carried along, each as a member that WebDataset's usual
+decoders understand:
 
 ============================  =======================  =========================================
 column                        member                   content
@@ -14,7 +15,8 @@ another image struct          ``COLUMN.jpg`` …         the image file
 anything else                 ``COLUMN.json``          JSON
 ============================  =======================  =========================================
 
-An empty value (null) has no member.
+An empty value (null) has no member. Columns whose names differ in case alone cannot be told apart as members, so
+:func:`check_columns` refuses them.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from .samples import Sample, escape_key, is_image_extension
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-__all__ = ["image_column", "iter_parquet_samples", "open_parquet", "row_key"]
+__all__ = ["check_columns", "image_column", "iter_parquet_samples", "open_parquet", "row_key"]
 
 _BATCH = 64
 _NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
@@ -71,6 +73,9 @@ def image_column(file: pq.ParquetFile, wanted: str | None, *, source: str) -> st
     fitting: list[str] = [
         field.name for field in schema if _is_bytes(pa, field.type) or _is_image_struct(pa, field.type)
     ]
+    # Bytes of one length are digests far more often than images.
+    if wanted is not None or not fitting:
+        fitting += [field.name for field in schema if pa.types.is_fixed_size_binary(_plain_type(pa, field.type))]
     if wanted is not None:
         if wanted in fitting:
             return wanted
@@ -85,6 +90,47 @@ def image_column(file: pq.ParquetFile, wanted: str | None, *, source: str) -> st
     if not fitting:
         raise SourceError(f"{source} has no column of bytes or of {{bytes, path}}; it has {', '.join(schema.names)}")
     raise SourceError(f"{source} has several columns of bytes: {', '.join(fitting)}; name one with --image-column")
+
+
+def check_columns(file: pq.ParquetFile, image: str, *, source: str) -> None:
+    """Refuse columns that cannot all become members of one sample, by the schema alone.
+
+    Raises SourceError when two have one name, or become members whose names differ in case alone.
+    """
+    import pyarrow as pa
+
+    names: set[str] = set()
+    members: dict[str, str] = {}
+    for field in file.schema_arrow:
+        if field.name in names:
+            raise SourceError(f"{source} has two columns {field.name!r}, of which readers see one; rename or drop one")
+        names.add(field.name)
+        if field.name == image:
+            continue
+        for extension in _extensions(pa, field.type):
+            member = f"{_member_stem(field.name)}.{extension}"
+            other = members.setdefault(member.lower(), field.name)
+            if other != field.name:
+                raise SourceError(
+                    f"the columns {other!r} and {field.name!r} of {source} would become members whose names differ in "
+                    f"case alone ({member!r}), which readers take for one; rename or drop one"
+                )
+
+
+def _extensions(pa: Any, kind: Any) -> tuple[str, ...]:
+    """What :func:`_carried` may say of a column's values; any image format is ``an image``."""
+    kind = _plain_type(pa, kind)
+    if _is_image_struct(pa, kind) and {field.name for field in kind} <= {"bytes", "path"}:
+        return ("an image", "json")
+    if _is_bytes(pa, kind) or pa.types.is_fixed_size_binary(kind):
+        return ("bin",)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return ("txt",)
+    return ("cls",) if pa.types.is_integer(kind) else ("json",)
+
+
+def _member_stem(column: str) -> str:
+    return _UNFIT.sub(_percent, column)
 
 
 def row_key(stem: str, row: int) -> str:
@@ -124,7 +170,7 @@ def _sample(key: str, values: Mapping[str, Any], column: str) -> Sample:
     for name, value in values.items():
         if name != column and value is not None:
             extension, data = _carried(value)
-            members[f"{_UNFIT.sub(_percent, name)}.{extension}"] = data
+            members[f"{_member_stem(name)}.{extension}"] = data
     return Sample(key, members, key, fault)
 
 
@@ -166,7 +212,13 @@ def _percent(match: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in match[0].encode())
 
 
+def _plain_type(pa: Any, kind: Any) -> Any:
+    """The type of the values, where a column holds them as indices into a dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _is_bytes(pa: Any, kind: Any) -> bool:
+    kind = _plain_type(pa, kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 

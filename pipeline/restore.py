@@ -52,8 +52,11 @@ def restored_extensions(members: list[str], image_format: ImageFormat) -> dict[s
     Where a carried member has that extension already, the image is ``dci.png`` or the like, so that none is lost.
     """
     target = EXTENSIONS[image_format]
-    taken = {name.lower() for name in members}
-    image = f"{STREAM_EXTENSION}.{target}" if target in taken else target
+    taken = {name.lower() for name in members if name != STREAM_EXTENSION}
+    image, number = target, 1
+    while image in taken:
+        image = f"{STREAM_EXTENSION}.{target}" if number == 1 else f"{STREAM_EXTENSION}.{number}.{target}"
+        number += 1
     return {name: image if name == STREAM_EXTENSION else name for name in members}
 
 

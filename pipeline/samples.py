@@ -63,8 +63,8 @@ STREAM_EXTENSION = "dci"
 _MAC_FOLDER = "__MACOSX"
 _RANK = {extension: rank for rank, extension in enumerate(IMAGE_EXTENSIONS)}
 _MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
-_ESCAPE = re.compile("[%\\\\\x00-\x1f\x7f\udc80-\udcff]")
-_ESCAPED = re.compile("%([0-9A-F]{2})")
+_ESCAPE = re.compile("[%\\\\\x00-\x1f\x7f-\x9f\udc80-\udcff]")
+_ESCAPED = re.compile("(?:%[0-9A-F]{2})+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def escape_key(path: str) -> str:
 
 def unescape_key(key: str) -> str:
     """The relative path that :func:`escape_key` made this key from."""
-    return _ESCAPED.sub(lambda match: bytes.fromhex(match[1]).decode("ascii", "surrogateescape"), key)
+    return _ESCAPED.sub(lambda match: bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "surrogateescape"), key)
 
 
 def split_member_name(name: str) -> tuple[str, str] | None:

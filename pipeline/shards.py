@@ -12,25 +12,27 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import BinaryIO, Protocol
 
 from ..errors import SampleFormatError, ScatteredSampleError, ShardError
 from .samples import Sample, hidden_part, split_member_name
-from .tarfiles import BLOCK_BYTES, TarMember, iter_members, members_of, padded
+from .tarfiles import BLOCK_BYTES, MAX_EXTENDED, TarMember, iter_members, members_of, padded
 
 __all__ = [
     "SampleSpan",
     "ShardWriter",
     "TarGroups",
+    "check_names",
     "is_meta",
     "iter_tar_samples",
     "sample_of",
 ]
 
 _RECORD_BYTES = 20 * BLOCK_BYTES
+_LONGEST_NAME = MAX_EXTENDED // 2
 _UNFIT = re.compile("[\\\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -57,6 +59,7 @@ class ShardWriter:
     def __init__(self, sink: _Sink) -> None:
         self._sink = sink
         self._digest = hashlib.sha256()
+        self._keys: set[str] = set()
         self.size = 0
 
     @property
@@ -65,7 +68,15 @@ class ShardWriter:
         return self._digest.hexdigest()
 
     def add(self, key: str, members: Mapping[str, bytes]) -> SampleSpan:
-        """Append a sample, its members in the mapping's order as ``KEY.EXTENSION``."""
+        """Append a sample, its members in the mapping's order as ``KEY.EXTENSION``.
+
+        Raises SampleFormatError, and writes nothing, for names that :func:`check_names` refuses and a key that the tar
+        has already.
+        """
+        check_names(key, members)
+        if key in self._keys:
+            raise SampleFormatError("the tar has a sample of that key already", key=key)
+        self._keys.add(key)
         start = at = self.size
         data: dict[str, tuple[int, int]] = {}
         pieces = []
@@ -187,6 +198,28 @@ def sample_of(piece: bytes, *, source: str) -> Sample:
     if len(samples) != 1:
         raise ShardError(f"{len(samples)} samples lie where there should be one", shard=source)
     return samples[0]
+
+
+def check_names(key: str, extensions: Iterable[str]) -> None:
+    """Refuse what the reader of this module would not give back as this very sample.
+
+    Raises:
+        SampleFormatError: a name is unsafe, hidden, or not the key and extension that it was made of, or two extensions
+            differ in case alone, which WebDataset's readers take for one.
+    """
+    taken: dict[str, str] = {}
+    for extension in extensions:
+        name = f"{key}.{extension}"
+        problem = _name_problem(name)
+        if problem is None and (is_meta(name) or split_member_name(name) != (key, extension)):
+            problem = f"the member name {name!r} would not be read as one of its sample"
+        if problem is None and len(name.encode()) > _LONGEST_NAME:
+            problem = f"the member name {name[:40]!r}… is too long for a tar"
+        if problem is None and extension.lower() in taken:
+            problem = f"the members {taken[extension.lower()]!r} and {extension!r} differ in case alone; rename one"
+        if problem is not None:
+            raise SampleFormatError(problem, key=_printable(key))
+        taken[extension.lower()] = extension
 
 
 def is_meta(name: str) -> bool:

@@ -28,10 +28,10 @@ from typing import Any
 
 from ..errors import ConfigError, SourceError, StorageError
 from .folders import FolderListing
-from .parquet_source import image_column, iter_parquet_samples, open_parquet, row_key
+from .parquet_source import check_columns, image_column, iter_parquet_samples, open_parquet, row_key
 from .prefetch import map_ahead
 from .s3_client import S3Options
-from .samples import Sample
+from .samples import Sample, hidden_part
 from .shards import TarGroups
 from .source_files import ARCHIVES, FoundFile, archive_kind, archive_stem, find_files, is_archive, list_entries
 from .source_shard import Kind, SourceShard
@@ -251,6 +251,10 @@ class _Opening:
                     raise SourceError(
                         f"{file.location} would become {shard.name}.json, which the destination needs itself; rename it"
                     )
+                if hidden_part(f"{shard.name}.tar") is not None:
+                    raise SourceError(
+                        f"{file.location} would become {shard.name}.tar, a hidden file that no reader finds; rename it"
+                    )
                 yield shard
                 if left is not None:
                     left -= shard.samples or 0
@@ -271,6 +275,7 @@ class _Opening:
         with open_location(file.location, self.s3) as stream:
             parquet = open_parquet(stream, source=file.location)
             column = image_column(parquet, self.image_column, source=file.location)
+            check_columns(parquet, column, source=file.location)
             groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
         parts: list[tuple[int, int]] = []
         rows = 0

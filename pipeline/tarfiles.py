@@ -18,10 +18,10 @@ from typing import BinaryIO
 
 from ..errors import ShardError
 
-__all__ = ["BLOCK_BYTES", "TarMember", "iter_members", "members_of", "padded"]
+__all__ = ["BLOCK_BYTES", "MAX_EXTENDED", "TarMember", "iter_members", "members_of", "padded"]
 
 BLOCK_BYTES = 512
-_MAX_EXTENDED = 1 << 20
+MAX_EXTENDED = 1 << 20
 _CHUNK = 1 << 20
 _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 _PACKED = (
@@ -196,8 +196,8 @@ class _Reader:
         return header
 
     def _extended(self, size: int) -> bytes:
-        if size > _MAX_EXTENDED:
-            raise self._damaged(f"an extended header of {size} bytes is more than the {_MAX_EXTENDED} allowed")
+        if size > MAX_EXTENDED:
+            raise self._damaged(f"an extended header of {size} bytes is more than the {MAX_EXTENDED} allowed")
         content = self._read(size, "an extended header")
         self._read(padded(size) - size, "an extended header")
         return content

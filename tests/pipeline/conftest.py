@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from PIL import Image
 from discernible.codec import Codec
 from discernible.pipeline.convert import ConvertConfig, ShardConverter
 from discernible.pipeline.receipts import Receipt, list_receipts, write_index
-from discernible.pipeline.shards import ShardWriter
 from discernible.pipeline.sources import open_source
 
 from .loader_setup import COUNTS, SIZES, write_shard, write_shards
@@ -82,15 +82,16 @@ def converted(tmp_path: Path, _pristine: Path) -> Path:
 
 @pytest.fixture
 def make_tar(tmp_path: Path) -> Callable[..., Path]:
-    """Write a source tar from samples: key → {extension: bytes}."""
+    """Write a source tar from samples: key → {extension: bytes}. Names may be such as our own writer refuses."""
 
     def make(name: str, samples: Mapping[str, Mapping[str, bytes]]) -> Path:
         path = tmp_path / name
-        with path.open("wb") as sink:
-            writer = ShardWriter(sink)
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
             for key, members in samples.items():
-                writer.add(key, members)
-            writer.finish()
+                for extension, content in members.items():
+                    info = tarfile.TarInfo(f"{key}.{extension}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
         return path
 
     return make

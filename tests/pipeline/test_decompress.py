@@ -19,7 +19,7 @@ from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.decompress import DecompressConfig, DecompressProgress, decompress
 from discernible.pipeline.pixels import decode_pixels
 from discernible.pipeline.receipts import Receipt, list_receipts
-from discernible.pipeline.restore import restored_path
+from discernible.pipeline.restore import restored_extensions, restored_path
 from discernible.pipeline.samples import escape_key
 from discernible.pipeline.sources import open_source
 from discernible.pipeline.verify import verify
@@ -146,3 +146,11 @@ def test_odd_file_names_come_back(thumbnails: dict[str, bytes], converter: Shard
     plain = {name.rpartition(".")[0] + ".png" for name in odd} - {"a.png"}
     assert plain <= restored
     assert verify(str(tmp_path / "out")).ok
+
+
+def test_an_image_takes_the_name_of_no_other_member() -> None:
+    members = ["dci", "PNG", "dci.png", "dci.2.png", "cls"]
+    names = restored_extensions(members, "png")
+    assert len({name.lower() for name in names.values()}) == len(members)
+    assert {name for name in members if names[name] != name} == {"dci"}
+    assert restored_extensions(["dci", "cls"], "png") == {"dci": "png", "cls": "cls"}

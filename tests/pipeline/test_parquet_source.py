@@ -137,3 +137,77 @@ def test_damaged_files(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ShardError, match="damaged"):
         list(iter_samples(shard))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "collide"),
+    [
+        (pa.int64(), pa.int8(), True),
+        (pa.int64(), pa.string(), False),
+        (pa.string(), pa.large_string(), True),
+        (pa.dictionary(pa.int32(), pa.string()), pa.string(), True),
+        (pa.binary(), pa.binary(4), True),
+        (pa.float32(), pa.bool_(), True),
+        (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), pa.float32(), True),
+        (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), pa.string(), False),
+    ],
+)
+def test_columns_that_differ_in_case_alone(
+    tmp_path: Path, first: pa.DataType, second: pa.DataType, collide: bool
+) -> None:
+    schema = pa.schema([("image", pa.binary()), ("Label", first), ("label", second)])
+    path = tmp_path / "x.parquet"
+    pq.write_table(schema.empty_table(), path)
+    if not collide:
+        open_source(path)
+        return
+    with pytest.raises(SourceError, match=r"'Label' and 'label' of .*x\.parquet .*rename or drop"):
+        open_source(path)
+
+
+def test_what_such_columns_would_have_become_is_refused_by_webdataset() -> None:
+    from webdataset.tariterators import group_by_keys
+
+    files = [{"fname": f"k.{name}", "data": b"1", "__url__": "x"} for name in ("jpg", "Label.cls", "label.cls")]
+    with pytest.raises(ValueError, match="duplicate"):
+        list(group_by_keys(files))
+
+
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    table = pa.table([[b"1"], [1], [2]], names=["image", "label", "label"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(SourceError, match="two columns 'label'"):
+        open_source(tmp_path / "x.parquet")
+
+
+def test_dictionary_and_fixed_size_columns(tmp_path: Path) -> None:
+    photo, digest = picture(1, "PNG"), b"0123456789abcdef"
+    table = pa.table(
+        {
+            "photo": pa.array([photo, photo, None]).dictionary_encode(),
+            "digest": pa.array([digest] * 3, pa.binary(16)),
+            "class": pa.array(["cat", "dog", "cat"]).dictionary_encode(),
+        }
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+    (shard,) = open_source(tmp_path / "x.parquet").shards
+    assert shard.column == "photo"
+    found = list(iter_samples(shard))
+    assert [sample.members for sample in found] == [
+        {"png": photo, "digest.bin": digest, "class.txt": b"cat"},
+        {"png": photo, "digest.bin": digest, "class.txt": b"dog"},
+        {"digest.bin": digest, "class.txt": b"cat"},
+    ]
+    assert isinstance(found[2].fault, SampleFormatError)
+    # Images of one size in bytes, such as bitmaps.
+    bitmaps = [picture(number, "BMP") for number in range(2)]
+    pq.write_table(pa.table({"pixels": pa.array(bitmaps, pa.binary(len(bitmaps[0])))}), tmp_path / "y.parquet")
+    (shard,) = open_source(tmp_path / "y.parquet").shards
+    assert [sample.members for sample in iter_samples(shard)] == [{"bmp": bitmap} for bitmap in bitmaps]
+
+
+@pytest.mark.parametrize("name", [".parquet", ".x.parquet"])
+def test_files_that_would_become_hidden_shards(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, [{"image": picture(1)}])
+    with pytest.raises(SourceError, match="hidden file"):
+        open_source(path)

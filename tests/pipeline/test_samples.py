@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext
 
 from discernible.errors import ImageMissingError, SampleFormatError
-from discernible.pipeline.samples import choose_image, escape_key, split_member_name, unescape_key
+from discernible.pipeline.samples import choose_image, escape_key, hidden_part, split_member_name, unescape_key
+from discernible.pipeline.shards import check_names
 
 # What a POSIX file name can be: any bytes but NUL and the slash.
 components = st.binary(min_size=1, max_size=20).map(lambda b: b.replace(b"\0", b"%").replace(b"/", b"."))
@@ -23,6 +24,8 @@ def test_keys_give_the_path_back_and_survive_webdataset(path: str) -> None:
     assert unescape_key(key) == path
     assert "." not in key.rpartition("/")[2]
     key.encode("utf-8")
+    if hidden_part(key) is None and ".." not in key.split("/"):
+        check_names(key, ["jpg"])
     if "\n" not in key:
         assert base_plus_ext(key + ".jpg") == (key, "jpg")
     assert split_member_name(key + ".seg.png") == (key, "seg.png")

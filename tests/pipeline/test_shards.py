@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discernible.errors import SampleFormatError, ShardError
@@ -51,6 +51,57 @@ def test_round_trip(contents: dict[str, dict[str, bytes]]) -> None:
     ]
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         assert [info.name for info in tar] == [f"{key}.{name}" for key, each in contents.items() for name in each]
+
+
+anything = st.text(st.characters(), max_size=8)
+hostile_parts = st.sampled_from([".", "..", "a", "b.c", "__MACOSX", "__x__", ".d", ""])
+hostile_keys = anything | st.lists(hostile_parts, max_size=4).map("/".join)
+hostile_extensions = anything | st.sampled_from(["jpg", "JPG", "Label.cls", "label.cls", "", ".", "a/b", "x.y"])
+
+
+@settings(max_examples=400)
+@given(st.lists(st.tuples(hostile_keys, st.dictionaries(hostile_extensions, st.just(b"x"), min_size=1)), max_size=4))
+def test_what_is_written_is_read(contents: list[tuple[str, dict[str, bytes]]]) -> None:
+    sink = io.BytesIO()
+    writer = ShardWriter(sink)
+    kept = {}
+    for key, members in contents:
+        size = writer.size
+        try:
+            writer.add(key, members)
+        except SampleFormatError:
+            assert writer.size == size
+        else:
+            kept[key] = members
+    writer.finish()
+    assert {sample.key: sample.members for sample in read(sink.getvalue()) if sample.fault is None} == kept
+    assert sum(len(members) for members in kept.values()) == len(
+        list(iter_members(io.BytesIO(sink.getvalue()), shard=""))
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "members", "reason"),
+    [
+        ("k", {"Label.cls": b"", "label.cls": b""}, "case alone"),
+        ("a.b", {"jpg": b""}, "not be read"),
+        ("", {"jpg": b""}, "not be read"),
+        ("k", {"": b""}, "not be read"),
+        ("k", {"a/b": b""}, "not be read"),
+        (".cache/k", {"jpg": b""}, "not be read"),
+        ("__meta__/k", {"jpg": b""}, "not be read"),
+        ("/k", {"jpg": b""}, "unsafe"),
+        ("../k", {"jpg": b""}, "unsafe"),
+        ("k\x85", {"jpg": b""}, "characters"),
+        ("k" * (1 << 20), {"jpg": b""}, "too long"),
+        ("taken", {"jpg": b""}, "already"),
+    ],
+)
+def test_names_that_are_not_written(key: str, members: dict[str, bytes], reason: str) -> None:
+    writer = ShardWriter(io.BytesIO())
+    writer.add("taken", {"jpg": b"1"})
+    with pytest.raises(SampleFormatError, match=reason):
+        writer.add(key, members)
 
 
 def test_spans_point_at_the_bytes() -> None:
