@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ShardError, SourceError, StorageError
-from .braces import expand_braces, has_braces
+from .braces import has_braces
 from .http_reader import is_url
 from .locations import base_name, beside, file_exists, is_local, read_if_there, read_receipt_head, shown
+from .patterns import expand_location
 from .prefetch import map_ahead
 from .receipts import INDEX_NAME
 from .s3_client import S3Options, error_code
@@ -50,7 +51,7 @@ def list_shards(
     """
     given = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
     listing = _Listing(s3)
-    found = [shard for item in given for name in _expand(os.fspath(item)) for shard in listing.look_at(name)]
+    found = [shard for item in given for name in _expand(os.fspath(item), s3) for shard in listing.look_at(name)]
     if not found:
         raise SourceError(f"no shards were given: {_WANTED}")
     location, times = Counter(shard.location for shard in found).most_common(1)[0]
@@ -65,9 +66,15 @@ def recorded_weights(shards: Sequence[LoaderShard], s3: S3Options | None = None)
     return receipt.weights if receipt is not None else None
 
 
-def _expand(text: str) -> Iterable[str]:
-    # An existing path wins, so that names with braces in them stay usable.
-    return expand_braces(text) if has_braces(text) and not (is_local(text) and _local(text).exists()) else [text]
+def _expand(text: str, s3: S3Options | None) -> Iterable[str]:
+    if not has_braces(text):
+        return [text]
+    try:
+        return expand_location(text, s3)
+    except StorageError as exc:
+        if is_local(text):
+            raise SourceError(exc.message) from exc
+        raise
 
 
 def _local(text: str) -> Path:

@@ -1,14 +1,14 @@
-"""Which files a location names: a folder or prefix with all that is below it, one file, a brace pattern, or a glob.
+"""Which files a location names: a folder or prefix with all that is below it, one file, or a pattern.
 
-Locations are local paths or ``s3://`` URLs and mean the same on both. Patterns match no
-hidden files and folders (see :func:`.samples.hidden_part`) unless they name the dot themselves.
+Locations are local paths or ``s3://`` URLs and mean the same on both. A pattern may hold braces and globs, as in
+``{train,val}/shard-*.tar``; each of the names that braces give must match something. What exists by its exact name is
+no pattern (:mod:`.patterns`). Globs match no hidden files and folders (:func:`.samples.hidden_part`) unless they begin
+as these do.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Literal
 
 from ..errors import SourceError
 from .braces import expand_braces, has_braces
+from .patterns import fixed_part, has_glob, is_object, join_location, literal_start, matching_files, name_matches
 from .s3_client import S3Options
 from .s3_storage import S3Storage
 from .samples import hidden_part
@@ -27,7 +28,6 @@ __all__ = ["ARCHIVES", "FoundFile", "archive_kind", "archive_stem", "find_files"
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".parquet")
 """Suffixes of the files that hold many samples, in any case."""
 
-_GLOB = re.compile(r"[*?\[]")
 _WANTED = "name a folder of images, a .tar, a .parquet or a pattern such as 'train-{0000..0007}.tar'"
 
 
@@ -66,7 +66,7 @@ def find_files(location: str, s3: S3Options | None = None) -> Iterator[FoundFile
     Raises SourceError, at once or on the way, when there is nothing, or something that holds no samples; StorageError,
     OSError when it cannot be read.
     """
-    files = _find_remote(location, s3) if is_remote(location) else _find_local(location)
+    files = _find_remote(location, s3) if is_remote(location) else _find_local(location, s3)
     return None if files is None else _checked(location, files)
 
 
@@ -78,49 +78,71 @@ def list_entries(location: str, s3: S3Options | None = None) -> Iterator[Entry]:
     return _walk(local_path(location))
 
 
-def _find_local(location: str) -> Iterable[FoundFile] | None:
+def _find_local(location: str, s3: S3Options | None) -> Iterable[FoundFile] | None:
     path = local_path(location)
     if path.is_dir():
         return None
-    text = str(path)
-    if path.is_file():
-        return [FoundFile(text, path.stat().st_size)]
-    files: Iterable[Path] = []
-    if has_braces(text):
-        files = map(Path, expand_braces(text))
-    elif _GLOB.search(text):
-        folder = next(parent for parent in path.parents if not _GLOB.search(str(parent)))
-        files = sorted(folder.glob(path.relative_to(folder).as_posix()))
-    return (_found(file, text) for file in files)
+    base, pattern = fixed_part(location, s3)
+    if not pattern:
+        return [FoundFile(base, path.stat().st_size)]
+    return _match_local(Path(base), pattern)
 
 
-def _found(file: Path, pattern: str) -> FoundFile:
-    if not file.is_file():
-        raise SourceError(f"{file} does not exist, though the pattern {pattern} names it")
-    return FoundFile(str(file), file.stat().st_size)
+def _match_local(folder: Path, pattern: str) -> Iterator[FoundFile]:
+    for name in expand_braces(pattern):
+        files = matching_files(folder, name)
+        if not files and has_braces(pattern):
+            raise SourceError(f"{folder / name} does not exist, though the pattern {folder / pattern} names it")
+        for file in files:
+            if not file.is_file():
+                raise SourceError(f"{file} is no file or a broken link, though the pattern {folder / pattern} names it")
+            yield FoundFile(str(file), file.stat().st_size)
 
 
 def _find_remote(location: str, s3: S3Options | None) -> Iterable[FoundFile] | None:
-    if has_braces(location):
-        return _look_up(location, s3)
-    bucket, slash, key = location.removeprefix("s3://").partition("/")
-    if _GLOB.search(key):
-        fixed = key[: _GLOB.search(key).start()].rpartition("/")  # type: ignore[union-attr]
-        root = f"s3://{bucket}{slash}{fixed[0]}".rstrip("/")
-        pattern = key[len(fixed[0]) + len(fixed[1]) :].split("/")
-        return _sorted(
-            FoundFile(f"{root}/{entry.name}", entry.size)
-            for entry in open_storage(root, s3).list()
-            if len(names := entry.name.split("/")) == len(pattern) and all(map(fnmatch.fnmatchcase, names, pattern))
-        )
-    if is_archive(location):
-        parent, name = split_location(location)
+    base, pattern = fixed_part(location, s3)
+    if pattern:
+        return _match_remote(base, pattern, s3)
+    parent, name = split_location(base)
+    if is_archive(base):
         storage = open_storage(parent, s3)
         if storage.exists(name):
-            return [FoundFile(location, storage.size(name))]
-        if next(iter(open_storage(location, s3).list()), None) is None:
+            return [FoundFile(base, storage.size(name))]
+        if next(iter(open_storage(base, s3).list()), None) is None:
             return []
     return None
+
+
+def _match_remote(base: str, pattern: str, s3: S3Options | None) -> Iterator[FoundFile]:
+    names = (join_location(base, name) for name in expand_braces(pattern))
+    if not has_glob(pattern):
+        yield from _look_up(names, join_location(base, pattern), s3)
+        return
+    for name in names:
+        found = None
+        for found in _matching_objects(name, s3):
+            yield found
+        if found is None and has_braces(pattern):
+            raise SourceError(
+                f"{name} does not exist, though the pattern {join_location(base, pattern)} names it; a part of it that "
+                "matches nothing must be left out"
+            )
+
+
+def _matching_objects(location: str, s3: S3Options | None) -> Iterator[FoundFile]:
+    """The objects that a pattern without braces matches, sorted."""
+    base, pattern = fixed_part(location, s3)
+    if not pattern:
+        if is_object(base, s3):
+            parent, name = split_location(base)
+            yield FoundFile(base, open_storage(parent, s3).size(name))
+        return
+    parts = pattern.split("/")
+    yield from _sorted(
+        FoundFile(f"{base}/{entry.name}", entry.size)
+        for entry in S3Storage(base, s3).list_all(literal_start(pattern))
+        if len(names := entry.name.split("/")) == len(parts) and all(map(name_matches, names, parts))
+    )
 
 
 def _sorted(files: Iterable[FoundFile]) -> Iterator[FoundFile]:
@@ -130,10 +152,10 @@ def _sorted(files: Iterable[FoundFile]) -> Iterator[FoundFile]:
         yield FoundFile(location, size)
 
 
-def _look_up(pattern: str, s3: S3Options | None) -> Iterator[FoundFile]:
+def _look_up(names: Iterable[str], pattern: str, s3: S3Options | None) -> Iterator[FoundFile]:
     # One listing of each prefix instead of a request a file.
     scratch = Scratch("CREATE TABLE file (parent TEXT, name TEXT, size INTEGER)")
-    scratch.run_for_all("INSERT INTO file (parent, name) VALUES (?, ?)", map(split_location, expand_braces(pattern)))
+    scratch.run_for_all("INSERT INTO file (parent, name) VALUES (?, ?)", map(split_location, names))
     scratch.run("CREATE INDEX by_name ON file (parent, name)")
     parents = "SELECT parent, MIN(name), MAX(name) FROM file GROUP BY parent"
     for parent, first, last in list(scratch.rows(parents)):

@@ -260,7 +260,7 @@ class _Opening:
                     left -= shard.samples or 0
 
     def _wanted(self, name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
+        return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
 
     def _tar(self, file: FoundFile, left: int | None) -> list[SourceShard]:
         name = _stem(file.location)
