@@ -95,7 +95,8 @@ def image_column(file: pq.ParquetFile, wanted: str | None, *, source: str) -> st
 def check_columns(file: pq.ParquetFile, image: str, *, source: str) -> None:
     """Refuse columns that cannot all become members of one sample, by the schema alone.
 
-    Raises SourceError when two have one name, or become members whose names differ in case alone.
+    Raises SourceError when two columns, or two fields of a struct, have one name, or columns become members whose names
+    differ in case alone.
     """
     import pyarrow as pa
 
@@ -105,6 +106,10 @@ def check_columns(file: pq.ParquetFile, image: str, *, source: str) -> None:
         if field.name in names:
             raise SourceError(f"{source} has two columns {field.name!r}, of which readers see one; rename or drop one")
         names.add(field.name)
+        if _has_twins(pa, field.type):
+            raise SourceError(
+                f"in the column {field.name!r} of {source} two fields of a struct have one name; rename one"
+            )
         if field.name == image:
             continue
         for extension in _extensions(pa, field.type):
@@ -115,6 +120,12 @@ def check_columns(file: pq.ParquetFile, image: str, *, source: str) -> None:
                     f"the columns {other!r} and {field.name!r} of {source} would become members whose names differ in "
                     f"case alone ({member!r}), which readers take for one; rename or drop one"
                 )
+
+
+def _has_twins(pa: Any, kind: Any) -> bool:
+    fields = [kind.field(number) for number in range(kind.num_fields)]
+    twins = pa.types.is_struct(kind) and len({field.name for field in fields}) < len(fields)
+    return twins or any(_has_twins(pa, field.type) for field in fields)
 
 
 def _extensions(pa: Any, kind: Any) -> tuple[str, ...]:

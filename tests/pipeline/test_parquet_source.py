@@ -178,6 +178,11 @@ def test_columns_of_one_name(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "x.parquet")
     with pytest.raises(SourceError, match="two columns 'label'"):
         open_source(tmp_path / "x.parquet")
+    twins = [pa.field("a", pa.int64()), pa.field("a", pa.int64())]
+    boxes = pa.ListArray.from_arrays([0, 1], pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], fields=twins))
+    pq.write_table(pa.table({"image": [b"1"], "boxes": boxes}), tmp_path / "y.parquet")
+    with pytest.raises(SourceError, match="column 'boxes' of .*two fields"):
+        open_source(tmp_path / "y.parquet")
 
 
 def test_dictionary_and_fixed_size_columns(tmp_path: Path) -> None:
