@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -219,3 +220,19 @@ def test_refusals(tmp_path: Path, crops: Mapping[str, NDArray[np.uint8]], codec:
     with pytest.raises(StreamError, match=r"broken"):
         write_view([broken], page, device="cpu")
     assert not page.exists()
+
+
+def test_originals_are_found_where_their_members_lie_apart(
+    crops: Mapping[str, NDArray[np.uint8]], codec: Codec, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "apart.tar", "w") as tar:
+        for extension in ("txt", "png"):
+            for name, pixels in crops.items():
+                sink = io.BytesIO()
+                Image.fromarray(pixels.transpose(1, 2, 0)).save(sink, "PNG")
+                info = tarfile.TarInfo(f"{name}.{extension}")
+                info.size = len(sink.getvalue())
+                tar.addfile(info, io.BytesIO(sink.getvalue()))
+    converted = convert(tmp_path / "apart.tar", tmp_path / "out", codec)
+    result = write_view([converted], tmp_path / "page.html", device="cpu")
+    assert (result.shown, result.originals) == (len(crops), len(crops))
