@@ -3,12 +3,16 @@
 ==================  ==================================================================================================
 orientation         the Exif orientation is applied
 colour profile      converted to sRGB (relative colorimetric, black point compensation); one that cannot be used is
-                    ignored, with a note
+                    ignored, with a note. So are colours named otherwise: PNG's cICP, gAMA and cHRM (a gamma of 1 / 2.2
+                    is taken for sRGB), AVIF's nclx; those of a high dynamic range (PQ, HLG) are refused
 grey, bilevel       repeated into three channels
 palette             looked up
 CMYK                through its profile, else by Pillow's plain formula, with a note; YCbCr and Lab by their definitions
-transparency        composited on ``background`` (white): alpha channels, palettes and single transparent colours alike
-16 bit              scaled to 8 bit and rounded (grey), upper byte (colour); floating point when all samples are in 0..1
+transparency        composited on ``background`` (white): alpha channels, palettes and single transparent colours alike;
+                    Targa's only where its descriptor counts bits of alpha
+16 bit              scaled to 8 bit and rounded (grey), upper byte (colour); floating point if all samples are in 0..1;
+                    signed and 32-bit integers have no defined white and are refused
+metadata            never costs an image: what Pillow stumbles over of PNG's and JPEG's is left out, with a note
 animated            the first frame, with a note, or refused
 several pictures    the first one (multi-page TIFF, MPO)
 truncated, damaged  ImageUnreadableError; nothing is patched up, except by libjpeg, which fills up with grey what is
@@ -26,7 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,9 +38,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import ConfigError, ImageFilteredError, ImageTooLargeError, ImageUnreadableError, SampleError
 from .colour import to_rgb
+from .formats import after_load, before_load
+from .lighter import lighter
+from .tiff import tiff_image
+from .tiff_layout import TiffLayout, is_tiff, tiff_layout
 
 __all__ = ["ACCEPTED_FORMATS", "MAX_SIDE", "DecodedImage", "PixelPolicy", "decode_pixels", "plain_jpeg_size"]
 
@@ -127,8 +136,27 @@ def decode_pixels(data: bytes, policy: PixelPolicy = _DEFAULT_POLICY) -> Decoded
     Raises ImageTooLargeError, ImageFilteredError, or ImageUnreadableError for everything else that is wrong with the
     bytes, whatever the decoder behind it stumbled over.
     """
-    with _opened(data) as image:
-        return _decode(image, policy)
+    try:
+        return _decoded(data, policy)
+    except ImageUnreadableError:
+        shorter = lighter(data)
+        if shorter is None:
+            raise
+    rest, profile = shorter
+    notes = [
+        "metadata that cannot be read ignored",
+        *(["colour profile ignored: unreadable"] if profile == b"" else []),
+    ]
+    return _decoded(rest, policy, profile, notes)
+
+
+def _decoded(data: bytes, policy: PixelPolicy, profile: bytes | None = None, notes: Sequence[str] = ()) -> DecodedImage:
+    with _opened(data, policy) as opened:
+        if isinstance(opened, TiffLayout):
+            return _decode_tiff(data, opened, policy)
+        if profile:
+            opened.info["icc_profile"] = profile
+        return _decode(data, opened, policy, list(notes))
 
 
 def plain_jpeg_size(data: bytes, policy: PixelPolicy) -> tuple[int, int] | None:
@@ -137,43 +165,77 @@ def plain_jpeg_size(data: bytes, policy: PixelPolicy) -> tuple[int, int] | None:
     That is one of grey or YCbCr components without a colour profile, upright, complete, and not to be reduced. Raises
     as ``decode_pixels`` does for what a header tells.
     """
-    with _opened(data) as image:
-        _check_size(image, policy)
-        plain = (
-            image.format == "JPEG"
-            and data.endswith(b"\xff\xd9")
-            and image.mode in ("L", "RGB")
-            # 0: the components are red, green and blue.
-            and image.info.get("adobe_transform", 1) == 1
-            and not image.info.get("icc_profile")
-            and _reduced_size(image.size, policy.resize) is None
-            and _orientation(image, []) in (0, 1)
-        )
-        return (image.height, image.width) if plain else None
+    try:
+        with _opened(data, policy) as image:
+            if not isinstance(image, JpegImageFile):
+                return None
+            plain = (
+                image.format == "JPEG"
+                and data.endswith(b"\xff\xd9")
+                and image.mode in ("L", "RGB")
+                # 0: the components are red, green and blue, which without any marker only their names tell.
+                and image.info.get("adobe_transform", 1) == 1
+                and ("jfif" in image.info or bytes(layer[0] for layer in image.layer) != b"RGB")
+                and not image.info.get("icc_profile")
+                and _reduced_size(image.size, policy.resize) is None
+                and _orientation(image, []) in (0, 1)
+            )
+            return (image.height, image.width) if plain else None
+    except ImageUnreadableError:
+        if lighter(data) is None:
+            raise
+        # It may be readable without its metadata.
+        return None
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def _opened(data: bytes, policy: PixelPolicy) -> Iterator[Image.Image | TiffLayout]:
+    """The image, opened and of an allowed size, or the layout of a TIFF file that Pillow would misread."""
     if not data:
         raise ImageUnreadableError("the image is empty: zero bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=ACCEPTED_FORMATS) as image:
-            yield image
+        try:
+            image = Image.open(io.BytesIO(data), formats=ACCEPTED_FORMATS)
+        except UnidentifiedImageError as exc:
+            if not is_tiff(data):
+                raise ImageUnreadableError(_why_refused(data)) from exc
+            layout = tiff_layout(data, None)
+            if layout is None:
+                raise
+            _check_size(layout.size, policy)
+            yield layout
+            return
+        with image:
+            layout = tiff_layout(data, image) if image.format == "TIFF" else None
+            _check_size(image.size, policy)
+            yield layout or image
     except SampleError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise ImageTooLargeError(f"the image is too large: {exc}") from exc
     except MemoryError as exc:
         raise ImageTooLargeError("the image does not fit into memory") from exc
-    except UnidentifiedImageError as exc:
-        raise ImageUnreadableError("not an image in a format that is accepted") from exc
     except Exception as exc:
         # Pillow's plugins raise whatever their parsing ran into, from struct.error to KeyError.
         raise ImageUnreadableError(f"the image cannot be decoded: {exc or type(exc).__name__}") from exc
 
 
-def _check_size(image: Image.Image, policy: PixelPolicy) -> None:
-    width, height = image.size
+def _why_refused(data: bytes) -> str:
+    """Why no plugin opened the file: what the one says that knows its first bytes."""
+    for name in ACCEPTED_FORMATS:
+        factory, accept = Image.OPEN[name]
+        # Four bytes, a small number, are all that tells a DIB from anything else.
+        if name == "DIB" or accept is None or not accept(data[:16]):
+            continue
+        try:
+            factory(io.BytesIO(data), "").close()
+        except Exception as exc:  # noqa: BLE001 - as above; and it is what was asked for
+            return f"the image cannot be decoded as {name}: {exc or type(exc).__name__}"
+    return "not an image in a format that is accepted"
+
+
+def _check_size(size: tuple[int, int], policy: PixelPolicy) -> None:
+    width, height = size
     if width * height > policy.max_pixels:
         raise ImageTooLargeError(f"the image is {width} x {height}, more than the {policy.max_pixels:,} pixels allowed")
     if max(width, height) > MAX_SIDE:
@@ -184,23 +246,39 @@ def _check_size(image: Image.Image, policy: PixelPolicy) -> None:
         raise ImageFilteredError(f"the image is {width} x {height}, smaller than {policy.min_size}")
 
 
-def _decode(image: Image.Image, policy: PixelPolicy) -> DecodedImage:
-    _check_size(image, policy)
-    width, height = image.size
-    name, mode = image.format or "", image.mode
+def _decode_tiff(data: bytes, layout: TiffLayout, policy: PixelPolicy) -> DecodedImage:
+    notes = ["first of several pictures"] if layout.several else []
+    image = tiff_image(data, layout, notes)
+    rgb = to_rgb(image, policy.background, notes)
+    return _finished(image, rgb, (layout.mode, layout.size, _reduced_size(layout.size, policy.resize)), notes)
+
+
+def _decode(data: bytes, image: Image.Image, policy: PixelPolicy, notes: list[str]) -> DecodedImage:
+    name, mode, size = image.format or "", image.mode, image.size
     reduced = _reduced_size(image.size, policy.resize)
     if reduced is not None:
         # Decodes fewer coefficients of a JPEG; other formats ignore it.
         image.draft(None, (2 * reduced[0], 2 * reduced[1]))
-    notes: list[str] = []
     if getattr(image, "is_animated", False):
         several = name in ("MPO", "TIFF")
         if policy.animated == "refuse" and not several:
             raise ImageUnreadableError("the image is animated, and the policy refuses animations")
         notes.append("first of several pictures" if several else "first frame of an animation")
         image.seek(0)
+    before_load(data, image)
     image.load()
-    rgb = to_rgb(image, policy.background, notes)
+    rgb = to_rgb(after_load(data, image), policy.background, notes)
+    return _finished(image, rgb, (mode, size, reduced), notes)
+
+
+def _finished(
+    image: Image.Image,
+    rgb: Image.Image,
+    header: tuple[str, tuple[int, int], tuple[int, int] | None],
+    notes: list[str],
+) -> DecodedImage:
+    """The pixels of ``rgb``, reduced and turned. ``header``: mode and size in the file, and the size asked for."""
+    mode, (width, height), reduced = header
     if reduced is not None:
         rgb = rgb.resize(reduced, Image.Resampling.LANCZOS)
         notes.append(f"reduced from {width} x {height}")
@@ -210,7 +288,7 @@ def _decode(image: Image.Image, policy: PixelPolicy) -> DecodedImage:
         notes.append("orientation applied")
     # A copy in any case: of a 1×1 image the transposed view is contiguous already, and Pillow's buffer is read-only.
     pixels = np.array(np.asarray(rgb).transpose(2, 0, 1), order="C")
-    return DecodedImage(pixels, name, mode, tuple(notes))
+    return DecodedImage(pixels, image.format or "", mode, tuple(notes))
 
 
 def _reduced_size(size: tuple[int, int], side: int | None) -> tuple[int, int] | None:
