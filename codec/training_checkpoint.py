@@ -22,7 +22,7 @@ from .training_config import TrainConfig
 from .training_network import CodecNetwork
 from .training_ranks import Ranks
 
-__all__ = ["TrainingState"]
+__all__ = ["TrainingState", "parameter_groups"]
 
 _JSON_BYTES = 1024
 
@@ -46,7 +46,7 @@ class TrainingState:
         self.optimiser = torch.optim.Adam(
             [
                 {"params": group, "lr": rate * factor, "base": rate * factor}
-                for group, factor in _parameter_groups(self.network, config)
+                for group, factor in parameter_groups(self.network, config)
             ],
             betas=(0.9, 0.95),
         )
@@ -176,7 +176,7 @@ def _unusable(path: Path, exc: Exception) -> TrainingError:
     )
 
 
-def _parameter_groups(network: CodecNetwork, config: TrainConfig) -> list[tuple[list[nn.Parameter], float]]:
+def parameter_groups(network: CodecNetwork, config: TrainConfig) -> list[tuple[list[nn.Parameter], float]]:
     """Linear stages start near their optimum and move slowly, tables of classes see few blocks a step and move fast."""
     linear = [network.analysis.patch, network.analysis.merge, network.synthesis.split, network.synthesis.patch]
     if network.swift is not None:

@@ -19,6 +19,7 @@ from .device import resolve_precision
 from .objectives import Objective
 from .photos import PhotoCrops
 from .quality import QUALITIES
+from .training_checkpoint import parameter_groups
 from .training_config import TrainConfig
 from .training_network import CodecNetwork, dequantised
 from .transforms import quality_coordinate
@@ -47,14 +48,20 @@ def refit(
     means_KL = codec.weights.class_means
     parts = [network.synthesis] if network.swift is None else [network.synthesis, network.swift]
     parameters = [parameter for part in parts for parameter in part.parameters()]
-    optimiser = torch.optim.Adam(parameters, betas=(0.9, 0.95))
+    mine = {id(parameter) for parameter in parameters}
+    groups = [
+        {"params": [parameter for parameter in group if id(parameter) in mine], "factor": factor}
+        for group, factor in parameter_groups(network, config)
+    ]
+    optimiser = torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.95))
     averages = [parameter.detach().clone() for parameter in parameters]
-    rate = config.refit_rate * config.learning_rate
+    peak = config.refit_rate * config.learning_rate
     low, high = QUALITIES[0], QUALITIES[-1]
     total = 0.0
     for step in range(config.refit_steps):
+        rate = peak * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / config.refit_steps))
         for group in optimiser.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / config.refit_steps))
+            group["lr"] = rate * group["factor"]
         crops = photos.batch(config.batch)
         quality = torch.from_numpy(photos.rng.integers(low, high + 1, config.batch))
         sent = codec.analyse(list(crops), quality.tolist())

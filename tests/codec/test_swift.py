@@ -80,9 +80,11 @@ def test_a_refit_learns_what_is_really_sent(whole_training: TrainConfig, tmp_pat
     network.start_from(weights, photos.batch(16))
     crops = list(photos.batch(24))
     assert network.swift is not None
+    # By so much that as many steps can mend it.
+    torch.manual_seed(0)
     with torch.no_grad():
-        for bias in (network.synthesis.patch.bias, network.swift.straight.bias):
-            bias += 6
+        for parameter in (*network.synthesis.body.parameters(), *network.swift.body.parameters()):
+            parameter += 0.04 * torch.randn_like(parameter)
     before_refit = copy.deepcopy(network)
     refit(network, before, photos, config, report=[].append)
     codec = Codec.load(before, device="cpu")
@@ -97,7 +99,7 @@ def test_a_refit_learns_what_is_really_sent(whole_training: TrainConfig, tmp_pat
         assert new is not None
         with torch.no_grad():
             errors = [(each(latents, t_N) - torch.stack(crops)).square().mean() for each in (old, new)]
-        assert errors[1] < errors[0] - 10
+        assert errors[1] < errors[0] - 1, errors
 
 
 def test_one_stream_has_two_decoders(file: Path, photos: Mapping[str, np.ndarray]) -> None:
