@@ -22,6 +22,8 @@ __all__ = ["BLOCK_BYTES", "MAX_EXTENDED", "TarMember", "iter_members", "members_
 
 BLOCK_BYTES = 512
 MAX_EXTENDED = 1 << 20
+# Far more than a member can have, and so little that a position in a tar stays a position that systems can seek to.
+_MAX_MEMBER = 1 << 40
 _CHUNK = 1 << 20
 _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 _PACKED = (
@@ -192,6 +194,8 @@ class _Reader:
             raise self._damaged(f"no tar header ({exc})") from exc
         if header.size < 0:
             raise self._damaged(f"the member {header.name!r} has a negative size")
+        if header.size > _MAX_MEMBER:
+            raise self._damaged(f"the member {header.name!r} has a size of more than {_MAX_MEMBER} bytes")
         self._at += BLOCK_BYTES
         return header
 
@@ -222,8 +226,8 @@ class _Reader:
     def _size(self, text: str | None, otherwise: int | None) -> int | None:
         if text is None:
             return otherwise
-        if not (text.isascii() and text.isdigit() and len(text) < 20):
-            raise self._damaged(f"an extended header gives the size {text!r}")
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= _MAX_MEMBER):
+            raise self._damaged(f"an extended header gives the size {text[:40]!r}")
         return int(text)
 
     def _read(self, size: int, what: str) -> bytes:

@@ -212,7 +212,7 @@ def test_damaged_tars_raise_instead_of_losing_samples(damage: Callable[[bytes], 
 
 def test_sizes_that_lie_allocate_nothing() -> None:
     info = tarfile.TarInfo("huge.jpg")
-    info.size = 1 << 45
+    info.size = 1 << 39
     with pytest.raises(ShardError, match="cut short"):
         read(info.tobuf(tarfile.GNU_FORMAT) + b"few bytes")
     header = tarfile.TarInfo("pax")
