@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import ConfigError, WeightsFormatError, WeightsNotFoundError
+from ..stored import Fields, as_text, parse_json
 from .importance import ImportanceHead
 from .swift import SwiftSynthesis
 from .tables import CONTEXT_LEVELS, EntropyTables
@@ -31,6 +32,11 @@ __all__ = ["Weights", "WeightsEntry", "find_weights", "list_weights", "load_weig
 _FORMAT = "discernible-weights-1"
 _HEAD = "importance."
 _SHIPPED = Path(__file__).parent / "weights"
+# The largest configuration, tables and all, has a tenth of it.
+_LONGEST_FILE = 1 << 30
+_LONGEST_NAME = 1000
+_MOST_CHANNELS = 1 << 16
+_DTYPES = (torch.float16, torch.float32, torch.int16, torch.uint8, torch.uint16)
 _TABLES = ("scale_index", "symbol_frequency", "class_group", "class_frequency", "class_share", "last_frequency")
 
 
@@ -98,15 +104,19 @@ def load_weights(name: str | Path = "default") -> Weights:
     """Load shipped weights by name, or a file by its path. Raises WeightsNotFoundError or WeightsFormatError."""
     path = find_weights(name)
     try:
+        if path.stat().st_size > _LONGEST_FILE:
+            raise WeightsFormatError(f"{path} has more than the {_LONGEST_FILE} bytes that weights can have")
         with safe_open(path, "pt") as file:
             meta: Mapping[str, str] = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as exc:
         raise WeightsFormatError(f"{path} is not a readable safetensors file: {exc}") from exc
     if meta.get("format") != _FORMAT:
-        raise WeightsFormatError(f"{path} is not a discernible weights file (format {meta.get('format')!r})")
+        raise WeightsFormatError(f"{path} is not a discernible weights file (format {meta.get('format', '')[:40]!r})")
     try:
-        config = TransformConfig(**json.loads(meta["config"]))
+        called = as_text(meta.get("name", path.stem), "name", longest=_LONGEST_NAME)
+        config = _config_of(meta["config"])
+        _check_tensors(tensors)
         # Without drawing initial weights: they would be overwritten, and the caller's random numbers would change.
         with torch.device("meta"):
             analysis, synthesis = Analysis(config), Synthesis(config)
@@ -120,13 +130,14 @@ def load_weights(name: str | Path = "default") -> Weights:
         means = tensors["class_means"].float()
         shift = tensors["context_shift"].float()
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as exc:
-        raise WeightsFormatError(f"{path} is incomplete or does not fit its configuration: {exc}") from exc
+        reason = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)[:500]
+        raise WeightsFormatError(f"{path} is incomplete or does not fit its configuration: {reason}") from exc
     if tables.channels != config.latents or tuple(means.shape) != (tables.classes, tables.channels):
         raise WeightsFormatError(f"{path}: tables, class means and transforms disagree on classes or channels")
     if tuple(shift.shape) != (CONTEXT_LEVELS,):
         raise WeightsFormatError(f"{path}: context_shift must have {CONTEXT_LEVELS} values, not {tuple(shift.shape)}")
     return Weights(
-        name=meta.get("name", path.stem),
+        name=called,
         fingerprint=_fingerprint({k: v for k, v in tensors.items() if not k.startswith(_HEAD)}, meta["config"]),
         head_fingerprint=None
         if head is None
@@ -140,6 +151,23 @@ def load_weights(name: str | Path = "default") -> Weights:
         context_shift=shift,
         tables=tables,
     )
+
+
+def _config_of(text: str) -> TransformConfig:
+    """The configuration in the metadata. Raises FieldError and ConfigError."""
+    told = Fields(parse_json(text.encode("utf-8", "surrogatepass")), "config")
+    names = [field.name for field in dataclasses.fields(TransformConfig)]
+    told.only(names)
+    return TransformConfig(**{name: told.whole(name, most=_MOST_CHANNELS) for name in names if name in told})
+
+
+def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for tensors of a kind that weights do not have, and for numbers that are none."""
+    for key, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"{key[:100]} is of the type {tensor.dtype}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{key[:100]} holds NaN or infinity")
 
 
 @functools.cache
