@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import DestinationError, PipelineError, SourceError, StorageError
+from ..stored import FieldError, Fields, parse_json
 from .spec import JobSpec, plan_identity, resolve_weights
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ INDEX_NAME = "index.json"
 _FORMAT = "discernible-plan"
 _VERSION = 1
 _SHOWN = 3
-_LONGEST_LINE = 1 << 28
+_LONGEST_PLAN = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,23 +141,23 @@ def read_plan(storage: Storage) -> Plan | None:
     if not storage.exists(PLAN_NAME):
         return None
     try:
-        document = json.loads(storage.read(PLAN_NAME))
-        if document["format"] != _FORMAT:
-            raise ValueError(f"its format is {document['format']!r}")
-        if document["version"] != _VERSION:
-            raise ValueError(f"its version is {document['version']!r}; this release reads version {_VERSION}")
+        document = Fields(parse_json(storage.read(PLAN_NAME, _LONGEST_PLAN)))
+        if document.text("format") != _FORMAT:
+            raise FieldError(f"its format is {document.text('format')[:40]!r}")
+        if document.whole("version") != _VERSION:
+            raise FieldError(f"its version is {document.whole('version')}; this release reads version {_VERSION}")
+        source, weights = document.group("source"), document.group("weights")
         plan = Plan(
-            plan_id=str(document["plan_id"]),
-            source=str(document["source"]["location"]),
-            kind=str(document["source"]["kind"]),
-            weights=str(document["weights"]["name"]),
-            fingerprint=str(document["weights"]["fingerprint"]),
-            options=dict(document["options"]),
-            shards=_read_shards(storage, str(document["shards"]["sha256"])),
+            plan_id=document.text("plan_id"),
+            source=source.text("location", longest=_LONGEST_PLAN),
+            kind=source.text("kind"),
+            weights=weights.text("name"),
+            fingerprint=weights.text("fingerprint"),
+            options=document.group("options").all(),
+            shards=_read_shards(storage, document.group("shards")),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{error!s} is missing" if isinstance(error, KeyError) else str(error)
-        raise DestinationError(f"{PLAN_NAME} in {storage.location} is not a plan of discernible: {reason}") from error
+    except FieldError as error:
+        raise DestinationError(f"{PLAN_NAME} in {storage.location} is not a plan of discernible: {error}") from error
     return plan
 
 
@@ -227,24 +228,31 @@ def _write_shards(shards: ShardTable, staged: Staged) -> None:
             file.write(line)
 
 
-def _read_shards(storage: Storage, digest: str) -> ShardTable:
-    """The shards of a plan. Raises ValueError when they are not those that ``digest`` is of."""
-    from ..pipeline.source_shard import SourceShard
-    from ..pipeline.tables import ShardTable
+def _read_shards(storage: Storage, told: Fields) -> ShardTable:
+    """The shards of a plan. Raises FieldError when they are not those that ``plan.json`` tells of."""
+    from ..pipeline.tables import LONGEST_LINE, ShardTable, parse_shard
+
+    digest, count = told.digits("sha256", 64), told.whole("count")
 
     def lines() -> Iterator[bytes]:
+        # No more than there should be: a few kilobytes of gzip can hold lines enough to fill a disk.
+        left = count
         with storage.open(SHARDS_NAME) as stream, gzip.open(stream, "rb") as file:
-            while line := file.readline(_LONGEST_LINE):
+            while line := file.readline(LONGEST_LINE + 1):
+                left -= 1
+                if left < 0:
+                    raise FieldError(f"{SHARDS_NAME} holds more than {count} shards")
                 yield line
 
     try:
-        shards = ShardTable(SourceShard.from_dict(json.loads(line)) for line in lines())
+        shards = ShardTable(map(parse_shard, lines()))
     except (gzip.BadGzipFile, EOFError, zlib.error, PipelineError) as error:
         if isinstance(error, StorageError):
             raise
-        raise ValueError(f"{SHARDS_NAME} is damaged: {error}") from error
-    if shards.digest != digest:
-        raise ValueError(f"{SHARDS_NAME} holds other shards than it was made with")
+        raise FieldError(f"{SHARDS_NAME} is damaged: {error}") from error
+    sums = told.maybe(told.whole, "samples"), told.whole("bytes")
+    if shards.digest != digest or len(shards) != count or (shards.samples, shards.bytes) != sums:
+        raise FieldError(f"{SHARDS_NAME} holds other shards than it was made with")
     return shards
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DestinationError
+from ..errors import ConfigError, DestinationError
 from .ledger import read_ledger
-from .plan import read_plan
+from .plan import PLAN_NAME, read_plan
 from .quarantine import quarantine_of
 from .spec import resolve_location, resolve_weights
 
@@ -86,7 +86,11 @@ def retry(
         options = {**plan.options, "device": device, "threads": threads}
         if weights is not None:
             options["weights"] = resolve_weights(weights)
-        converter = ShardConverter(ConvertConfig.from_dict(options))
+        try:
+            config = ConvertConfig.from_dict(options)
+        except ConfigError as exc:
+            raise DestinationError(f"{PLAN_NAME} in {storage.location} is not a plan of discernible: {exc}") from exc
+        converter = ShardConverter(config)
         if converter.fingerprint != plan.fingerprint:
             raise DestinationError(
                 f"the plan was made with the weights {plan.weights} ({plan.fingerprint}), these are "

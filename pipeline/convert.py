@@ -27,9 +27,11 @@ from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import CodecError, ConfigError, ImageMissingError, PipelineError, ScatteredSampleError, ShardError
+from ..stored import FieldError, Fields
 from .coding import AnalysedImage, BegunBatch, SentBatch, analyse_image, begin_batch, finish_batch, send_batch
 from .gpu_jpeg import GpuJpeg, JpegFile, plain_jpeg
 from .grouping import BatchComposer
@@ -57,6 +59,8 @@ __all__ = ["ConvertConfig", "ShardConverter", "ShardProgress", "StageTimings"]
 _Batch = tuple[list[Item], SentBatch]
 
 _PROGRESS_SECONDS = 0.25
+_MOST_THREADS = 1 << 16
+_MOST_DECIBELS = 1000.0
 # What one step of quality brings at least, so that a second try is rarely too much.
 _DECIBELS_A_STEP = 0.15
 
@@ -110,11 +114,24 @@ class ConvertConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ConvertConfig:
-        """The configuration that :meth:`to_dict` wrote. Raises ConfigError for unknown or missing fields."""
+        """The configuration that :meth:`to_dict` wrote. Raises ConfigError for fields that are unknown or no such."""
         try:
+            told = Fields(data, "the configuration")
+            readers: dict[str, Callable[[str], Any]] = {
+                "quality": partial(told.whole, least=1, most=100),
+                **dict.fromkeys(("weights", "guide", "device", "missing_image"), told.text),
+                "threads": partial(told.whole, least=1, most=_MOST_THREADS),
+                **dict.fromkeys(("batch_pixels", "lookahead"), partial(told.whole, least=1)),
+                "image_member": partial(told.maybe, told.text),
+                **dict.fromkeys(("measure_psnr", "passthrough_smaller"), told.flag),
+                "min_psnr": partial(told.maybe, told.number, least=0, most=_MOST_DECIBELS),
+                "pixels": told.raw,
+            }
+            told.only(readers)
+            values = {name: read(name) for name, read in readers.items() if name in told}
             # What was written before there were guides had none.
-            return cls(**{"guide": "none", **data, "pixels": PixelPolicy.from_dict(data["pixels"])})
-        except (KeyError, TypeError) as exc:
+            return cls(**{"guide": "none", **values, "pixels": PixelPolicy.from_dict(told.raw("pixels"))})
+        except FieldError as exc:
             raise ConfigError(f"a conversion's configuration is damaged: {exc}") from exc
 
     def identity(self) -> dict[str, Any]:

@@ -17,13 +17,24 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin
 
 from ..errors import StorageError
+from .storage import check_size
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from urllib3 import BaseHTTPResponse, PoolManager
     from urllib3.util import Url
 
-__all__ = ["HttpReader", "UrlFacts", "is_url", "look_at_url", "open_url", "read_url", "shown_url", "url_exists"]
+__all__ = [
+    "HttpReader",
+    "UrlFacts",
+    "is_url",
+    "look_at_url",
+    "open_url",
+    "read_url",
+    "read_whole_url",
+    "shown_url",
+    "url_exists",
+]
 
 _TRIES = 8
 _BACKOFF_SECONDS = 0.2
@@ -94,14 +105,35 @@ def _look(url: str) -> BaseHTTPResponse:
     return answer
 
 
-def read_url(url: str, size: int | None = None) -> bytes | None:
-    """A file, or its first ``size`` bytes; None when there is none, or none that may be read. Raises StorageError."""
+def read_url(url: str, size: int | None = None, limit: int | None = None) -> bytes | None:
+    """A file, or its first ``size`` bytes; None when there is none, or none that may be read.
+
+    Raises StorageError, also when it has more than ``limit`` bytes.
+    """
     answer = _get(url, _range(0, size))
     if answer.status in _ABSENT:
         _leave(answer)
         return None
-    with io.BufferedReader(HttpReader(url, answer, size), _CHUNK) as stream:
-        return stream.read(size)
+    return _read_within(url, HttpReader(url, answer, size), size, limit)
+
+
+def read_whole_url(url: str, limit: int | None = None) -> bytes:
+    """A file. Raises StorageError when there is none, or it has more than ``limit`` bytes."""
+    return _read_within(url, open_url(url), None, limit)
+
+
+def _read_within(url: str, reader: HttpReader, size: int | None, limit: int | None) -> bytes:
+    with io.BufferedReader(reader, _CHUNK) as stream:
+        if limit is None:
+            return stream.read(size)
+        check_size(shown_url(url), reader.size or 0, limit)
+        pieces, total = [], 0
+        # A server need not say how much it sends.
+        while piece := stream.read(_CHUNK):
+            pieces.append(piece)
+            total += len(piece)
+            check_size(shown_url(url), total, limit)
+        return b"".join(pieces)
 
 
 def open_url(url: str) -> HttpReader:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import StorageError
-from .storage import Entry, Staged, Storage, storage_errors
+from .storage import Entry, Staged, Storage, check_size, storage_errors
 
 __all__ = ["LocalStorage"]
 
@@ -91,10 +91,11 @@ class LocalStorage(Storage):
         with storage_errors(f"cannot open {name} in {self.location}"):
             return self.path(name).open("rb")
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int | None = None) -> bytes:
         """The whole file."""
-        with storage_errors(f"cannot read {name} in {self.location}"):
-            return self.path(name).read_bytes()
+        with storage_errors(f"cannot read {name} in {self.location}"), self.path(name).open("rb") as file:
+            check_size(f"{name} in {self.location}", os.fstat(file.fileno()).st_size, limit)
+            return file.read()
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """The files below the folder whose relative path starts with ``prefix``."""

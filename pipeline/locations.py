@@ -8,8 +8,18 @@ from typing import BinaryIO, cast
 from urllib.parse import quote, unquote
 
 from ..errors import ShardError, StorageError
-from .http_reader import HttpReader, UrlFacts, is_url, look_at_url, open_url, read_url, shown_url, url_exists
-from .receipts import ReceiptHead
+from .http_reader import (
+    HttpReader,
+    UrlFacts,
+    is_url,
+    look_at_url,
+    open_url,
+    read_url,
+    read_whole_url,
+    shown_url,
+    url_exists,
+)
+from .receipts import RECEIPT_LIMIT, ReceiptHead
 from .s3_client import S3Options, error_code
 from .s3_reader import ObjectReader
 from .s3_storage import S3Storage
@@ -96,13 +106,12 @@ def open_file(location: str, s3: S3Options | None = None) -> BinaryIO:
     return cast("BinaryIO", io.BufferedReader(open_remote(location, s3), _BUFFER))
 
 
-def read_file(location: str, s3: S3Options | None = None) -> bytes:
-    """All bytes of a small file. Raises StorageError."""
+def read_file(location: str, s3: S3Options | None = None, limit: int | None = None) -> bytes:
+    """All bytes of a small file. Raises StorageError, also when it has more than ``limit`` bytes."""
     if is_url(location):
-        with open_file(location) as stream:
-            return stream.read()
+        return read_whole_url(location, limit)
     parent, name = split_location(location)
-    return open_storage(parent, s3).read(name)
+    return open_storage(parent, s3).read(name, limit)
 
 
 def file_exists(location: str, s3: S3Options | None = None) -> bool:
@@ -113,16 +122,21 @@ def file_exists(location: str, s3: S3Options | None = None) -> bool:
     return open_storage(parent, s3).exists(name)
 
 
-def read_if_there(location: str, s3: S3Options | None = None, size: int | None = None) -> bytes | None:
-    """A file (its first ``size`` bytes), or None when it is not there, or may not be read. Raises StorageError."""
+def read_if_there(
+    location: str, s3: S3Options | None = None, size: int | None = None, limit: int | None = None
+) -> bytes | None:
+    """A file (its first ``size`` bytes), or None when it is not there, or may not be read.
+
+    Raises StorageError, also when it has more than ``limit`` bytes.
+    """
     if is_url(location):
-        return read_url(location, size)
+        return read_url(location, size, limit)
     parent, name = split_location(location)
     storage = open_storage(parent, s3)
     if is_local(location) and not storage.exists(name):
         return None
     try:
-        return storage.read(name) if size is None else storage.read_start(name, size)
+        return storage.read(name, limit) if size is None else storage.read_start(name, size)
     except StorageError as exc:
         if error_code(exc.__cause__ or exc) in _ABSENT:
             return None
@@ -147,4 +161,4 @@ def read_receipt_head(tar: str, s3: S3Options | None = None) -> ReceiptHead | No
     except ShardError:
         if len(start) < _HEAD_BYTES:
             raise
-        return ReceiptHead.from_head(read_file(place, s3), shard=name)
+        return ReceiptHead.from_head(read_file(place, s3, RECEIPT_LIMIT), shard=name)

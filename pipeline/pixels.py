@@ -30,9 +30,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +42,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import ConfigError, ImageFilteredError, ImageTooLargeError, ImageUnreadableError, SampleError
+from ..stored import FieldError, Fields, as_whole
 from .colour import to_rgb
 from .formats import after_load, before_load
 from .lighter import lighter
@@ -104,13 +106,20 @@ class PixelPolicy:
         return {**dataclasses.asdict(self), "background": list(self.background)}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> PixelPolicy:
-        """The policy that :meth:`to_dict` wrote. Raises ConfigError."""
+    def from_dict(cls, data: object) -> PixelPolicy:
+        """The policy that :meth:`to_dict` wrote. Raises ConfigError for fields that are unknown or no such."""
         try:
-            red, green, blue = data["background"]
-            return cls(**{**data, "background": (red, green, blue)})
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ConfigError(f"a pixel policy's record is damaged: {exc!r}") from exc
+            told = Fields(data, "the policy")
+            readers: dict[str, Callable[[str], Any]] = {
+                "max_pixels": partial(told.whole, least=1),
+                "background": lambda name: tuple(as_whole(each, name, most=255) for each in told.items(name)),
+                **dict.fromkeys(("animated", "jpeg"), told.text),
+                **dict.fromkeys(("min_size", "resize"), partial(told.maybe, told.whole)),
+            }
+            told.only(readers)
+            return cls(**{name: read(name) for name, read in readers.items() if name in told})
+        except FieldError as exc:
+            raise ConfigError(f"a pixel policy's record is damaged: {exc}") from exc
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,17 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from ..errors import ShardError
+from ..stored import FieldError, Fields, as_text, as_whole, parse_json
 from .prefetch import map_ahead
 from .storage import Storage, open_storage
 
 __all__ = [
+    "INDEX_LIMIT",
     "INDEX_NAME",
+    "MOST_SAMPLES",
     "PLAN_NAME",
+    "RECEIPT_LIMIT",
     "FileRef",
     "Receipt",
     "ReceiptHead",
@@ -39,8 +44,26 @@ __all__ = [
 
 INDEX_NAME = "index.json"
 PLAN_NAME = "plan.json"
+MOST_SAMPLES = 1 << 24
+"""Samples that a shard may have by a receipt or an index; lists of a forged number of them must fit into memory."""
+
+RECEIPT_LIMIT = 1 << 30
+"""Bytes of a receipt."""
+
+INDEX_LIMIT = 1 << 29
+"""Bytes of ``index.json``, which then lists some seven million shards."""
+
 _FORMAT = 1
 _INDEX_LINE = b'\n  "index": ['
+_END = b"\n}\n"
+# How the index is laid out; read so, it takes no memory but that of its entries, whatever a forged one holds.
+_ENTRY = re.compile(rb'\n    \["((?:[^"\\\n]|\\[^\n])*+)", ([0-9]{1,16}), ([0-9]{1,16})\]')
+_LONGEST_HEAD = 1 << 20
+_PLAIN = re.compile(rb"[ -\[\]-~]*+")
+# As long as a name in a tar can be.
+_LONGEST_KEY = 1 << 20
+_MOST_DB = 1000.0
+_OUTCOMES = ("committed", "quarantined", "passthrough", "filtered")
 # Enough for the head of nearly every receipt; what takes more is read whole.
 _HEAD_BYTES = 4096
 # Requests on their way at once, and asked for ahead: a store answers each after a delay.
@@ -127,7 +150,7 @@ class ReceiptHead:
         for name in ReceiptHead.__dataclass_fields__:
             value = getattr(self, name)
             body[name] = asdict(value) if isinstance(value, FileRef | SourceRef) else value
-        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items()]
+        lines = [f"  {json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in body.items()]
         lines.append(f'  "checksum": "{_checksum(body)}"')
         return ("{\n" + ",\n".join(lines)).encode("ascii")
 
@@ -137,8 +160,7 @@ class ReceiptHead:
 
         Raises ShardError when it is damaged, edited or something else.
         """
-        fields, _ = _read_fields(data.partition(_INDEX_LINE)[0].rstrip(b",") + b"}", shard)
-        return ReceiptHead(**fields)
+        return ReceiptHead(**_read_fields(data.partition(_INDEX_LINE)[0], shard))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,19 +179,53 @@ class Receipt(ReceiptHead):
         return ReceiptHead(**{name: getattr(self, name) for name in ReceiptHead.__dataclass_fields__})
 
     def to_json(self) -> bytes:
-        """The receipt as JSON: the head, then the index, one line a sample."""
-        return self.head_json() + b"," + _INDEX_LINE[:-1] + _index_lines(map(astuple, self.index)) + b"\n}\n"
+        """The receipt as JSON: the head, then the index, one line a sample.
+
+        Raises ShardError when it would be longer than one may be.
+        """
+        data = self.head_json() + b"," + _INDEX_LINE[:-1] + _index_lines(map(astuple, self.index)) + _END
+        if len(data) > RECEIPT_LIMIT or self.samples > MOST_SAMPLES:
+            raise ShardError(
+                f"{self.samples} samples are too many for one shard: convert them in several", shard=self.name
+            )
+        return data
 
     @classmethod
     def from_json(cls, data: bytes, *, shard: str | None = None) -> Receipt:
         """The receipt that :meth:`to_json` wrote. Raises ShardError when it is damaged, edited or something else."""
-        fields, body = _read_fields(data, shard)
+        at = data.find(_INDEX_LINE)
+        fields = _read_fields(data if at < 0 else data[:at], shard)
+        if at < 0 or not data.endswith(_END):
+            raise ShardError("not a receipt: it has no index, or something behind it", shard=shard)
+        lines = data[at + len(_INDEX_LINE) - 1 : -len(_END)]
+        if _sha256(lines) != fields["index_sha256"]:
+            raise ShardError("the receipt was altered: its index does not match its checksum", shard=shard)
         try:
-            if _sha256(_index_lines(body["index"])) != fields["index_sha256"]:
-                raise ShardError("the receipt was altered: its index does not match its checksum", shard=shard)
-            return cls(**fields, index=tuple(SampleIndex(*entry) for entry in body["index"]))
-        except (KeyError, TypeError) as exc:
-            raise ShardError(f"not a receipt: {exc!r}", shard=shard) from exc
+            return cls(**fields, index=tuple(_read_index(lines)))
+        except FieldError as exc:
+            raise ShardError(f"not a receipt: {exc}", shard=shard) from exc
+
+
+def _read_index(lines: bytes) -> Iterator[SampleIndex]:
+    """The entries of an index. Raises FieldError."""
+    at, count = 1, 0
+    while found := _ENTRY.match(lines, at):
+        count += 1
+        if count > MOST_SAMPLES:
+            raise FieldError(f"the index lists more than {MOST_SAMPLES} samples")
+        key, offset, size = found.groups()
+        yield SampleIndex(
+            as_text(_unquoted(key), "a key", longest=_LONGEST_KEY),
+            as_whole(int(offset), "an offset"),
+            as_whole(int(size), "a size"),
+        )
+        at = found.end() + (lines[found.end() : found.end() + 1] == b",")
+    if lines[at:] != (b"\n  ]" if count else b"]"):
+        raise FieldError(f"line {count + 1} of its index is not a key, an offset and a size")
+
+
+def _unquoted(text: bytes) -> Any:
+    return text.decode("ascii") if _PLAIN.fullmatch(text) else parse_json(b'"%b"' % text)
 
 
 def _index_lines(entries: Iterable[Any]) -> bytes:
@@ -178,26 +234,47 @@ def _index_lines(entries: Iterable[Any]) -> bytes:
     return f"[\n{entries}\n  ]".encode("ascii") if entries else b"[]"
 
 
-def _read_fields(data: bytes, shard: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of a head, and all that the JSON holds. Raises ShardError."""
+def _read_fields(head: bytes, shard: str | None) -> dict[str, Any]:
+    """The fields of a head without its closing brace. Raises ShardError."""
     try:
-        body = json.loads(data)
-        head = {name: value for name, value in body.items() if name not in ("checksum", "index")}
-        if body["receipt"] != _FORMAT:
-            raise ShardError(f"receipt format {body['receipt']!r}; this release reads {_FORMAT}", shard=shard)
-        if body["checksum"] != _checksum(head):
+        if len(head) > _LONGEST_HEAD:
+            raise FieldError(f"its head has {len(head)} bytes")
+        body = parse_json(head.rstrip(b",") + b"}")
+        told = Fields(body, "a receipt")
+        if told.whole("receipt") != _FORMAT:
+            raise ShardError(f"receipt format {told.whole('receipt')}; this release reads {_FORMAT}", shard=shard)
+        checksum = told.digits("checksum", 64)
+        if checksum != _checksum({name: value for name, value in body.items() if name != "checksum"}):
             raise ShardError("the receipt was altered: its checksum does not match", shard=shard)
-        fields = {name: head[name] for name in ReceiptHead.__dataclass_fields__}
-        fields |= {
-            "source": SourceRef(**head["source"]),
-            "tar": FileRef(**head["tar"]),
-            "statistics": FileRef(**head["statistics"]),
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise ShardError(f"not a receipt: {exc!r}", shard=shard) from exc
+        fields = _typed(told)
+    except FieldError as exc:
+        raise ShardError(f"not a receipt: {exc}", shard=shard) from exc
     if shard is not None and fields["name"] != shard:
         raise ShardError(f"the receipt is that of shard {fields['name']}", shard=shard)
-    return fields, body
+    return fields
+
+
+def _typed(told: Fields) -> dict[str, Any]:
+    """The fields of a head, each of its type and in its range. Raises FieldError."""
+    source = told.group("source")
+    fields: dict[str, Any] = {name: told.text(name) for name in ("plan_id", "weights", "fingerprint")}
+    fields |= {name: told.whole(name, most=MOST_SAMPLES) for name in _OUTCOMES}
+    fields |= {name: told.whole(name) for name in ("ignored", "pixels", "bytes_in", "bytes_out", "bytes_carried")}
+    if told.whole("samples") != sum(fields[name] for name in _OUTCOMES):
+        raise FieldError("samples is not the sum of what became of them")
+    return fields | {
+        "name": told.base_name("name"),
+        "source": SourceRef(source.text("kind"), source.text("location")),
+        "quality": told.whole("quality", least=1, most=100),
+        "psnr": told.maybe(told.number, "psnr", least=0, most=_MOST_DB),
+        "tar": _file_ref(told.group("tar")),
+        "statistics": _file_ref(told.group("statistics")),
+        "index_sha256": told.digits("index_sha256", 64),
+    }
+
+
+def _file_ref(told: Fields) -> FileRef:
+    return FileRef(told.base_name("name"), told.whole("size"), told.digits("sha256", 64))
 
 
 def _checksum(body: dict[str, Any]) -> str:
@@ -292,14 +369,14 @@ def read_receipt(destination: str | Storage, name: str) -> Receipt | None:
     """The receipt of a shard, or None when it has none. Raises ShardError when it is damaged."""
     storage = open_storage(destination)
     file = f"{name}.json"
-    return Receipt.from_json(storage.read(file), shard=name) if storage.exists(file) else None
+    return Receipt.from_json(storage.read(file, RECEIPT_LIMIT), shard=name) if storage.exists(file) else None
 
 
 def list_receipts(destination: str | Storage) -> dict[str, Receipt]:
     """All receipts at a destination by shard name, sorted, with their indices. Raises ShardError for a damaged one."""
     storage = open_storage(destination)
     names = sorted(receipt_names(storage))
-    return {name: Receipt.from_json(storage.read(f"{name}.json"), shard=name) for name in names}
+    return {name: Receipt.from_json(storage.read(f"{name}.json", RECEIPT_LIMIT), shard=name) for name in names}
 
 
 def receipt_names(storage: Storage) -> Iterator[str]:
@@ -318,7 +395,7 @@ def read_heads(storage: Storage, names: Iterable[str]) -> Iterator[ReceiptHead]:
     def read(name: str) -> ReceiptHead:
         data = storage.read_start(f"{name}.json", _HEAD_BYTES)
         if _INDEX_LINE not in data:
-            data = storage.read(f"{name}.json")
+            data = storage.read(f"{name}.json", RECEIPT_LIMIT)
         return ReceiptHead.from_head(data, shard=name)
 
     return map_ahead(read, names, threads=_READERS, ahead=_READ_AHEAD)

@@ -20,7 +20,7 @@ from .output import ShardOutput
 from .receipts import ReceiptHead
 from .samples import Sample
 from .shards import iter_tar_samples
-from .statistics import KEPT, SampleRow, read_rows
+from .statistics import KEPT, STATISTICS_LIMIT, SampleRow, read_rows
 
 if TYPE_CHECKING:
     from .convert import ShardConverter
@@ -43,7 +43,7 @@ def retry_shard(
 
     Raises ShardError when the shard does not fit its receipt or the source has changed its samples, StorageError.
     """
-    rows = read_rows(storage.read(receipt.statistics.name), shard=shard.name)
+    rows = read_rows(storage.read(receipt.statistics.name, STATISTICS_LIMIT), shard=shard.name)
     wanted = frozenset(number for number, row in enumerate(rows) if row.status == "quarantined")
     if not wanted:
         return receipt

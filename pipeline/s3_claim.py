@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import StorageError
+from ..stored import FieldError, Fields, as_text, as_whole, parse_json
 
 __all__ = ["Claim", "claim_name", "seal_name"]
 
@@ -60,23 +61,33 @@ class Claim:
         """What :meth:`to_bytes` made. Raises StorageError when it is damaged."""
         head, _, body = packed.partition(b"\n")
         try:
-            told = json.loads(head)
+            told = Fields(parse_json(head), "the claim")
             objects = []
             at = 0
-            for name, size in told["objects"]:
-                objects.append((str(name), body[at : at + size]))
+            for each in told.items("objects"):
+                if not isinstance(each, list) or len(each) != 2:
+                    raise FieldError("an object must be a name and a size")
+                size = as_whole(each[1], "the size of an object", most=len(body))
+                objects.append((as_text(each[0], "the name of an object"), body[at : at + size]))
                 at += size
             if at != len(body) or not objects:
-                raise ValueError(f"{len(body)} bytes instead of {at}")
+                raise FieldError(f"{len(body)} bytes instead of {at}")
             return cls(
-                first=str(told["first"]),
-                attempt=str(told["attempt"]),
-                upload=str(told["upload"]),
-                parts=[dict(part) for part in told["parts"]],
+                first=told.text("first"),
+                attempt=told.text("attempt"),
+                upload=told.text("upload"),
+                parts=[_part(each) for each in told.items("parts")],
                 objects=objects,
             )
-        except (ValueError, KeyError, TypeError) as exc:
+        except FieldError as exc:
             raise StorageError(f"the claim of a commit is damaged: {exc}") from exc
+
+
+def _part(told: object) -> dict[str, Any]:
+    number = Fields(told, "a part").whole("PartNumber", least=1, most=10_000)
+    assert isinstance(told, dict)
+    # The others are what the store said about it: its ETag and checksums.
+    return {name: as_text(value, name) for name, value in told.items() if name != "PartNumber"} | {"PartNumber": number}
 
 
 def claim_name(seal: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import StorageError
 from .s3_client import S3Options, error_code, s3_errors
+from .storage import check_size
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -71,11 +72,12 @@ def _total(answer: Mapping[str, Any], length: int) -> int:
     return int(total) if total.isdigit() else int(answer.get("ContentLength", length))
 
 
-def read_object(client: Any, options: S3Options, bucket: str, key: str) -> bytes:
-    """A whole object. Raises StorageError."""
+def read_object(client: Any, options: S3Options, bucket: str, key: str, limit: int | None = None) -> bytes:
+    """A whole object. Raises StorageError, also when it has more than ``limit`` bytes."""
     where = {"Bucket": bucket, "Key": key}
     with s3_errors(f"cannot read s3://{bucket}/{key}"):
         part = _fetch(client, options, where, 0, None)
+        check_size(f"s3://{bucket}/{key}", part.size, limit)
         pieces = [part.data]
         read = len(part.data)
         while read < part.size:

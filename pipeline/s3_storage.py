@@ -97,10 +97,10 @@ class S3Storage(Storage):
         where = self._where(name)
         return ObjectReader(self._client, self.options, where["Bucket"], where["Key"], _pool)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int | None = None) -> bytes:
         """The whole object."""
         where = self._where(name)
-        return read_object(self._client, self.options, where["Bucket"], where["Key"])
+        return read_object(self._client, self.options, where["Bucket"], where["Key"], limit)
 
     def read_start(self, name: str, size: int) -> bytes:
         """The first bytes of an object, in one request."""

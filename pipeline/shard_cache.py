@@ -96,6 +96,9 @@ class ShardCache:
             raise
 
     def _take_room(self, part: Path, size: int) -> None:
+        if size > shutil.disk_usage(self.folder).total:
+            # What a forged receipt says must not clear the cache.
+            raise StorageError(f"a shard of {size} bytes is more than the disk of {self.folder} can hold")
         with _locked(self.folder / _FOLDER_LOCK):
             self._make_room(size)
             with part.open("wb") as file:

@@ -32,6 +32,7 @@ from .locations import (
     receipt_location,
     shown,
 )
+from .receipts import RECEIPT_LIMIT
 from .s3_client import S3Options, s3_client
 from .shard_cache import ShardCache, TemporaryFolder, cache_name
 
@@ -109,7 +110,7 @@ class ShardFiles:
 
     def read_receipt(self, location: str) -> bytes | None:
         """The receipt beside a shard, or None when it has none. Raises StorageError."""
-        data = read_if_there(receipt_location(location), self.s3)
+        data = read_if_there(receipt_location(location), self.s3, limit=RECEIPT_LIMIT)
         return data if data is not None and is_receipt(data) else None
 
     def close(self) -> None:

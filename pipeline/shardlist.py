@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ShardError, SourceError, StorageError
+from ..stored import FieldError, Fields, parse_json
 from .braces import has_braces
 from .http_reader import is_url
 from .locations import base_name, beside, file_exists, is_local, read_if_there, read_receipt_head, shown
 from .patterns import expand_location
 from .prefetch import map_ahead
-from .receipts import INDEX_NAME
+from .receipts import INDEX_LIMIT, INDEX_NAME, MOST_SAMPLES
 from .s3_client import S3Options, error_code
 from .storage import is_remote, local_path, open_storage
 
@@ -190,15 +190,16 @@ def _within(folder: str, name: str) -> str:
 def _read_index(folder: str, s3: S3Options | None) -> dict[str, int] | None:
     """Tar names and sample counts in ``index.json`` (the wids schema), or None when there is no such file."""
     place = _within(folder, INDEX_NAME)
-    text = read_if_there(place, s3)
+    text = read_if_there(place, s3, limit=INDEX_LIMIT)
     if text is None:
         return None
     try:
-        entries = {str(entry["url"]): int(entry["nsamples"]) for entry in json.loads(text)["shardlist"]}
-    except (ValueError, TypeError, KeyError) as exc:
-        raise ShardError(
-            f"{shown(place)} is not a wids index ({type(exc).__name__}: {exc}): run discernible compress again"
-        ) from exc
+        entries = {
+            entry.text("url"): entry.whole("nsamples", most=MOST_SAMPLES)
+            for entry in (Fields(each, "an entry") for each in Fields(parse_json(text)).items("shardlist"))
+        }
+    except FieldError as exc:
+        raise ShardError(f"{shown(place)} is not a wids index: {exc}; run discernible compress again") from exc
     if any("/" in name or name in ("", ".", "..") for name in entries):
         raise ShardError(f"{shown(place)} names files outside its folder: it was not written by discernible")
     return entries

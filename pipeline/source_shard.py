@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import SourceError
+from ..stored import FieldError, Fields, as_text, as_whole
 from .folders import SourceFile
 
 __all__ = ["Kind", "SourceShard"]
 
 Kind = Literal["folder", "tar", "parquet"]
+
+_KINDS: dict[str, Kind] = {"folder": "folder", "tar": "tar", "parquet": "parquet"}
+# Parquet counts them with 16 bits where it is strict; 32 are what its readers take.
+_MOST_GROUPS = (1 << 31) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,24 +60,40 @@ class SourceShard:
         return result
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> SourceShard:
+    def from_dict(cls, data: object) -> SourceShard:
         """The shard that :meth:`to_dict` wrote. Raises SourceError when the fields do not add up."""
         try:
-            files = tuple(SourceFile(key=key, paths=tuple(paths)) for key, *paths in data.get("files", ()))
-            shard = cls(
-                name=str(data["name"]),
-                kind=data["kind"],
-                location=str(data["location"]),
-                bytes=int(data["bytes"]),
-                files=files,
-                column=data.get("column"),
-                groups=tuple(data["groups"]) if "groups" in data else None,
-                limit=data.get("limit"),
-                samples=data.get("samples"),
-                grouped=bool(data.get("grouped", False)),
+            told = Fields(data, "the record")
+            kind = _KINDS.get(told.text("kind"))
+            if kind is None:
+                raise SourceError(f"unknown kind of source {told.text('kind')[:40]!r}", shard=told.text("name"))
+            return cls(
+                name=told.base_name("name"),
+                kind=kind,
+                location=told.text("location"),
+                bytes=told.whole("bytes"),
+                files=tuple(map(_file, told.items("files"))) if kind == "folder" else (),
+                column=told.text("column") if kind == "parquet" else None,
+                groups=_groups(told.items("groups")) if kind == "parquet" else None,
+                limit=told.maybe(told.whole, "limit"),
+                samples=told.maybe(told.whole, "samples"),
+                grouped="grouped" in told and told.flag("grouped"),
             )
-        except (KeyError, TypeError, ValueError) as exc:
-            raise SourceError(f"a source shard's record is damaged: {exc!r}") from exc
-        if shard.kind not in ("folder", "tar", "parquet"):
-            raise SourceError(f"unknown kind of source {shard.kind!r}", shard=shard.name)
-        return shard
+        except FieldError as exc:
+            raise SourceError(f"a source shard's record is damaged: {exc}") from exc
+
+
+def _file(told: object) -> SourceFile:
+    if not isinstance(told, list) or len(told) < 2:
+        raise FieldError("a file must be a key and paths")
+    key, *paths = (as_text(each, "a key or path of a file") for each in told)
+    return SourceFile(key=key, paths=tuple(paths))
+
+
+def _groups(told: list[Any]) -> tuple[int, int]:
+    if len(told) != 2:
+        raise FieldError(f"groups must be two numbers, not {len(told)}")
+    first, last = (as_whole(each, "a row group", most=_MOST_GROUPS) for each in told)
+    if first > last:
+        raise FieldError(f"the row groups {first} to {last} are none")
+    return first, last

@@ -21,7 +21,17 @@ from ..errors import StorageError
 if TYPE_CHECKING:
     from .s3_client import S3Options
 
-__all__ = ["Entry", "Staged", "Storage", "is_remote", "local_path", "open_storage", "split_location", "storage_errors"]
+__all__ = [
+    "Entry",
+    "Staged",
+    "Storage",
+    "check_size",
+    "is_remote",
+    "local_path",
+    "open_storage",
+    "split_location",
+    "storage_errors",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +114,19 @@ class Storage(ABC):
         """Finish or clear up what writers that died have left; returns how many objects went."""
 
     @abstractmethod
-    def read(self, name: str) -> bytes:
-        """The whole object. Raises StorageError when it is missing or unreadable."""
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """The whole object. Raises StorageError when it is missing, unreadable or longer than ``limit`` bytes."""
 
     def read_start(self, name: str, size: int) -> bytes:
         """The first ``size`` bytes of an object, all when it has fewer. Raises as :meth:`read` does."""
         with storage_errors(f"cannot read {name} in {self.location}"), self.open(name) as stream:
             return stream.read(size)
+
+
+def check_size(what: str, size: int, limit: int | None) -> None:
+    """Raise StorageError unless ``what`` (a name or a location) is within a limit on what is read into memory."""
+    if limit is not None and size > limit:
+        raise StorageError(f"{what} has {size} bytes, more than the {limit} that such a file may have: it is damaged")
 
 
 @contextmanager

@@ -9,18 +9,40 @@ from dataclasses import astuple
 from typing import overload
 
 from ..errors import SourceError
+from ..stored import FieldError, parse_json
 from .receipts import FileRef, ReceiptHead, SourceRef, Totals, totals
 from .scratch import Scratch, pack_name
 from .source_shard import SourceShard
 
-__all__ = ["ReceiptTable", "ShardTable"]
+__all__ = ["LONGEST_LINE", "ReceiptTable", "ShardTable", "parse_shard"]
+
+LONGEST_LINE = 1 << 26
+"""Bytes of a shard's line, which lists the files of a folder's shard."""
+
+# Parsed, each takes up to 64 bytes. The file of a sample is three of them.
+_MOST_VALUES = 1 << 21
+
+
+def parse_shard(line: bytes) -> SourceShard:
+    """The shard of a line, as it was packed or as somebody forged it. Raises SourceError."""
+    if not _is_fit(line):
+        raise SourceError(f"a source shard's record is damaged: it has more than {LONGEST_LINE} bytes, or files")
+    try:
+        return SourceShard.from_dict(parse_json(line))
+    except FieldError as exc:
+        raise SourceError(f"a source shard's record is damaged: {exc}") from exc
+
+
+def _is_fit(line: bytes) -> bool:
+    return len(line) <= LONGEST_LINE and line.count(b",") + line.count(b"[") + line.count(b"{") <= _MOST_VALUES
 
 
 class ShardTable(Sequence[SourceShard]):
     """Source shards in the order of the conversion; no two have one name.
 
     ``bytes`` are those of the source. ``samples`` is how many there are, None when that is known only after reading.
-    ``digest`` is a SHA-256 in hex over :meth:`lines`. Raises SourceError for a name that is taken.
+    ``digest`` is a SHA-256 in hex over :meth:`lines`. Raises SourceError for a name that is taken, and for
+    a shard of too many files.
     """
 
     def __init__(self, shards: Iterable[SourceShard] = ()) -> None:
@@ -35,6 +57,8 @@ class ShardTable(Sequence[SourceShard]):
     def append(self, shard: SourceShard) -> None:
         """Add a shard behind the others."""
         line = json.dumps(shard.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+        if not _is_fit(line):
+            raise SourceError(f"{len(shard.files)} files are too many for one shard: choose a smaller --shard-size")
         values = (self._count, pack_name(shard.name), line)
         if self._scratch.run("INSERT OR IGNORE INTO shard VALUES (?, ?, ?)", *values) != 1:
             other = self.find(shard.name)
@@ -64,14 +88,14 @@ class ShardTable(Sequence[SourceShard]):
     def find(self, name: str) -> SourceShard | None:
         """The shard of a name, if there is one."""
         row = self._scratch.one("SELECT line FROM shard WHERE name = ?", pack_name(name))
-        return None if row is None else SourceShard.from_dict(json.loads(row[0]))
+        return None if row is None else parse_shard(row[0])
 
     def __contains__(self, shard: object) -> bool:
         return isinstance(shard, SourceShard) and self.find(shard.name) == shard
 
     def __iter__(self) -> Iterator[SourceShard]:
         for line in self.lines():
-            yield SourceShard.from_dict(json.loads(line))
+            yield parse_shard(line)
 
     def __len__(self) -> int:
         return self._count
@@ -85,7 +109,7 @@ class ShardTable(Sequence[SourceShard]):
             return [self[each] for each in range(*number.indices(self._count))]
         row = self._scratch.one("SELECT line FROM shard WHERE number = ?", range(self._count)[number])
         assert row is not None
-        return SourceShard.from_dict(json.loads(row[0]))
+        return parse_shard(row[0])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ShardTable) and self.digest == other.digest

@@ -8,7 +8,6 @@ against what became of it. ``deep`` also decodes every stream.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from ..errors import CodecError, PipelineError, ShardError, WeightsFormatError, WeightsNotFoundError
-from .receipts import INDEX_NAME, Receipt, index_entry, mean_psnr, receipt_names
+from ..stored import FieldError, Fields, parse_json
+from .receipts import INDEX_LIMIT, INDEX_NAME, RECEIPT_LIMIT, Receipt, index_entry, mean_psnr, receipt_names
 from .s3_client import S3Options
 from .samples import STREAM_EXTENSION
 from .shards import TarGroups
 from .source_shard import SourceShard
 from .sources import iter_keys
-from .statistics import KEPT, STATUSES, SampleRow, read_rows
+from .statistics import KEPT, STATISTICS_LIMIT, STATUSES, SampleRow, read_rows
 from .storage import Storage, open_storage
 from .tables import ReceiptTable, ShardTable
 from .tarfiles import TarMember, iter_members
@@ -169,7 +169,7 @@ class _Checker:
 
     def check_shard(self, name: str, source: SourceShard | None) -> None:
         try:
-            receipt = Receipt.from_json(self.storage.read(f"{name}.json"), shard=name)
+            receipt = Receipt.from_json(self.storage.read(f"{name}.json", RECEIPT_LIMIT), shard=name)
         except PipelineError as exc:
             self._damaged.add(name)
             self.problem(name, "receipt", exc.message)
@@ -210,7 +210,7 @@ class _Checker:
         if not self._check_file(name, receipt.statistics.name, receipt.statistics.size, receipt.statistics.sha256):
             return None
         try:
-            rows = read_rows(self.storage.read(receipt.statistics.name), shard=name)
+            rows = read_rows(self.storage.read(receipt.statistics.name, STATISTICS_LIMIT), shard=name)
         except PipelineError as exc:
             self.problem(name, "statistics", exc.message)
             return None
@@ -343,10 +343,10 @@ class _Checker:
             self._notes.append(f"there is no {INDEX_NAME}; the conversion has not finished")
             return
         try:
-            written = json.loads(self.storage.read(INDEX_NAME))
+            written = Fields(parse_json(self.storage.read(INDEX_NAME, INDEX_LIMIT))).items("shardlist")
             expected = map(index_entry, self._receipts)
-            same = all(entry == other for entry, other in zip_longest(written["shardlist"], expected))
-        except (PipelineError, ValueError, KeyError, TypeError) as exc:
+            same = all(entry == other for entry, other in zip_longest(written, expected))
+        except (PipelineError, FieldError) as exc:
             self.problem(INDEX_NAME, "index", f"unreadable: {exc}")
             return
         if not same:

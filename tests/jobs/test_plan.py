@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,16 @@ from discernible.codec.importance import ImportanceHead
 from discernible.codec.weights import load_weights, save_weights
 from discernible.errors import ConfigError, DestinationError, SourceError, StorageError, WeightsMismatchError
 from discernible.jobs.plan import SHARDS_NAME, Plan, check_destination, freeze_plan, make_plan, read_plan
+from discernible.jobs.retry import retry
 from discernible.jobs.spec import JobSpec, plan_identity, resolve_guide, resolve_location
 from discernible.pipeline.convert import ConvertConfig, ShardConverter
+from discernible.pipeline.folders import SourceFile
+from discernible.pipeline.receipts import FileRef, Receipt, SourceRef
+from discernible.pipeline.source_shard import SourceShard
 from discernible.pipeline.storage import open_storage
+from discernible.pipeline.tables import ShardTable
+
+from ..forging import dumped, forgeries, peak_of
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +303,90 @@ def test_damaged_shards_of_a_plan_are_a_clear_error(photos: Path, tmp_path: Path
     storage.delete(SHARDS_NAME)
     with pytest.raises(StorageError, match=r"plan\.shards"):
         read_plan(storage)
+
+
+def test_every_field_of_a_plan_is_of_its_type_and_bounded(photos: Path, tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "out")
+    freeze_plan(plan_of(photos, tmp_path, shard_size=2), storage)
+    for name, document in forgeries(json.loads(storage.read("plan.json"))):
+        storage.put("plan.json", dumped(document).encode(), durable=False)
+
+        def read() -> None:
+            with contextlib.suppress(DestinationError):
+                plan = read_plan(storage)
+                assert plan is not None
+                assert all(type(text) is str for text in (plan.plan_id, plan.source, plan.kind, plan.weights))
+                json.dumps(plan.to_json(), allow_nan=False)
+
+        assert peak_of(read) < 8 * storage.size("plan.json") + (4 << 20), name
+
+
+@pytest.mark.parametrize("field", ["count", "samples", "bytes", "sha256"])
+@pytest.mark.parametrize("value", [None, 10**30, -1, float("nan"), float("inf"), "3", [3], 0])
+def test_what_a_plan_tells_of_its_shards_is_checked(photos: Path, tmp_path: Path, field: str, value: Any) -> None:
+    storage = open_storage(tmp_path / "out")
+    freeze_plan(plan_of(photos, tmp_path, shard_size=2), storage)
+    document = json.loads(storage.read("plan.json"))
+    document["shards"][field] = value
+    storage.put("plan.json", json.dumps(document).encode())
+    with pytest.raises(DestinationError, match="is not a plan of discernible") as caught:
+        read_plan(storage)
+    assert len(str(caught.value)) < 1000
+
+
+def _bomb(kind: str) -> Iterator[bytes]:
+    line = json.dumps({"name": "{}", "kind": "tar", "location": "/x", "bytes": 1, "samples": 1}).encode() + b"\n"
+    if kind == "many lines":
+        yield from (line.replace(b"{}", b"%d" % number) for number in range(300_000))
+    elif kind == "one line":
+        yield from [b" " * (1 << 20)] * 300
+    elif kind == "lists":
+        yield from [b"[" + b"[]," * (1 << 19)] * 30
+    else:
+        yield b'{"files": [' + b",".join([b'["k","k.jpg"]'] * 3_000_000) + b"]}\n"
+
+
+@pytest.mark.parametrize("kind", ["many lines", "one line", "lists", "files"])
+def test_shards_that_unpack_to_far_more_are_refused(photos: Path, tmp_path: Path, kind: str) -> None:
+    storage = open_storage(tmp_path / "out")
+    freeze_plan(plan_of(photos, tmp_path, shard_size=2), storage)
+    with gzip.open(tmp_path / "out" / SHARDS_NAME, "wb") as file:
+        digest = hashlib.sha256()
+        for piece in _bomb(kind):
+            file.write(piece)
+            digest.update(piece)
+    document = json.loads(storage.read("plan.json"))
+    document["shards"]["sha256"] = digest.hexdigest()
+    storage.put("plan.json", json.dumps(document).encode())
+
+    def read() -> None:
+        with pytest.raises(DestinationError, match="is not a plan of discernible"):
+            read_plan(storage)
+
+    assert peak_of(read) < 200 << 20
+
+
+@pytest.mark.parametrize("change", [{"lookahead": "9"}, {"pixels": []}, {"quality": 1e300}, {"batch_pixels": True}])
+def test_forged_options_are_refused_by_a_retry(photos: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    storage = open_storage(tmp_path / "out")
+    plan = plan_of(photos, tmp_path)
+    freeze_plan(dataclasses.replace(plan, options={**plan.options, **change}), storage)
+    (shard,) = plan.shards
+    receipt = Receipt.of(
+        (), name=shard.name, plan_id=plan.plan_id, source=SourceRef("folder", plan.source), weights=plan.weights,
+        fingerprint=plan.fingerprint, quality=50, committed=0, quarantined=5, passthrough=0, filtered=0, ignored=0,
+        pixels=0, bytes_in=0, bytes_out=0, bytes_carried=0, psnr=None, tar=FileRef.of(f"{shard.name}.tar", b""),
+        statistics=FileRef.of(f"{shard.name}.parquet", b""),
+    )  # fmt: skip
+    storage.put(f"{shard.name}.json", receipt.to_json())
+    with pytest.raises(DestinationError, match=f"is not a plan of discernible: .*{next(iter(change))}|the policy"):
+        retry(str(tmp_path / "out"), device="cpu")
+
+
+def test_more_files_than_a_line_of_the_plan_may_have(tmp_path: Path) -> None:
+    files = (SourceFile("k", ("k.jpg",)),) * 700_000
+    with pytest.raises(SourceError, match="choose a smaller --shard-size"):
+        ShardTable([SourceShard(name="0", kind="folder", location="/x", files=files)])
 
 
 def test_a_run_killed_while_it_froze_its_plan_is_started_again(photos: Path, tmp_path: Path) -> None:

@@ -70,7 +70,11 @@ def test_receipts_go_through_json() -> None:
 def test_edited_receipts_are_refused(field: str) -> None:
     body = json.loads(RECEIPT.to_json())
     body[field] = body["source"] if field in ("index", "tar") else 49 if field != "name" else "other"
-    with pytest.raises(ShardError, match="checksum"):
+    index = body.pop("index")
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items())
+    with pytest.raises(ShardError, match="altered"):
+        Receipt.from_json(f'{{\n{lines},\n  "index": [{json.dumps(index)[1:]}\n}}\n'.encode(), shard="00000")
+    with pytest.raises(ShardError, match="not a receipt"):
         Receipt.from_json(json.dumps(body).encode(), shard="00000")
 
 
