@@ -12,7 +12,7 @@ from .batching import ImageFinish, decode_chunk, pack_chunk
 from .crops import Crop
 from .shardset import Shards, ShardSet
 from .shardstream import load_sample
-from .worker_codec import worker_codec
+from .worker_codec import located_weights, worker_codec
 
 if TYPE_CHECKING:
     from .s3_client import S3Options
@@ -52,7 +52,7 @@ class CompressedDataset(Dataset[tuple[Any, ...]]):
         self._reader = self._set.reader()
         self._ends = torch.tensor(self._set.counts).cumsum(0)
         self._labels = tuple(labels.split()) if isinstance(labels, str) else tuple(labels)
-        self._weights = weights if weights is not None else self._set.recorded_weights() or "default"
+        self._weights = located_weights(weights) if weights is not None else self._set.recorded_weights() or "default"
         self._crop = crop
         self._exact_crops = exact_crops
         self._finish = ImageFinish(size=None if crop is None else crop.size, stretch=True)

@@ -31,6 +31,7 @@ from .locations import shown
 from .order import Shuffle
 from .shardset import Shards, ShardSet
 from .shardstream import LoaderConfig, ShardStream
+from .worker_codec import located_weights
 
 if TYPE_CHECKING:
     from .s3_client import S3Options
@@ -64,6 +65,7 @@ class CompressedLoader:
     ``shuffle`` True or ``"window"`` permutes the shards, and the samples within windows of ``shuffle_window`` samples
     or more; ``"full"`` permutes all samples, which reads each from another place. The order, and what random crops
     take, depends on ``seed`` and epoch alone. Every iteration is the next epoch unless ``set_epoch`` says otherwise.
+    Relative paths are those of the working directory in which the loader is made.
 
     Each step takes the next ``batch_size`` samples for every rank (``rank`` and ``world_size``; by default those of
     torch.distributed or torchrun), so all have the same number of batches. The last one is short, and filled up with
@@ -135,7 +137,7 @@ class CompressedLoader:
         kind: Shuffle = shuffle if isinstance(shuffle, str) else "window" if shuffle else "none"
         self._order = self._set.order(shuffle=kind, window=shuffle_window, seed=seed)
         self.config = LoaderConfig(
-            weights=weights if weights is not None else self._set.recorded_weights() or "default",
+            weights=located_weights(weights) if weights is not None else self._set.recorded_weights() or "default",
             labels=tuple(labels.split()) if isinstance(labels, str) else tuple(labels),
             crop=crop,
             exact_crops=exact_crops,

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +35,7 @@ from .locations import (
 from .receipts import RECEIPT_LIMIT
 from .s3_client import S3Options, s3_client
 from .shard_cache import ShardCache, TemporaryFolder, cache_name
+from .storage import absolute
 
 __all__ = ["CacheOptions", "ShardFiles"]
 
@@ -77,6 +78,8 @@ class ShardFiles:
     def __init__(self, *, s3: S3Options | None = None, cache: CacheOptions | None = None) -> None:
         self.s3 = s3 or S3Options()
         self.cache = cache or CacheOptions()
+        if self.cache.folder is not None:
+            self.cache = replace(self.cache, folder=absolute(self.cache.folder))
         self._versions: dict[str, _Version] = {}
         self._owner = os.getpid()
         self._temporary = TemporaryFolder() if self.cache.folder is None else None
@@ -125,7 +128,7 @@ class ShardFiles:
         if self._temporary is not None:
             return ShardCache(self._temporary.enter(), self.cache.limit_bytes, durable=False)
         assert self.cache.folder is not None
-        return ShardCache(Path(self.cache.folder).expanduser(), self.cache.limit_bytes, durable=True)
+        return ShardCache(Path(self.cache.folder), self.cache.limit_bytes, durable=True)
 
     def _store(self, location: str) -> str:
         # Buckets of different stores may have one name.

@@ -18,7 +18,7 @@ from .patterns import expand_location
 from .prefetch import map_ahead
 from .receipts import INDEX_LIMIT, INDEX_NAME, MOST_SAMPLES
 from .s3_client import S3Options, error_code
-from .storage import is_remote, local_path, open_storage
+from .storage import absolute, is_remote, local_path, open_storage
 
 __all__ = ["LoaderShard", "list_shards", "recorded_weights"]
 
@@ -95,7 +95,8 @@ class _Listing:
     def look_at(self, location: str) -> list[LoaderShard]:
         """The shards behind one location."""
         if is_local(location):
-            path = _local(location)
+            # Read for as long as a training takes, which may change its working directory meanwhile.
+            path = Path(absolute(_local(location)))
             if path.is_dir():
                 return self._shards_of_folder(str(path))
             if not path.is_file():

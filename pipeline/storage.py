@@ -25,6 +25,7 @@ __all__ = [
     "Entry",
     "Staged",
     "Storage",
+    "absolute",
     "check_size",
     "is_remote",
     "local_path",
@@ -154,6 +155,14 @@ def local_path(location: str | os.PathLike[str]) -> Path:
     if scheme == "file":
         return Path(rest)
     raise StorageError(f"cannot open {text!r}: storage of the kind {scheme}:// is not known; use a local path or s3://")
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """A local path that means the same from every working directory.
+
+    Links stay as they are: one that is pointed elsewhere must not make the same words mean two things.
+    """
+    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100
 
 
 def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:

@@ -6,14 +6,21 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from .storage import absolute
+
 if TYPE_CHECKING:
     from ..codec import Codec
 
-__all__ = ["worker_codec"]
+__all__ = ["located_weights", "worker_codec"]
 
 _loaded: dict[tuple[str, str, bool], Codec] = {}
 _lock = threading.Lock()
 _forked = False
+
+
+def located_weights(weights: str) -> str:
+    """A name of weights as it is, a path made absolute: it is loaded later, perhaps in another working directory."""
+    return absolute(weights) if weights.endswith(".safetensors") or "/" in weights or "\\" in weights else weights
 
 
 def worker_codec(weights: str, device: str = "cpu", *, exact_crops: bool = False) -> Codec:

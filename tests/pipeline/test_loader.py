@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import time
@@ -19,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from discernible import CompressedLoader
+from discernible import CacheOptions, CompressedDataset, CompressedLoader
 from discernible.codec import Codec
+from discernible.codec.weights import find_weights
 from discernible.errors import (
     ConfigError,
     ImageMissingError,
@@ -32,6 +34,7 @@ from discernible.errors import (
     WeightsNotFoundError,
 )
 from discernible.pipeline.crops import CenterCrop
+from discernible.pipeline.shard_files import ShardFiles
 
 from .loader_setup import COUNTS, damaged, write_shard
 
@@ -417,9 +420,33 @@ def test_breaking_off_and_starting_again(folder: Path) -> None:
         assert sum(len(labels) for _, labels in second) == 24
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("given", ["shards", "shards/index.json", "shards/{00000..00003}.tar", ["shards/00000.tar"]])
+def test_a_relative_path_is_that_of_where_the_loader_was_made(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, given: Any
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(folder, here / "shards")
+    shutil.copy(find_weights("default"), here / "mine.safetensors")
+    there.mkdir()
+    monkeypatch.chdir(here)
+    options: dict[str, Any] = {"device": "cpu", "workers": workers, "weights": "mine.safetensors"}
+    with CompressedLoader(given, **options) as loader:
+        dataset = CompressedDataset(given, weights="./mine.safetensors")
+        monkeypatch.chdir(there)
+        count = 5 if isinstance(given, list) else 24
+        assert [classes(loader), classes(loader)] == [list(range(count))] * 2
+        assert dataset[count - 1][1] == count - 1
+
+
+def test_a_cache_in_a_relative_folder_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ShardFiles(cache=CacheOptions(folder="cache")).cache.folder == str(tmp_path / "cache")
+
+
 KILL_A_WORKER = """
 import multiprocessing, os, signal, sys
-from discernible import CompressedLoader
+from discernible import CacheOptions, CompressedDataset, CompressedLoader
 from discernible.errors import PipelineError
 
 if __name__ == "__main__":
