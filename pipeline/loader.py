@@ -12,7 +12,6 @@ synthesis on its device in whole batches, so that images never travel between pr
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import weakref
@@ -25,6 +24,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, PipelineError
+from ..stored import LARGEST, FieldError, Fields
 from .batching import Chunk, ImageFinish, collate_label, decode_chunk
 from .crops import CenterCrop, Crop
 from .locations import shown
@@ -167,6 +167,7 @@ class CompressedLoader:
         self._start = 0
         self._steps = 0
         self._begun = False
+        self._resumed = False
         self._active: weakref.ref[Generator[Any]] | None = None
         self._closed = False
 
@@ -201,11 +202,25 @@ class CompressedLoader:
         return self._codec.device
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of ``epoch``, from its beginning."""
-        if epoch < 0:
+        """Make the next iteration that of ``epoch``, from its beginning, or from where a state that was loaded says.
+
+        Raises ConfigError for an epoch other than that whose rest a loaded state wants next, or one that is none.
+        """
+        if not 0 <= epoch <= LARGEST:
             raise ConfigError(f"epoch must be 0 or more, not {epoch}")
-        self._epoch, self._start, self._steps = epoch, 0, 0
-        self._begun = False
+        if self._resumed:
+            if epoch == self._epoch:
+                return
+            if self._start:
+                raise ConfigError(
+                    f"the state that was loaded stands in epoch {self._epoch}, at position {self._start}, which epoch "
+                    f"{epoch} would drop: iterate over what is left first, from epoch {self._epoch} on"
+                )
+        self._place_at(epoch, 0)
+
+    def _place_at(self, epoch: int, start: int, *, resumed: bool = False) -> None:
+        self._epoch, self._start, self._steps = epoch, start, 0
+        self._begun, self._resumed = False, resumed
 
     def __len__(self) -> int:
         """Batches of this rank in a whole epoch, those included that nothing in can be decoded."""
@@ -224,35 +239,36 @@ class CompressedLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make the next iteration go on where the loader stood that gave this state.
 
-        Workers, ranks, batch size and what is done to images may differ. Raises ConfigError when the state is of
-        other shards, another seed or another way to shuffle.
+        A ``set_epoch`` of the same epoch behind it changes nothing. Workers, ranks, batch size and what is done to
+        images may differ. Raises ConfigError when the state is of other shards, another seed or another way to shuffle.
         """
         try:
-            version, epoch, used = state["version"], int(state["epoch"]), int(state["used"])
-            identity = {name: state[name] for name in self._identity}
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ConfigError(f"not the state of a loader: {exc!r}") from exc
-        if version != _STATE_VERSION:
-            raise ConfigError(f"a loader's state of version {version!r}; this release reads {_STATE_VERSION}")
-        for name, mine in self._identity.items():
-            if json.dumps(identity[name]) != json.dumps(mine):
-                raise ConfigError(
-                    f"the state is of a loader with {name} = {identity[name]!r}, here it is {mine!r}: an epoch can "
-                    "only go on with the same samples in the same order"
-                )
-        if not 0 <= used <= len(self._order):
-            raise ConfigError(f"the state says that {used} of {len(self._order)} samples were used")
+            told = Fields(dict(state), "it")
+            version = told.whole("version")
+            if version != _STATE_VERSION:
+                raise ConfigError(f"a loader's state of version {version}; this release reads {_STATE_VERSION}")
+            for name, mine in self._identity.items():
+                theirs = told.raw(name)
+                if type(theirs) is not type(mine) or theirs != mine:
+                    raise ConfigError(
+                        f"the state is of a loader with {name} = {repr(theirs)[:100]}, here it is {mine!r}: an epoch "
+                        "can only go on with the same samples in the same order"
+                    )
+            epoch, used = told.whole("epoch"), told.whole("used", most=len(self._order))
+        except (FieldError, TypeError, ValueError) as exc:
+            if isinstance(exc, ConfigError):
+                raise
+            raise ConfigError(f"not the state of a loader: {exc}") from exc
         self._stop()
-        self.set_epoch(epoch)
-        self._start = used
+        self._place_at(epoch, used, resumed=True)
 
     def __iter__(self) -> Iterator[Any]:
         if self._closed:
             raise PipelineError("this loader is closed: make a new one")
         self._stop()
         if self._begun:
-            self.set_epoch(self._epoch + 1)
-        self._begun = True
+            self._place_at(self._epoch + 1, 0)
+        self._begun, self._resumed = True, False
         self._steps = 0
         self._stream.set_place(self._epoch, self._start)
         # Made here, not at the first next(): workers begin to read at once.

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from discernible import CompressedDataset, CompressedLoader, RandomResizedCrop
 from discernible.errors import ConfigError
 
+from ..forging import forgeries
 from .loader_setup import COUNTS, write_shards
 
 pytestmark = [
@@ -121,6 +122,48 @@ def test_the_rest_of_an_epoch_is_the_same_with_other_workers(folder: Path, worke
         # The crops, too, and their mirroring.
         assert torch.equal(images, same)
     assert sorted(flat(following)) == list(range(TOTAL))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_setting_the_epoch_of_a_loaded_state_does_not_start_it_again(folder: Path, workers: int) -> None:
+    options: dict[str, Any] = {"batch_size": 3, "shuffle": True, "device": "cpu", "workers": workers}
+    with CompressedLoader(folder, **options) as first:
+        first.set_epoch(4)
+        seen = flat(take(first, 3))
+        state = first.state_dict()
+    with CompressedLoader(folder, **options) as second:
+        second.load_state_dict(state)
+        # What training scripts have at the head of their loop.
+        second.set_epoch(state["epoch"])
+        second.set_epoch(state["epoch"])
+        assert sorted(seen + flat(take(second))) == list(range(TOTAL))
+        second.set_epoch(5)
+        assert sorted(flat(take(second))) == list(range(TOTAL))
+        # Once it was begun, an epoch can be had from its beginning.
+        second.set_epoch(4)
+        assert sorted(flat(take(second))) == list(range(TOTAL))
+        second.load_state_dict(state)
+        for other in (3, 5):
+            with pytest.raises(ConfigError, match="stands in epoch 4, at position 9"):
+                second.set_epoch(other)
+        assert len(flat(take(second))) == TOTAL - 9
+        second.load_state_dict({**state, "used": 0})
+        second.set_epoch(7)
+        assert second.state_dict()["epoch"] == 7
+
+
+def test_states_that_were_forged(folder: Path) -> None:
+    loader = CompressedLoader(folder, shuffle=True, seed=1, device="cpu")
+    for name, state in forgeries(loader.state_dict()):
+        message = ""
+        try:
+            loader.load_state_dict(state)
+        except ConfigError as exc:
+            message = str(exc)
+        assert len(message) < 1000, name
+    for other in (None, 5, "state", [1]):
+        with pytest.raises(ConfigError, match="not the state"):
+            loader.load_state_dict(other)  # type: ignore[arg-type]
 
 
 CHANGES: list[dict[str, Any]] = [{"version": 2}, {"used": TOTAL + 1}, {"epoch": -1}, {"used": "x"}]
