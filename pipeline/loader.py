@@ -64,8 +64,9 @@ class CompressedLoader:
 
     ``shuffle`` True or ``"window"`` permutes the shards, and the samples within windows of ``shuffle_window`` samples
     or more; ``"full"`` permutes all samples, which reads each from another place. The order, and what random crops
-    take, depends on ``seed`` and epoch alone. Every iteration is the next epoch unless ``set_epoch`` says otherwise.
-    Relative paths are those of the working directory in which the loader is made.
+    take, depends on ``seed`` and epoch alone. Every iteration is the next epoch unless ``set_epoch`` says otherwise,
+    and ends the one before: who goes on with that gets a PipelineError. Relative paths are those of the working
+    directory in which the loader is made.
 
     Each step takes the next ``batch_size`` samples for every rank (``rank`` and ``world_size``; by default those of
     torch.distributed or torchrun), so all have the same number of batches. The last one is short, and filled up with
@@ -168,7 +169,7 @@ class CompressedLoader:
         self._steps = 0
         self._begun = False
         self._resumed = False
-        self._active: weakref.ref[Generator[Any]] | None = None
+        self._active: weakref.ref[_Iteration] | None = None
         self._closed = False
 
         from ..codec import Codec
@@ -259,13 +260,13 @@ class CompressedLoader:
             if isinstance(exc, ConfigError):
                 raise
             raise ConfigError(f"not the state of a loader: {exc}") from exc
-        self._stop()
+        self._stop("a state was loaded")
         self._place_at(epoch, used, resumed=True)
 
     def __iter__(self) -> Iterator[Any]:
         if self._closed:
             raise PipelineError("this loader is closed: make a new one")
-        self._stop()
+        self._stop("another iteration over the same loader began")
         if self._begun:
             self._place_at(self._epoch + 1, 0)
         self._begun, self._resumed = True, False
@@ -273,7 +274,7 @@ class CompressedLoader:
         self._stream.set_place(self._epoch, self._start)
         # Made here, not at the first next(): workers begin to read at once.
         source: Iterable[Chunk] = self._stream if self._dataloader is None else self._dataloader
-        batches = self._batches(iter(source))
+        batches = _Iteration(self._batches(iter(source)))
         self._active = weakref.ref(batches)
         return batches
 
@@ -297,12 +298,12 @@ class CompressedLoader:
     ) -> None:
         self.close()
 
-    def _stop(self) -> None:
+    def _stop(self, why: str = "") -> None:
         # One iteration at a time: the workers and their queues are shared, and a stale one must not steal chunks.
         running = self._active() if self._active is not None else None
         self._active = None
         if running is not None:
-            running.close()
+            running.stop(why)
 
     def _batches(self, chunks: Iterator[Chunk]) -> Generator[Any]:
         skipped, used = self.skipped, False
@@ -371,6 +372,36 @@ class CompressedLoader:
             "sizes": torch.tensor([sample.size for sample in samples]).to(self.device, non_blocking=True),
             **dict(zip(self.config.labels, columns, strict=True)),
         }
+
+
+class _Iteration(Iterator[Any]):
+    """An epoch's batches. When it was ended from outside, for a reason that is told, it says so and gives no more."""
+
+    def __init__(self, batches: Generator[Any]) -> None:
+        self._batches = batches
+        self._over = False
+        self._why = ""
+
+    def __next__(self) -> Any:
+        if self._why:
+            raise PipelineError(
+                f"this iteration cannot go on: {self._why}, and a loader gives one epoch at a time; make a second "
+                "loader to have two at once"
+            )
+        try:
+            return next(self._batches)
+        except BaseException:
+            self._over = True
+            raise
+
+    def stop(self, why: str) -> None:
+        """End it; without a reason it is as if it had come to its end."""
+        self._why = "" if self._over else why
+        self.close()
+
+    def close(self) -> None:
+        """End it, as generators are ended."""
+        self._batches.close()
 
 
 def _handed_over(batch: Any, ready: torch.cuda.Event) -> Any:

@@ -415,9 +415,26 @@ def test_breaking_off_and_starting_again(folder: Path) -> None:
                 break
         assert sorted(classes(loader)) == list(range(24))
         first, second = iter(loader), iter(loader)
-        with pytest.raises(StopIteration):
+        with pytest.raises(PipelineError, match="another iteration over the same loader began"):
             next(first)
         assert sum(len(labels) for _, labels in second) == 24
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_iterations_at_once_are_a_clear_error(folder: Path, workers: int) -> None:
+    with CompressedLoader(folder, batch_size=2, workers=workers, device="cpu") as loader:
+        for pairs in (zip(loader, loader, strict=True), ((a, b) for a in loader for b in loader)):
+            with pytest.raises(PipelineError, match="make a second loader to have two at once"):
+                list(pairs)
+        assert sorted(classes(loader)) == list(range(24))
+        over = iter(loader)
+        # One that has come to its end is at its end, whatever comes then.
+        assert [len(list(batches)) for batches in (over, loader, over)] == [12, 12, 0]
+        begun = iter(loader)
+        next(begun)
+        loader.load_state_dict(loader.state_dict())
+        with pytest.raises(PipelineError, match="a state was loaded"):
+            next(begun)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
