@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
-import math
 import os
 import sys
 from collections.abc import Mapping
@@ -13,6 +11,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from ..errors import ConfigError, DiscernibleError, VerificationError
+from ..stored import dump_json
 
 __all__ = ["ExitCode", "exit_code_of", "print_error", "print_json", "print_result", "progress_console"]
 
@@ -56,7 +55,7 @@ def print_result(renderable: RenderableType) -> None:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """The one JSON document of a ``--json`` run, on stdout. Numbers that JSON does not have become null."""
-    sys.stdout.write(json.dumps(_plain(document), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(dump_json(document, default=str, ensure_ascii=False, indent=2) + "\n")
     sys.stdout.flush()
 
 
@@ -70,15 +69,3 @@ def print_error(message: str) -> None:
 def debugging() -> bool:
     """Whether ``DISCERNIBLE_DEBUG`` asks for tracebacks."""
     return os.environ.get("DISCERNIBLE_DEBUG", "") not in ("", "0")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)

@@ -15,20 +15,20 @@ another image struct          ``COLUMN.jpg`` …         the image file
 anything else                 ``COLUMN.json``          JSON
 ============================  =======================  =========================================
 
-An empty value (null) has no member. Columns whose names differ in case alone cannot be told apart as members, so
-:func:`check_columns` refuses them.
+An empty value (null) has no member. In JSON, NaN and the infinities are null: no standard reader takes them. Columns
+whose names differ in case alone cannot be told apart as members, so :func:`check_columns` refuses them.
 """
 
 from __future__ import annotations
 
 import base64
 import datetime as dt
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import SampleFormatError, ShardError, SourceError
+from ..stored import dump_json
 from .samples import Sample, escape_key, is_image_extension
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _carried(value: Any) -> tuple[str, bytes]:
         return "txt", value.encode()
     if isinstance(value, int) and not isinstance(value, bool):
         return "cls", str(value).encode()
-    return "json", json.dumps(value, ensure_ascii=False, default=_plain).encode()
+    return "json", dump_json(value, default=_plain, ensure_ascii=False).encode()
 
 
 def _plain(value: Any) -> Any:

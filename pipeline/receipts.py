@@ -415,7 +415,7 @@ def write_index(destination: str | Storage, receipts: Iterable[ReceiptHead], *, 
         staged.write(f'{{\n "__kind__": "wids-shard-index-v1",\n "wids_version": 1,\n{named} "shardlist": ['.encode())
         separator = "\n  "
         for receipt in receipts:
-            staged.write(f"{separator}{json.dumps(index_entry(receipt))}".encode("ascii"))
+            staged.write(f"{separator}{json.dumps(index_entry(receipt), allow_nan=False)}".encode("ascii"))
             separator = ",\n  "
         staged.write(b"\n ]\n}\n")
         storage.publish(staged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ __all__ = [
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm"}
 _CHUNK = 16
+# The name under which a number that JSON does not have is kept as a text.
+_NUMBER = "float"
 _SEGMENT_CLASSES = 256
 
 
@@ -291,15 +294,34 @@ class RowStore:
             for line in text.splitlines():
                 try:
                     entry = json.loads(line)
-                    self.rows[tuple(entry["id"])] = Row(**entry["row"])
-                except (json.JSONDecodeError, KeyError, TypeError):
+                    row = entry["row"]
+                    self.rows[tuple(entry["id"])] = Row(**{**row, "values": _from_json(row["values"])})
+                except (ValueError, KeyError, TypeError):
                     continue  # The line that was cut off: its file is measured again.
 
     def add(self, identity: tuple[str, ...], row: Row) -> None:
         """Keep a row, on disk too."""
         self.rows[identity] = row
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"id": identity, "row": row.__dict__}) + "\n")
+            kept = {**row.__dict__, "values": _to_json(row.values)}
+            file.write(json.dumps({"id": identity, "row": kept}, allow_nan=False) + "\n")
+
+
+def _to_json(value: Any) -> Any:
+    """What judges said, for a file: JSON has no infinity, which is the PSNR of equal pictures, and no NaN."""
+    if isinstance(value, Mapping):
+        return {name: _to_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(each) for each in value]
+    return {_NUMBER: repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return (
+            float(value[_NUMBER]) if value.keys() == {_NUMBER} else {k: _from_json(each) for k, each in value.items()}
+        )
+    return [_from_json(each) for each in value] if isinstance(value, list) else value
 
 
 def _identity(task: Task, picture: Picture, key: str, setting: int) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 
 from ...errors import ConfigError
+from ...stored import dump_json
 from .contestants import CLASSICAL, Contestant, Learned, classical
 from .judges import Detector, FeatureDistance, Segmenter, load_classifier, load_embedding
 from .layout import Part
@@ -128,7 +128,7 @@ def evaluate(config: EvaluationConfig, *, report: Callable[[str], None]) -> Eval
         for curve in (curve for part in sections for curve in part.curves):
             curve_file(config.markdown, curve).write_text(to_svg(curve, names), "utf-8")
     result = Evaluation(sections=sections, files=files)
-    files[1].write_text(json.dumps(result.to_json(), indent=1), "utf-8")
+    files[1].write_text(dump_json(result.to_json(), indent=1), "utf-8")
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from discernible.jobs.evaluation.figures import (
     relative_distance,
 )
 from discernible.jobs.evaluation.judges import box_overlaps, load_classifier
-from discernible.jobs.evaluation.measure import Labels, Objects, Photos, RowStore, measure
+from discernible.jobs.evaluation.measure import Labels, Objects, Photos, Row, RowStore, measure
 from discernible.jobs.evaluation.run import EvaluationConfig
 
 if TYPE_CHECKING:
@@ -213,6 +214,15 @@ def test_an_interrupted_measurement_goes_on(folder: Path, tmp_path: Path) -> Non
     said.clear()
     assert list(measure(Photos(folder, None), [JPEG], RowStore(path), said.append)) == first
     assert said == [], "a finished measurement is only read"
+
+
+def test_rows_are_valid_json_and_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    values = {"psnr": math.inf, "top": [1, math.nan, {"x": -math.inf}], "plain": 0.5, "words": "inf"}
+    row = Row(task="t", image="i", codec="c", key="k", setting=1, bytes=2, pixels=3, values=values)
+    RowStore(path).add(("t", "i"), row)
+    json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert repr(RowStore(path).rows) == repr({("t", "i"): row})
 
 
 def test_rows_are_of_real_files(folder: Path, tmp_path: Path) -> None:

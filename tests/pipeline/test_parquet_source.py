@@ -66,6 +66,24 @@ def test_columns_become_members(tmp_path: Path) -> None:
     assert second.members["label.cls"] == b"7"
 
 
+def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
+    row = {
+        "image": picture(1),
+        "nan": float("nan"),
+        "most": float("inf"),
+        "list": [1.0, float("nan"), float("-inf")],
+        "group": {"a": float("nan"), "b": [{"c": float("inf")}], "d": dt.date(2026, 1, 2)},
+    }
+    (shard,) = open_source(write(tmp_path / "x.parquet", [row])).shards
+    (sample,) = iter_samples(shard)
+
+    def strict(name: str) -> Any:
+        return json.loads(sample.members[name], parse_constant=pytest.fail)
+
+    assert (strict("nan.json"), strict("most.json"), strict("list.json")) == (None, None, [1.0, None, None])
+    assert strict("group.json") == {"a": None, "b": [{"c": None}], "d": "2026-01-02"}
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000"])
 def test_formats_are_known_by_their_bytes(tmp_path: Path, form: str) -> None:
     (shard,) = open_source(write(tmp_path / "x.parquet", [{"data": picture(3, form)}])).shards
