@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import TrainingError
+from ..stored import LARGEST, Fields, as_number, as_text, as_whole, parse_json
 from .photos import PhotoCrops
 from .training_config import TrainConfig
 from .training_network import CodecNetwork
@@ -25,6 +26,8 @@ from .training_ranks import Ranks
 __all__ = ["TrainingState", "parameter_groups"]
 
 _JSON_BYTES = 1024
+# Characters of a value that a message shows.
+_SHOWN = 200
 
 
 class TrainingState:
@@ -95,10 +98,11 @@ class TrainingState:
         meta = {
             "step": str(self.step),
             "seconds": repr(self.seconds),
-            "sums": json.dumps(self.sums),
+            # As texts: JSON has no infinity and no NaN, which a loss may be.
+            "sums": json.dumps({name: (repr(total), count) for name, (total, count) in self.sums.items()}),
             "started_from": json.dumps(self.started_from),
             "photos": self.photos.inventory(),
-            "identity": json.dumps(self._identity()),
+            "identity": json.dumps(self._identity(), allow_nan=False),
         }
         temporary = path.with_suffix(".tmp")
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, meta)
@@ -113,14 +117,17 @@ class TrainingState:
             with safe_open(path, "pt") as file:
                 meta: dict[str, str] = file.metadata() or {}
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            theirs = json.loads(meta["identity"])
+            theirs = Fields(parse_json(meta["identity"].encode()), "identity").all()
         except (SafetensorError, OSError, KeyError, ValueError) as exc:
             raise _unusable(path, exc) from exc
         self._compare(path, theirs)
         try:
-            self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
-            self.sums = {name: (float(total), int(count)) for name, (total, count) in json.loads(meta["sums"]).items()}
-            self.started_from = json.loads(meta["started_from"])
+            self.step = as_whole(int(meta["step"]), "step")
+            self.seconds = as_number(float(meta["seconds"]), "seconds", least=0, most=LARGEST)
+            sums = Fields(parse_json(meta["sums"].encode()), "sums").all()
+            self.sums = {name: (float(total), as_whole(count, name)) for name, (total, count) in sums.items()}
+            started_from = parse_json(meta["started_from"].encode())
+            self.started_from = None if started_from is None else as_text(started_from, "started_from")
             self._restore_random_state(tensors[f"random.{self.ranks.rank}"])
             self.network.load_state_dict(_part(tensors, "model."))
             self.average = _part(tensors, "average.")
@@ -129,7 +136,7 @@ class TrainingState:
                 state = {key: adam[f"{name}|{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if self.step}
                 if state:
                     self.optimiser.state[parameter] = state
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as exc:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as exc:
             raise _unusable(path, exc) from exc
         return meta.get("photos") == self.photos.inventory()
 
@@ -139,7 +146,7 @@ class TrainingState:
     def _compare(self, path: Path, theirs: dict[str, Any]) -> None:
         mine = self._identity()
         different = [
-            f"{name} is {mine.get(name)!r} and was {theirs.get(name)!r}"
+            f"{name[:_SHOWN]} is {mine.get(name)!r} and was {repr(theirs.get(name))[:_SHOWN]}"
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name) != theirs.get(name)
         ]
@@ -150,14 +157,14 @@ class TrainingState:
             )
 
     def _random_state(self) -> Tensor:
-        text = json.dumps(self.photos.state()).encode().ljust(_JSON_BYTES)
+        text = json.dumps(self.photos.state(), allow_nan=False).encode().ljust(_JSON_BYTES)
         parts = [torch.frombuffer(bytearray(text), dtype=torch.uint8), torch.get_rng_state()]
         if self.ranks.device.type == "cuda":
             parts.append(torch.cuda.get_rng_state(self.ranks.device))
         return torch.cat(parts)
 
     def _restore_random_state(self, row: Tensor) -> None:
-        self.photos.restore(json.loads(row[:_JSON_BYTES].numpy().tobytes()))
+        self.photos.restore(Fields(parse_json(row[:_JSON_BYTES].numpy().tobytes()), "photos").all())
         size = len(torch.get_rng_state())
         torch.set_rng_state(row[_JSON_BYTES : _JSON_BYTES + size].clone())
         rest = row[_JSON_BYTES + size :].clone()
@@ -172,7 +179,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _unusable(path: Path, exc: Exception) -> TrainingError:
     return TrainingError(
-        f"cannot go on from {path}, it is damaged or of another version: {exc}; move it away to start anew"
+        f"cannot go on from {path}, it is damaged or of another version: {str(exc)[:500]}; move it away to start anew"
     )
 
 

@@ -154,7 +154,12 @@ def test_hostile_checkpoints_are_one_clear_error(straight: TrainConfig, tmp_path
     refuse()
     save_file(tensors, path)
     refuse()
-    for name, value in (("identity", "no json"), ("step", "x"), ("sums", "[1]"), ("sums", '{"loss": 3}')):
+    for name, value in (
+        ("identity", "no json"), ("identity", "[]"), ("identity", "[" * 100_000), ("step", "x"), ("step", "-1"),
+        ("step", "9" * 99), ("seconds", "nan"), ("seconds", "-inf"), ("sums", "[1]"), ("sums", '{"loss": 3}'),
+        ("sums", '{"loss": [1, 1e999]}'), ("sums", '{"loss": ["x", 1]}'), ("sums", "[" * 100_000),
+        ("started_from", "[]"), ("started_from", "NaN"), ("started_from", '{"a":' * 100_000),
+    ):  # fmt: skip
         save_file(tensors, path, meta | {name: value})
         refuse()
     save_file({name: value for name, value in tensors.items() if "log_scale" not in name}, path, meta)
