@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import zip_longest
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,8 @@ __all__ = [
 
 #: Every array in a chunk's buffer starts at a multiple of this many bytes: enough for any dtype used here.
 _ALIGNMENT = 16
+
+_INT64 = 1 << 63
 
 _DTYPES = {np.dtype(np.uint8).str: torch.uint8, np.dtype(np.int16).str: torch.int16}
 
@@ -185,10 +188,23 @@ def _integer(data: bytes) -> object:
 
 
 def _json(data: bytes) -> object:
-    return json.loads(data)
+    try:
+        return json.loads(data)
+    except RecursionError as exc:
+        raise ValueError("it is nested too deeply") from exc
 
 
 def _array(data: bytes) -> object:
+    stream = BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    except (RecursionError, MemoryError, SyntaxError, TokenError, TypeError, OverflowError) as exc:
+        raise ValueError(f"its header is damaged: {str(exc)[:200]}") from exc
+    # numpy allocates what the header claims before it looks whether it is there.
+    if min(shape, default=0) < 0 or math.prod(shape) * max(1, dtype.itemsize) > len(data):
+        raise ValueError(f"it has {len(data)} bytes, fewer than an array of the shape {str(shape)[:100]}")
     # allow_pickle stays off: a label must never be able to run code.
     return np.load(BytesIO(data), allow_pickle=False)
 
@@ -221,8 +237,8 @@ def decode_label(extension: str, data: bytes) -> object:
 
 
 def collate_label(values: Sequence[object], device: torch.device) -> torch.Tensor | list[object]:
-    """A column of labels: an int64 tensor (B,) on ``device`` when all are integers, otherwise the list as it is."""
-    if values and all(type(value) is int for value in values):
+    """A column of labels: an int64 tensor (B,) on ``device`` when all are such integers, otherwise a list as it is."""
+    if values and all(type(value) is int and -_INT64 <= value < _INT64 for value in values):
         return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
     return list(values)
 

@@ -55,13 +55,19 @@ def uniforms(*words: int) -> Iterator[float]:
 
 
 def _permutation(count: int, *words: int) -> _Integers:
-    """A permutation of ``count`` numbers, always the same for the same words."""
-    with np.errstate(over="ignore"):
-        x = np.uint64(_state(words)) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-    return np.argsort(x, kind="stable").astype(np.int64)
+    """A permutation of ``count`` numbers, always the same for the same words. Raises ConfigError for too many."""
+    try:
+        with np.errstate(over="ignore"):
+            x = np.uint64(_state(words)) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x ^= x >> np.uint64(31)
+        return np.argsort(x, kind="stable").astype(np.int64)
+    except MemoryError as exc:
+        raise ConfigError(
+            f"there is no memory to shuffle {count} samples at once, if there are as many: use shuffle='window' with a "
+            "smaller shuffle_window, and discernible verify to see whether the index is right"
+        ) from exc
 
 
 class SampleOrder(Protocol):

@@ -26,6 +26,8 @@ from discernible.pipeline.batching import (
 )
 from discernible.pipeline.resample import scale_together
 
+from ..forging import peak_of
+
 CHANNELS = 24
 
 
@@ -158,6 +160,38 @@ def test_arrays_decode_and_pickles_stay_bytes() -> None:
     np.save(objects, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(SampleFormatError, match="npy"):
         decode_label("npy", objects.getvalue())
+
+
+def _npy(header: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64)
+
+
+@pytest.mark.parametrize(
+    ("extension", "data"),
+    [
+        ("json", b"[" * 100_000),
+        ("cls", b"9" * 5000),
+        ("npy", _npy(b"{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776,)}\n")),
+        ("npy", _npy(b"{'descr': '<f8', 'fortran_order': False, 'shape': (3000000000, 3000000000, 3)}\n")),
+        ("npy", _npy(b"{'descr': '<f8', 'fortran_order': False, 'shape': (-1,)}\n")),
+        ("npy", _npy(b"{'descr': 'V0', 'fortran_order': False, 'shape': (1099511627776,)}\n")),
+        ("npy", _npy(b"{'descr': [[[]]], 'fortran_order': False, 'shape': (1,)}\n")),
+        ("npy", _npy(b"{'descr': '<f8', 'fortran_order': False, 'shape': " + b"(" * 9000)),
+        ("npy", b"PK\x03\x04" + bytes(99)),
+    ],
+)
+def test_labels_that_claim_too_much(extension: str, data: bytes) -> None:
+    def read() -> None:
+        with pytest.raises(SampleFormatError):
+            decode_label(extension, data)
+
+    assert peak_of(read) < 8 << 20
+
+
+def test_integers_that_no_tensor_holds_stay_as_they_are() -> None:
+    assert collate_label([1, 1 << 63], torch.device("cpu")) == [1, 1 << 63]
+    edges = collate_label([-(1 << 63), (1 << 63) - 1], torch.device("cpu"))
+    assert isinstance(edges, torch.Tensor)
 
 
 @pytest.mark.parametrize(("extension", "data"), [("cls", b"cat"), ("json", b"{"), ("txt", b"\xff\xfe"), ("npy", b"no")])

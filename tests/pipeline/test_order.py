@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -153,3 +154,11 @@ def test_wrong_weights_are_refused(weights: list[float], words: str) -> None:
         ShuffledOrder([3], window=0)
     with pytest.raises(ConfigError, match="none, window or full"):
         ShuffledOrder([3], shuffle="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shuffle", ["full", "window"])
+def test_more_samples_than_can_be_shuffled_are_a_clear_error(shuffle: Literal["full", "window"]) -> None:
+    # As a forged index may promise them.
+    order = ShuffledOrder([1 << 44] * 2, shuffle=shuffle, window=1)
+    with pytest.raises(ConfigError, match="no memory to shuffle"):
+        order.locate(0, np.arange(3))
