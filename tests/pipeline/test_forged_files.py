@@ -110,12 +110,16 @@ def test_every_field_of_a_receipt_is_of_its_type_and_bounded() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in BODY if name not in ("index", "source", "tar", "statistics")])
-@pytest.mark.parametrize(
-    "value", ["abc" * 50_000, "1", -1, True, 10**30, float("nan"), float("inf"), [1], {"a": 1}, 1e300]
-)
+@pytest.mark.parametrize("value", ["abc" * 50_000, -1, True, 10**30, float("nan"), float("inf"), [1], {"a": 1}, 1e300])
 def test_a_field_of_another_type_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ShardError, match="not a receipt|format|samples"):
         Receipt.from_json(signed({**BODY, name: value}))
+
+
+@pytest.mark.parametrize("name", [name for name, value in BODY.items() if isinstance(value, int | float)])
+def test_a_text_of_digits_is_no_number(name: str) -> None:
+    with pytest.raises(ShardError, match="not a receipt"):
+        Receipt.from_json(signed({**BODY, name: "1"}))
 
 
 @settings(deadline=None)
