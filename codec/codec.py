@@ -336,7 +336,7 @@ class Codec:
         """Latents to uint8 (3, H, W) tensors on the device, in passes over images of one padded size.
 
         A part gives the pixels of its region. With ``exact_crops`` they are those of the whole image, but that one in
-        50,000 is rounded the other way. Without, with the shipped weights, one in 50 to 150 of a photograph's is one
+        50,000 is rounded the other way. Without, with the shipped weights, one in 45 to 150 of a photograph's is one
         grey level off at qualities up to 50, one in 500 above, and less than one in 10,000 two.
         Raises ConfigError for a part that was cut with too small a margin.
         """

@@ -138,7 +138,8 @@ def test_exact_crops_are_nearer_to_the_whole_reconstruction(
         assert torch.equal(images, torch.stack([image for image, _ in dataset]))
         assert (images.int() - whole).abs().max() <= 1
         different.append((images.int() != whole).float().mean().item())
-    assert different[1] < 0.0005 < different[0] < 0.02
+    # In bfloat16, which some processors take by themselves, a few more than in float32.
+    assert different[1] < 0.0005 < different[0] < 0.025
 
 
 def test_the_next_epoch_has_other_crops(folder: Path) -> None:
