@@ -79,7 +79,9 @@ def write_card(
         + f"; crops of {side}², {config.crops.native:.0%} at native resolution",
         "data SHA-256": f"`{photos.content_hash()}` (of the files' sorted SHA-256)",
         "training": f"{steps} steps of {config.batch} crops{processes}, {minutes:.0f} minutes{by_time}; Adam at "
-        f"{config.learning_rate:g} ({config.schedule}), average {config.average:g}, seed {config.seed}",
+        f"{config.learning_rate:g} ({config.schedule}), average {config.average:g}, seed {config.seed}"
+        + (f"; {config.swift_share:.0%} of each batch by the swift synthesis" if config.swift_images else "")
+        + (f"; then {config.refit_steps} steps of the decoder on coded crops" if config.refit_steps else ""),
         "device": details.device or f"not recorded; the card was written with torch {torch.__version__}",
     }
     if codec.weights.head_fingerprint is not None:
@@ -124,6 +126,10 @@ def card_with_head(card: str, path: Path, config: ImportanceConfig) -> str:
     for line in card.splitlines():
         if line.startswith("| importance head |"):
             continue
+        if line.startswith("# "):
+            line = f"# {load_weights(path).name}"
+        if line.startswith("Rate and distortion on"):
+            line = f"Measured before the head was trained. {line}"
         lines.append(f"| file | {_file(path)} |" if line.startswith("| file |") else line)
         if line.startswith("| device |"):
             lines.append(f"| importance head | {_head(str(load_weights(path).head_fingerprint), config)} |")

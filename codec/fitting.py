@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from .card import RunDetails, card_with_head, write_card
 from .codec import Codec, Latents
 from .importance import ImportanceHead
 from .neighbours import ClassMap, class_tables
-from .photos import PhotoCrops
+from .photos import PhotoCrops, find_photos, held_out
 from .prior import PREDICTED, logistic_bits
 from .quality import QUALITIES, STEPS_PER_OCTAVE, gain
 from .quantise import information
@@ -60,6 +60,7 @@ def finish(
     trained_steps: int,
     trained_minutes: float,
     report: Callable[[str], None],
+    stopping: Callable[[], bool] = lambda: False,
     details: RunDetails | None = None,
 ) -> Path:
     """Order the channels, train the importance head if there is to be one, fit the tables to what the encoder then
@@ -72,7 +73,7 @@ def finish(
     network.eval()
     path = config.output / "weights.safetensors"
     _order_channels(network, crops)
-    head = _importance_head(network.analysis, network.synthesis, config, report)
+    head = _importance_head(network.analysis, network.synthesis, config, photos.held_out, report, stopping)
     tables = _parametric_tables(network)
     for share in _FIT_SHARES:
         _save(path, network, config, tables, head)
@@ -80,16 +81,24 @@ def finish(
     _save(path, network, config, tables, head)
     report("fitted the entropy tables")
     if config.refit_steps:
-        refit(network, path, photos, config, report=report)
+        refit(network, path, photos, config, report=report, stopping=stopping)
         _save(path, network, config, tables, head)
     write_card(path, network, crops, photos, config, trained_steps, trained_minutes, details or RunDetails())
     return path
 
 
-def add_head(weights: Weights, config: TrainConfig, *, report: Callable[[str], None]) -> Path:
+def add_head(
+    weights: Weights,
+    config: TrainConfig,
+    *,
+    report: Callable[[str], None],
+    stopping: Callable[[], bool] = lambda: False,
+) -> Path:
     """Write ``weights.safetensors``, the same weights with a new importance head, and their card if they had one;
-    returns the file's path."""
-    head = _importance_head(weights.analysis, weights.synthesis, config, report)
+    returns the file's path. Raises Stopped."""
+    files, _ = find_photos(config.folders, config.crops.size, config.crops.max_photos)
+    held = [file.path for file in held_out(files, 0 if config.validation else config.validate_photos)]
+    head = _importance_head(weights.analysis, weights.synthesis, config, held, report, stopping)
     path = config.output / "weights.safetensors"
     save_weights(
         path,
@@ -110,13 +119,20 @@ def add_head(weights: Weights, config: TrainConfig, *, report: Callable[[str], N
 
 
 def _importance_head(
-    analysis: Analysis, synthesis: Synthesis, config: TrainConfig, report: Callable[[str], None]
+    analysis: Analysis,
+    synthesis: Synthesis,
+    config: TrainConfig,
+    held: Sequence[Path],
+    report: Callable[[str], None],
+    stopping: Callable[[], bool],
 ) -> ImportanceHead | None:
     if not config.importance.teachers:
         return None
     crops = dataclasses.replace(config.crops, size=config.importance.size)
-    photos = PhotoCrops(config.folders, crops, seed=config.seed, hold_out=config.validate_photos)
-    return train_head(analysis, synthesis, photos, config.importance, seed=config.seed, report=report)
+    photos = PhotoCrops(config.folders, crops, seed=config.seed, without=held)
+    return train_head(
+        analysis, synthesis, photos, config.importance, seed=config.seed, report=report, stopping=stopping
+    )
 
 
 def _save(

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, WeightsMismatchError
@@ -31,6 +32,8 @@ __all__ = ["Guide", "HeadGuide", "TeacherGuide", "load_guide", "mixed", "normali
 
 # How far the bits follow the guide: the rest of an error's worth is the same everywhere, as pixels have it.
 _STRENGTH = 0.5
+_TILE = 32
+_LEAST_SIDE = 64
 # Qualities for which heads with folded weights are kept, each 0.8 MB.
 _FOLDED_KEPT = 8
 
@@ -76,7 +79,10 @@ class HeadGuide:
 
 
 class TeacherGuide:
-    """The sensitivity of teacher networks, worked out for every image: exact, and many times slower than the head."""
+    """The sensitivity of teacher networks, worked out for every image: exact, and many times slower than the head.
+
+    Images of more than 512 pixels a side are looked at in tiles of at most that.
+    """
 
     def __init__(self, teachers: Sequence[FeatureNetwork]) -> None:
         self._teachers = teachers
@@ -87,8 +93,29 @@ class TeacherGuide:
         """See :class:`Guide`."""
         # Tensors made for inference only take no part in derivatives; copies of them do.
         with torch.inference_mode(False):
-            latents, t = latents_NyxL.clone(), t_N.clone()
-            return normalised(sensitivity(latents, t, synthesise, self._teachers))
+            found = torch.empty_like(latents_NyxL)
+            # Derivatives keep what is made on the way, 2 kB a pixel: an image at a time, and of large ones a tile.
+            for i in range(len(latents_NyxL)):
+                for rows in _spans(latents_NyxL.shape[1]):
+                    for columns in _spans(latents_NyxL.shape[2]):
+                        tile = latents_NyxL[i : i + 1, rows, columns].clone()
+                        found[i : i + 1, rows, columns] = sensitivity(
+                            tile, t_N[i : i + 1].clone(), synthesise, self._teachers
+                        )
+            return normalised(found)
+
+
+def _spans(length: int) -> list[slice]:
+    """A length in blocks, cut into equal parts of at most 32."""
+    count = -(-length // _TILE)
+    return [slice(length * i // count, length * (i + 1) // count) for i in range(count)]
+
+
+def _at_least(pixels_N3HW: Tensor, side: int) -> Tensor:
+    """Images with their last row and column repeated up to a side that networks with five reductions can take."""
+    height, width = pixels_N3HW.shape[2:]
+    more = (0, max(0, side - width), 0, max(0, side - height))
+    return F.pad(pixels_N3HW, more, mode="replicate") if any(more) else pixels_N3HW
 
 
 def pinned_guide(name: str, weights: Weights) -> str:
@@ -175,7 +202,7 @@ def sensitivity(
     with torch.enable_grad():
         pixels = synthesise(latents, t_N)
         for teacher in teachers:
-            seen = teacher(pixels)
+            seen = teacher(_at_least(pixels, _LEAST_SIDE))
             targets = [(embedding(seen[-1]), 1 - maps), *((each, maps / len(seen)) for each in seen)]
             for _ in range(probes):
                 score = pixels.new_zeros(())

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, TrainingError
 
-__all__ = ["CropConfig", "PhotoCrops", "centre_crop", "find_photos", "read_photo"]
+__all__ = ["CropConfig", "PhotoCrops", "centre_crop", "find_photos", "held_out", "read_photo"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm"}
 _CROPS_A_PHOTO = 16
@@ -127,13 +127,18 @@ def find_photos(folders: Sequence[str | Path], size: int, limit: int | None = No
     return found, skipped
 
 
+def held_out(files: Sequence[_File], count: int) -> list[_File]:
+    """Those of the photographs that are held out: ``count``, and no more than a tenth."""
+    return sorted(files, key=lambda file: file.digest)[: min(count, len(files) // 10)]
+
+
 class PhotoCrops:
     """Batches of random crops of the photographs below some folders.
 
     Photos are drawn in proportion to their pixels, so that every region is as likely as any other; those below the
     folders ``reduced`` as ``config`` says. Files that are no photographs, broken, or smaller than one crop are left out
     and counted in ``skipped``. The same seed gives the same batches. At most ``hold_out`` photographs, and no more than
-    a tenth, are never drawn: ``held_out`` has their paths. They are of ``folders``.
+    a tenth, are never drawn: ``held_out`` has their paths. They are of ``folders``. Nor are those of ``without``.
     """
 
     def __init__(
@@ -144,16 +149,20 @@ class PhotoCrops:
         reduced: Sequence[str | Path] = (),
         seed: int = 0,
         hold_out: int = 0,
+        without: Sequence[Path] = (),
         shuffle_seed: int = 0,
     ) -> None:
         self.config = config
         files, self.skipped = find_photos(folders, config.size, config.max_photos)
-        held = sorted(files, key=lambda file: file.digest)[: min(hold_out, len(files) // 10)]
-        self.held_out = [file.path for file in held]
-        self._files = [file for file in files if file not in set(held)]
+        self.held_out = [file.path for file in held_out(files, hold_out)]
+        left_out = {path.resolve() for path in (*self.held_out, *without)}
+        self._files = [file for file in files if file.path.resolve() not in left_out]
         if reduced:
             more, skipped = find_photos(reduced, math.ceil(config.size / config.max_scale), config.max_photos)
-            self._files += [dataclasses.replace(file, reduced=True) for file in more]
+            left_out |= {file.path.resolve() for file in self._files}
+            self._files += [
+                dataclasses.replace(file, reduced=True) for file in more if file.path.resolve() not in left_out
+            ]
             self.skipped += skipped
         self.rng = np.random.default_rng(seed)
         self._limit = round(config.max_memory_gib * _GIB)

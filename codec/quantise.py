@@ -35,8 +35,8 @@ _FACTORS = np.exp2((np.arange(256) - NEUTRAL) / _LEVELS_PER_OCTAVE)
 
 def importance_levels(importance: Tensor) -> Tensor:
     """Factors on the value of a squared error, above 0, as levels uint8 of the same shape: 128 is 1, 136 is 2."""
-    levels: Tensor = (importance.log2() * _LEVELS_PER_OCTAVE + NEUTRAL).round().clamp(0, 255).to(torch.uint8)
-    return levels
+    levels = (importance.log2() * _LEVELS_PER_OCTAVE + NEUTRAL).nan_to_num(NEUTRAL).round().clamp(0, 255)
+    return levels.to(torch.uint8)
 
 
 def importance_factors(levels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

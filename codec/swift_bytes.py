@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .bitstream import block_grid
 from .blocks import ResidualBlocks
 from .latents import Latents, LatentsPart
@@ -29,6 +30,7 @@ __all__ = ["SwiftBytes", "multiplies_bytes"]
 
 # Rows of the first product come in groups of so many channels: smaller ones would make too small products.
 _STEP = 64
+_KEPT_BLOCKS = 4096
 
 _F32 = npt.NDArray[np.float32]
 
@@ -105,14 +107,22 @@ class SwiftBytes:
             self._blocks = [_block(layers, depthwise) for layers, depthwise in blocks]
             self._patch = _in_bytes(swift.patch.weight)
         self._width = swift.patch.in_features
-        self._rooms = threading.local()
 
     @torch.inference_mode()
     def picture(self, latents: Latents | LatentsPart) -> Tensor:
-        """The pixels uint8 (3, H, W) of one image, or of a part that is all of it. From any thread."""
+        """The pixels uint8 (3, H, W) of one image, or of a part that is all of it. From any thread.
+
+        Raises ConfigError for latents of other weights or sizes.
+        """
         rows, columns = block_grid(latents.height, latents.width)
-        room = self._room(rows, columns)
         symbols, classes = np.asarray(latents.symbols), np.asarray(latents.classes)
+        # The inner loops look at no bounds.
+        blocks, channels = rows * columns, self._matrix.shape[0]
+        if symbols.shape != (blocks, channels) or classes.shape != (blocks,) or classes.max() >= len(self._base):
+            raise ConfigError(
+                f"{symbols.shape} symbols and {classes.shape} classes are not those of {blocks} blocks of these weights"
+            )
+        room = _room(rows, columns, channels, self._width)
         large = pack_symbols(symbols, PREDICTED, _STEP, room.order, room.counts, room.symbols.numpy())
         start = 0
         for steps in range(len(room.counts) - 1, 0, -1):
@@ -146,12 +156,19 @@ class SwiftBytes:
         write_pixels(room.straight, room.patches.numpy(), worth, self._patch.scale, 2 * columns, numbers)
         return pixels[:, : latents.height, : latents.width]
 
-    def _room(self, rows: int, columns: int) -> _Room:
-        """Memory for images of a size, kept by each thread: new memory is slow at its first touch."""
-        room: _Room | None = getattr(self._rooms, "last", None)
-        if room is None or room.grid != (rows, columns):
-            room = self._rooms.last = _Room(rows, columns, self._matrix.shape[0], self._width)
-        return room
+
+_rooms = threading.local()
+
+
+def _room(rows: int, columns: int, latents: int, width: int) -> _Room:
+    """Memory for images of a size. Each thread keeps that of its last one, for new memory is slow at its first touch,
+    but not of a large one, of which a decoder would keep 60 bytes a pixel for good."""
+    room: _Room | None = getattr(_rooms, "last", None)
+    if room is None or room.sizes != (rows, columns, latents, width):
+        room = _Room(rows, columns, latents, width)
+        if rows * columns <= _KEPT_BLOCKS:
+            _rooms.last = room
+    return room
 
 
 class _Room:
@@ -159,7 +176,7 @@ class _Room:
 
     def __init__(self, rows: int, columns: int, latents: int, width: int) -> None:
         blocks, cells = rows * columns, 4 * rows * columns
-        self.grid = (rows, columns)
+        self.sizes = (rows, columns, latents, width)
         self.order = np.empty(blocks, np.int64)
         self.counts = np.empty(-(-latents // _STEP) + 1, np.int64)
         self.symbols = torch.zeros(blocks, -(-latents // _STEP) * _STEP, dtype=torch.int8)

@@ -25,8 +25,9 @@ from .objectives import Objective, ObjectiveOutput
 from .photos import PhotoCrops, find_photos
 from .training_checkpoint import TrainingState
 from .training_config import TrainConfig
+from .training_importance import check_importance
 from .training_network import CodecNetwork
-from .training_ranks import Ranks
+from .training_ranks import Ranks, Stopped
 from .training_watch import Watch
 from .weights import load_weights
 
@@ -53,14 +54,23 @@ def train(
         TrainingError: no usable photographs, a checkpoint of another configuration, a loss that is not finite,
             weights that fail their check at the end.
     """
-    if config.importance.only:
-        from .fitting import add_head
-
-        config.output.mkdir(parents=True, exist_ok=True)
-        return add_head(load_weights(str(config.start)), config, report=report)
     with Ranks.joined(config.device) as ranks:
         tell = report if ranks.first else _say_nothing
         config.output.mkdir(parents=True, exist_ok=True)
+        path = config.output / "weights.safetensors"
+        if ranks.first:
+            check_importance(config)
+        if config.importance.only:
+            stopped = False
+            if ranks.first:
+                from .fitting import add_head
+
+                try:
+                    add_head(load_weights(str(config.start)), config, report=tell, stopping=stopping)
+                except Stopped:
+                    tell("stopped; run the same command again to start the head anew")
+                    stopped = True
+            return None if ranks.maximum([stopped])[0] else path
         photos = PhotoCrops(
             config.folders,
             config.crops,
@@ -78,28 +88,34 @@ def train(
         if _steps(state, checkpoint, validation, tell, stopping):
             tell(f"stopped at step {state.step}; run the same command again to go on")
             return None
-        path = config.output / "weights.safetensors"
+        stopped = False
         if ranks.first:
             network = state.put_average(state.network).cpu().eval()
             from .fitting import finish
 
-            path = finish(
-                network,
-                photos,
-                config,
-                trained_steps=state.step,
-                trained_minutes=state.seconds / 60,
-                report=tell,
-                details=RunDetails(
-                    started_from=state.started_from,
-                    device=_device_name(ranks.device),
-                    processes=ranks.size,
-                    validation=tuple(validation),
-                    held_out=config.validation is not None or bool(photos.held_out),
-                ),
+            details = RunDetails(
+                started_from=state.started_from,
+                device=_device_name(ranks.device),
+                processes=ranks.size,
+                validation=tuple(validation),
+                held_out=config.validation is not None or bool(photos.held_out),
             )
-        ranks.wait()
-        return path
+            try:
+                finish(
+                    network,
+                    photos,
+                    config,
+                    trained_steps=state.step,
+                    trained_minutes=state.seconds / 60,
+                    report=tell,
+                    stopping=stopping,
+                    details=details,
+                )
+            except Stopped:
+                tell("stopped after the last step; run the same command again to finish the weights")
+                stopped = True
+        # The others wait here for the first.
+        return None if ranks.maximum([stopped])[0] else path
 
 
 def _say_nothing(line: str) -> None:
@@ -138,15 +154,14 @@ def _validation_photos(config: TrainConfig, photos: PhotoCrops) -> list[Path]:
 class _Step(nn.Module):
     """Forward pass and loss as one module, so that several processes know which parameters take part."""
 
-    def __init__(self, network: CodecNetwork, objective: Objective, precision: torch.dtype, swift_share: float) -> None:
+    def __init__(self, network: CodecNetwork, objective: Objective, precision: torch.dtype, swift: int) -> None:
         super().__init__()
         self.network, self.precision = network, precision
         self._objective = objective
-        self._swift_share = swift_share if network.swift is not None else 0.0
+        self._swift = swift
 
     def forward(self, original_N3HW: Tensor, quality_N: Tensor, progress: float, step: int) -> ObjectiveOutput:
-        swift = math.ceil(self._swift_share * len(original_N3HW))
-        reconstruction, bits = self.network(original_N3HW, quality_N, self.precision, swift)
+        reconstruction, bits = self.network(original_N3HW, quality_N, self.precision, self._swift)
         return self._objective(original_N3HW, reconstruction, bits, quality_N, progress, step)
 
 
@@ -164,8 +179,11 @@ def _steps(
     objective = Objective(config.objective, device=device, precision=precision)
     terms = [name for name, term in config.objective.terms.items() if term.weight > 0]
     columns = ["loss", "bpp", *terms]
-    inactive = not any(term.strength(0.0) > 0 for term in config.objective.terms.values())
-    run_step = ranks.distribute(_Step(network, objective, precision, config.swift_share), unused=inactive)
+    # Parameters that no image of a step needs.
+    inactive = config.swift_images == config.batch or not any(
+        term.strength(0.0) > 0 for term in config.objective.terms.values()
+    )
+    run_step = ranks.distribute(_Step(network, objective, precision, config.swift_images), unused=inactive)
     qualities, odds = _quality_odds(config.quality_range)
     network.train()
     stopped = False

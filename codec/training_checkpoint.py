@@ -145,6 +145,7 @@ class TrainingState:
 
     def _compare(self, path: Path, theirs: dict[str, Any]) -> None:
         mine = self._identity()
+        theirs = _as_today(theirs)
         different = [
             f"{name[:_SHOWN]} is {mine.get(name)!r} and was {repr(theirs.get(name))[:_SHOWN]}"
             for name in sorted(mine.keys() | theirs.keys())
@@ -171,6 +172,17 @@ class TrainingState:
         # A run may go on on another kind of device; its noise is then another.
         if self.ranks.device.type == "cuda" and len(rest):
             torch.cuda.set_rng_state(rest, self.ranks.device)
+
+
+def _as_today(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity of a checkpoint, with what was not there yet when it was written."""
+    today = dict(identity)
+    if "objective.network" in today:
+        today["objective.networks"] = [today.pop("objective.network")]
+    for name in [name for name in today if name.startswith("objective.terms.") and name.endswith(".weight")]:
+        today.setdefault(name.removesuffix("weight") + "tilt", 0.0)
+    defaults = TrainConfig(output=Path(), folders=(Path(),)).identity()
+    return {name: value for name, value in defaults.items() if not name.startswith("objective.")} | today
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

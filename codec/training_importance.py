@@ -10,19 +10,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, TrainingError
 from .device import resolve_precision
 from .guide import normalised, sensitivity
 from .importance import ImportanceHead
 from .perception import load_teachers
-from .photos import PhotoCrops
+from .photos import PhotoCrops, find_photos
+from .training_ranks import Stopped
 from .transforms import Analysis, Synthesis, quality_coordinate
 
-__all__ = ["ImportanceConfig", "train_head"]
+if TYPE_CHECKING:
+    from .training_config import TrainConfig
+
+__all__ = ["ImportanceConfig", "check_importance", "train_head"]
 
 _PASS = 4
 _QUALITIES = (10, 90)
@@ -52,10 +57,24 @@ class ImportanceConfig:
             raise ConfigError("importance: crops, probes, steps and batch must be at least 1")
         if self.size < 16 or self.size % 16:
             raise ConfigError(f"importance: size must be a multiple of 16 from 16 up, not {self.size}")
-        if not self.learning_rate > 0:
-            raise ConfigError("importance: learning_rate must be above 0")
+        if not 0 < self.learning_rate < 1:
+            raise ConfigError("importance: learning_rate must be above 0 and below 1")
         if self.only and not self.teachers:
             raise ConfigError("importance: only needs teachers")
+
+
+def check_importance(config: TrainConfig) -> None:
+    """Whether the head can be trained at the end of a run, asked at its beginning.
+
+    Raises:
+        ConfigError, WeightsNotFoundError: teachers that are not there. TrainingError: no photographs of the size.
+    """
+    if config.importance.teachers:
+        load_teachers(config.importance.teachers, torch.device("cpu"), torch.float32)
+        try:
+            find_photos(config.folders, config.importance.size)
+        except TrainingError as exc:
+            raise TrainingError(f"importance.size is {config.importance.size}: {exc}") from exc
 
 
 def train_head(
@@ -66,6 +85,7 @@ def train_head(
     *,
     seed: int,
     report: Callable[[str], None],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> ImportanceHead:
     """Train a head for transforms that are done.
 
@@ -76,11 +96,20 @@ def train_head(
         config: what to train with.
         seed: of qualities, random vectors and initial values.
         report: gets a line now and then.
+        stopping: asked now and then whether to stop.
 
     Returns:
         The head, in evaluation mode.
+
+    Raises:
+        Stopped: it was to stop. TrainingError: the loss is not finite.
     """
-    latents, targets, quality = _targets(analysis, synthesis, photos, config, seed, report)
+
+    def go_on() -> None:
+        if stopping():
+            raise Stopped
+
+    latents, targets, quality = _targets(analysis, synthesis, photos, config, seed, report, go_on)
     torch.manual_seed(seed)
     head = ImportanceHead(latents.shape[-1])
     head.scale.copy_(latents.square().mean((0, 1, 2)).sqrt().mul_(0.25).clamp_(min=1e-3))
@@ -100,7 +129,12 @@ def train_head(
         loss.backward()
         nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimiser.step()
+        go_on()
         total += float(loss.detach())
+        if not math.isfinite(total):
+            raise TrainingError(
+                f"importance head: the loss is not finite at step {step}; lower importance.learning_rate"
+            )
         if (step + 1) % 500 == 0:
             report(f"importance head: step {step + 1}, loss {total / 500:.4f}")
             total = 0.0
@@ -114,6 +148,7 @@ def _targets(
     config: ImportanceConfig,
     seed: int,
     report: Callable[[str], None],
+    go_on: Callable[[], None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Latents (N, y, x, L), their importance and the qualities (N,) of the crops."""
     device = torch.device("cpu")
@@ -128,6 +163,7 @@ def _targets(
             latents = analysis(pixels, t_N)
         importance = sensitivity(latents, t_N, synthesis, teachers, probes=config.probes, seed=seed + first)
         found.append((latents, normalised(importance), quality))
+        go_on()
         if first % (16 * _PASS) == 0:
             report(f"importance head: teachers have seen {first} of {config.crops} crops")
     latents, importance, quality = (torch.cat(parts) for parts in zip(*found, strict=True))

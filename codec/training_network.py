@@ -54,18 +54,26 @@ class CodecNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Float pixels 0…255 and qualities → (reconstruction, bits an image).
 
-        The first ``swift`` images are reconstructed by the swift synthesis, the others by the full one.
+        ``swift`` images, spread evenly over the batch, are reconstructed by the swift synthesis, the others by the full
+        one: terms of the objective that look at a part of the batch see both.
         """
         coded = self.code(pixels_N3HW, quality_N, precision)
         return self.synthesise(coded.latents_NyxL, quality_coordinate(quality_N), precision, swift), coded.bits_N
 
     def synthesise(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype, swift: int = 0) -> Tensor:
-        """Latents and quality coordinates to pixels, of the first ``swift`` images by the swift synthesis."""
-        parts = []
-        for synthesis, part in ((self.swift, slice(0, swift)), (self.synthesis, slice(swift, None))):
-            if synthesis is not None and len(t_N[part]):
-                parts.append(synthesis(latents_NyxL[part], t_N[part], precision))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        """Latents and quality coordinates to pixels, of ``swift`` images by the swift synthesis."""
+        if self.swift is None or swift == 0:
+            return self.synthesis(latents_NyxL, t_N, precision)  # type: ignore[no-any-return]
+        if swift == len(t_N):
+            return self.swift(latents_NyxL, t_N, precision)  # type: ignore[no-any-return]
+        chosen = torch.zeros(len(t_N), dtype=torch.bool, device=t_N.device)
+        chosen[[(2 * i + 1) * len(t_N) // (2 * swift) for i in range(swift)]] = True
+        pixels = [
+            synthesis(latents_NyxL[which], t_N[which], precision)
+            for synthesis, which in ((self.swift, chosen), (self.synthesis, ~chosen))
+        ]
+        order = torch.cat([chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]])
+        return torch.cat(pixels)[order.argsort()]
 
     def code(self, pixels_N3HW: Tensor, quality_N: Tensor, precision: torch.dtype = torch.float32) -> PriorOutput:
         """Float pixels 0…255 and qualities → what a decoder gets, and what it costs."""
@@ -103,13 +111,19 @@ class CodecNetwork(nn.Module):
         that they lack begins as the best straight fit to crops uint8 (N, 3, H, W).
 
         Raises:
-            ConfigError: other channels, latents or classes, or more residual blocks than this network has.
+            ConfigError: other channels, latents, classes or swift channels, or more residual blocks than this network
+            has.
         """
         classes, latents = self.prior.log_scale.shape
         for what, mine, theirs in (
             ("working channels", self.analysis.patch.out_features, weights.config.channels),
             ("latent channels", latents, weights.config.latents),
             ("classes", classes, weights.tables.classes),
+            *(
+                [("swift channels", self.swift.patch.in_features, weights.config.swift_channels)]
+                if self.swift is not None and weights.swift is not None
+                else []
+            ),
         ):
             if mine != theirs:
                 raise ConfigError(f"cannot start from {weights.name}: it has {theirs} {what}, the configuration {mine}")

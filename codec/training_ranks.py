@@ -15,10 +15,14 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .device import resolve_device
 
-__all__ = ["Ranks"]
+__all__ = ["Ranks", "Stopped"]
 
 # The others wait this long for rank 0 to validate, to fit the tables and to write.
 _PATIENCE = dt.timedelta(hours=2)
+
+
+class Stopped(Exception):
+    """Somebody asked the run to end before it was done."""
 
 
 class Ranks:

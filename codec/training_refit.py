@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..errors import TrainingError
 from .codec import Codec
 from .device import resolve_precision
 from .objectives import Objective
@@ -22,6 +23,7 @@ from .quality import QUALITIES
 from .training_checkpoint import parameter_groups
 from .training_config import TrainConfig
 from .training_network import CodecNetwork, dequantised
+from .training_ranks import Stopped
 from .transforms import quality_coordinate
 
 __all__ = ["refit"]
@@ -31,7 +33,13 @@ _LOGGED = 200
 
 
 def refit(
-    network: CodecNetwork, path: Path, photos: PhotoCrops, config: TrainConfig, *, report: Callable[[str], None]
+    network: CodecNetwork,
+    path: Path,
+    photos: PhotoCrops,
+    config: TrainConfig,
+    *,
+    report: Callable[[str], None],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train the synthesis transforms of a network on the streams of its weights file.
 
@@ -41,6 +49,10 @@ def refit(
         photos: crops to train on.
         config: ``refit_steps``, and the objective, batch and rates of the run.
         report: gets a line now and then.
+        stopping: asked after every step whether to stop.
+
+    Raises:
+        Stopped: it was to stop. TrainingError: the loss is not finite.
     """
     codec = Codec.load(path, device="cpu")
     precision = resolve_precision(config.precision, codec.device)
@@ -66,13 +78,16 @@ def refit(
         quality = torch.from_numpy(photos.rng.integers(low, high + 1, config.batch))
         sent = codec.analyse(list(crops), quality.tolist())
         latents = torch.stack([dequantised(each, means_KL) for each in sent])
-        swift = 0 if network.swift is None else math.ceil(config.swift_share * config.batch)
-        pixels = network.synthesise(latents, quality_coordinate(quality), precision, swift)
+        pixels = network.synthesise(latents, quality_coordinate(quality), precision, config.swift_images)
         output = objective(crops.float(), pixels, torch.zeros(config.batch), quality, 1.0, step)
         optimiser.zero_grad(set_to_none=True)
         output.loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 5.0)
+        size = nn.utils.clip_grad_norm_(parameters, 5.0)
+        if not math.isfinite(float(output.loss.detach()) + float(size)):
+            raise TrainingError(f"refit: the loss is not finite at step {step}; lower refit_rate")
         optimiser.step()
+        if stopping():
+            raise Stopped
         decay = min(_AVERAGE, (1 + step) / (10 + step))
         torch._foreach_lerp_(averages, [parameter.detach() for parameter in parameters], 1 - decay)
         total += float(output.loss.detach())

@@ -8,6 +8,7 @@ that goes on drops the lines behind its checkpoint, so no step is in a file twic
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -22,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, TrainingError
 from .metrics import structural_similarity
 from .photos import centre_crop, read_photo
 from .quality import trade_off
@@ -130,7 +131,7 @@ class Watch:
         self._crops = [centre_crop(read_photo(path), _SIDE) for path in photos]
         # The same way, so that only what was trained on tells the two apart.
         trained = [path for path in state.photos.whole_paths if path not in set(photos)]
-        self._trained = [centre_crop(read_photo(path), _SIDE) for path in _spread(trained, len(photos))]
+        self._trained = _crops_of(_spread(trained, len(photos)))
         self._pictures = config.output / "pictures"
         self._network = copy.deepcopy(state.network).eval() if self._crops else None
         self._board = _tensorboard(config.output / "tensorboard", state.step) if config.tensorboard else None
@@ -199,6 +200,15 @@ class Watch:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{group}/{name}", value, self._state.step)
+
+
+def _crops_of(paths: Sequence[Path]) -> list[Tensor]:
+    """The middles of photographs, without those that cannot be read: of what is trained on, some may be broken."""
+    crops = []
+    for path in paths:
+        with contextlib.suppress(TrainingError):
+            crops.append(centre_crop(read_photo(path), _SIDE))
+    return crops
 
 
 def _spread(paths: Sequence[Path], count: int) -> list[Path]:

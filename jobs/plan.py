@@ -101,7 +101,9 @@ def make_plan(spec: JobSpec) -> Plan:
     if not source.shards:
         raise SourceError(f"nothing to convert in {spec.source}")
     fingerprint = weights_fingerprint(spec.weights)
-    options = spec.convert_config().identity()
+    config = spec.convert_config()
+    check_guide(config.weights, config.guide)
+    options = config.identity()
     identity = plan_identity(
         source=source.location,
         options=options,
@@ -118,6 +120,16 @@ def make_plan(spec: JobSpec) -> Plan:
         shards=source.shards,
         ignored=source.ignored,
     )
+
+
+def check_guide(weights: str, guide: str) -> None:
+    """Raises ConfigError, WeightsNotFoundError or WeightsMismatchError for a guide that workers could not load."""
+    import torch
+
+    from ..codec.guide import load_guide
+    from ..codec.weights import load_weights
+
+    load_guide(guide, load_weights(weights), torch.device("cpu"))
 
 
 def weights_fingerprint(weights: str) -> str:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from ...codec import Codec
+from ...codec.guide import pinned_guide
+from ...codec.weights import list_weights
 
 __all__ = ["CLASSICAL", "Contestant", "Learned", "Pillow", "Pixels", "classical"]
 
@@ -117,9 +119,14 @@ class Learned:
     @classmethod
     def parse(cls, text: str) -> Learned:
         """``NAME``, ``FILE``, or either with ``@GUIDE`` behind it, such as ``default@none``. Raises as the class."""
-        weights, at, guide = text.rpartition("@")
-        # A path may have an @ of its own.
-        return cls(text) if not at or Path(text).is_file() else cls(weights, guide)
+        # A path may have an @ of its own, and so may the file of a guide.
+        parts = text.split("@")
+        known = {entry.name for entry in list_weights()}
+        for count in range(len(parts), 0, -1):
+            weights, guide = "@".join(parts[:count]), "@".join(parts[count:])
+            if weights in known or Path(weights).is_file():
+                return cls(weights, guide) if guide else cls(weights)
+        return cls(text)
 
     @property
     def name(self) -> str:
@@ -128,9 +135,10 @@ class Learned:
 
     @property
     def key(self) -> str:
-        """Their fingerprint, and a guide other than their own."""
+        """Their fingerprint, and what guides: other heads make other files of the same weights."""
+        pinned = pinned_guide(self._guide or "auto", self._codec.weights)
         key = f"dci:{self._codec.fingerprint}"
-        return f"{key}:{self._guide}" if self._guide else key
+        return key if pinned == "none" else f"{key}:{pinned}"
 
     def settings(self, task: str) -> Sequence[int]:
         """See :class:`Contestant`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import zlib
@@ -351,7 +352,8 @@ def measure(
                     store.add(wanted[at], row)
             if missing:
                 report(f"{task.name}: {codec.name} at {setting}")
-            yield from (store.rows[identity] for identity in wanted)
+            # By today's name: what makes the same files may have had another when they were measured.
+            yield from (dataclasses.replace(store.rows[identity], codec=codec.name) for identity in wanted)
 
 
 def _row(task: Task, picture: Picture, codec: str, key: str, setting: int, size: int, values: Mapping[str, Any]) -> Row:

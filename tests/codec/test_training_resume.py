@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -135,6 +137,24 @@ def test_a_checkpoint_of_another_configuration_is_refused(straight: TrainConfig)
             train(dataclasses.replace(straight, **changes), report=[].append)
         assert named in str(caught.value)
         assert "name another `output`" in str(caught.value)
+
+
+def test_checkpoints_of_before_there_was_more_to_configure_go_on(straight: TrainConfig, tmp_path: Path) -> None:
+    shutil.copytree(straight.output, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    identity = json.loads(meta["identity"])
+    new = {"schedule", "swift_share", "transforms.swift_channels", "transforms.swift_blocks", "objective.networks"}
+    new |= {"crops.max_scale", "crops.reduced_share", "objective.terms.mse.tilt"}
+    assert new <= identity.keys()
+    old = {name: value for name, value in identity.items() if name not in new} | {
+        "objective.network": "efficientnet-lite0"
+    }
+    save_file(tensors, path, meta | {"identity": json.dumps(old)})
+    told: list[str] = []
+    assert train(dataclasses.replace(straight, output=tmp_path / "run"), report=told.append)
+    assert any(line.startswith("going on from step") for line in told)
 
 
 def test_hostile_checkpoints_are_one_clear_error(straight: TrainConfig, tmp_path: Path) -> None:

@@ -202,6 +202,13 @@ def test_reduced_folders_get_their_share_and_are_always_reduced(tmp_path: Path) 
         assert (batch[striped][:, 0, 8:24, 8:24].std((1, 2)) < 60).all()
 
 
+def test_folders_that_overlap_do_not_bring_back_what_is_held_out(tmp_path: Path) -> None:
+    folder = noise_photos(tmp_path / "many", 40)
+    crops = PhotoCrops([folder], CropConfig(size=32, native=1.0), reduced=[tmp_path], hold_out=4)
+    assert (len(crops.held_out), len(crops)) == (4, 36)
+    assert len(PhotoCrops([folder], CropConfig(size=32), without=crops.held_out)) == 36
+
+
 def test_the_content_hash_follows_the_bytes_not_the_names(tmp_path: Path) -> None:
     folder = noise_photos(tmp_path / "many", 3)
     crops = PhotoCrops([folder], CropConfig(size=32))

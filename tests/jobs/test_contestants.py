@@ -11,7 +11,7 @@ import torch
 from discernible.codec import Codec
 from discernible.codec.importance import ImportanceHead
 from discernible.codec.weights import save_weights
-from discernible.errors import ConfigError
+from discernible.errors import ConfigError, WeightsNotFoundError
 from discernible.jobs.evaluation.contestants import CLASSICAL, Learned
 
 if TYPE_CHECKING:
@@ -47,7 +47,12 @@ def test_guides_of_weights_are_told_apart(photos: Mapping[str, NDArray[np.uint8]
     save_weights(path, name="mine", importance=head, **values)
     guided, unguided = Learned.parse(str(path)), Learned.parse(f"{path}@none")
     assert (guided.name, unguided.name) == ("mine", "mine@none")
-    assert unguided.key == f"{guided.key}:none"
+    # Without its head the file codes as the one of before, whose rows count for it; another head codes otherwise.
+    assert unguided.key == plain.key == f"dci:{codec.fingerprint}"
+    torch.nn.init.normal_(head.leave.weight, std=0.5)
+    save_weights(tmp_path / "other.safetensors", name="other", importance=head, **values)
+    other = Learned.parse(str(tmp_path / "other.safetensors"))
+    assert len({guided.key, other.key, plain.key}) == 3
     assert (Learned.parse(f"{path}@auto").name, Learned.parse(f"{path}@auto").key) == (guided.name, guided.key)
     image = np.ascontiguousarray(photos["coffee"][:, :96, :128].transpose(1, 2, 0))
     for contestant, guide in ((guided, "auto"), (unguided, "none")):
@@ -55,3 +60,7 @@ def test_guides_of_weights_are_told_apart(photos: Mapping[str, NDArray[np.uint8]
         assert contestant.code([image], 40)[0][0] == len(stream)
     with pytest.raises(ConfigError, match="no guide 'nowhere'"):
         Learned.parse("default@nowhere")
+    with pytest.raises(WeightsNotFoundError, match="me@nowhere.safetensors"):
+        Learned.parse(str(tmp_path / "me@nowhere.safetensors"))
+    with pytest.raises(WeightsNotFoundError, match="a@b.safetensors"):
+        Learned.parse("default@vgg16:a@b.safetensors")

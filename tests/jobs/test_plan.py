@@ -19,7 +19,14 @@ from PIL import Image
 
 from discernible.codec.importance import ImportanceHead
 from discernible.codec.weights import load_weights, save_weights
-from discernible.errors import ConfigError, DestinationError, SourceError, StorageError, WeightsMismatchError
+from discernible.errors import (
+    ConfigError,
+    DestinationError,
+    SourceError,
+    StorageError,
+    WeightsMismatchError,
+    WeightsNotFoundError,
+)
 from discernible.jobs.plan import SHARDS_NAME, Plan, check_destination, freeze_plan, make_plan, read_plan
 from discernible.jobs.retry import retry
 from discernible.jobs.spec import JobSpec, plan_identity, resolve_guide, resolve_location
@@ -158,6 +165,13 @@ def test_the_guide_is_part_of_the_plan(photos: Path, tmp_path: Path) -> None:
         freeze_plan(plain, storage)
     with pytest.raises(WeightsMismatchError, match="importance head"):
         ShardConverter(dataclasses.replace(config, weights="default"))
+
+
+def test_a_guide_that_is_none_is_refused_before_a_plan_is_frozen(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no guide 'nonsense'"):
+        plan_of(photos, tmp_path / "out", guide="nonsense")
+    with pytest.raises(WeightsNotFoundError, match="VGG16"):
+        plan_of(photos, tmp_path / "out", guide="vgg16:nowhere.safetensors")
 
 
 def test_a_plan_of_before_there_were_guides_has_none(photos: Path, tmp_path: Path) -> None:

@@ -171,10 +171,8 @@ def test_local_paths(converted: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("HOME", str(tmp_path))
     shards = list_shards(converted)
     assert list_shards(f"file://{converted}") == shards
-    assert [shard.location for shard in list_shards(converted.name)] == [
-        f"{converted.name}/00000.tar",
-        f"{converted.name}/00001.tar",
-    ]
+    # Absolute, so that the working directory may change afterwards.
+    assert list_shards(converted.name) == shards
     assert list_shards(f"~/{converted.name}") == shards
     braces = converted.rename(tmp_path / "of {1,2}")
     assert names(list_shards(braces)) == ["00000.tar", "00001.tar"]
