@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from .compiled import compiler
 from .rans_kernels import class_context, coded_groups, next_energy, tabled_part
 from .tables import CONTEXT_LEVELS, ESCAPE, GROUP
 
@@ -17,8 +17,8 @@ __all__ = ["block_costs", "quantise_blocks", "scale_costs"]
 _LARGEST = 15
 _F32 = npt.NDArray[np.float32]
 
-_jit = numba.njit(nogil=True, cache=True, boundscheck=False, fastmath=True)
-_inline = numba.njit(nogil=True, cache=True, boundscheck=False, inline="always", fastmath=True)
+_jit = compiler(boundscheck=False, fastmath=True)
+_inline = compiler(boundscheck=False, inline="always", fastmath=True)
 
 
 @_inline

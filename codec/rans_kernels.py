@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from .compiled import compiler
 from .tables import CLASS_GROUPS, CONTEXT_EDGES, CONTEXT_LEVELS, ESCAPE, GROUP, LOOKUP_SHIFT, PROBABILITY_BITS, SYMBOLS
 
 __all__ = [
@@ -53,12 +53,12 @@ _I16 = npt.NDArray[np.int16]
 # Indices are unsigned in the decoder: numba tests signed ones for wrapping around.
 _U64 = np.uint64
 
-_jit = numba.njit(nogil=True, cache=True, boundscheck=False)
-_inline = numba.njit(nogil=True, cache=True, boundscheck=False, inline="always")
+_jit = compiler(boundscheck=False)
+_inline = compiler(boundscheck=False, inline="always")
 # Numba counts references to arrays wherever they are passed on, with locked instructions: four fifths of the decoder's
 # time. These functions do without; they must not allocate.
-_bare = numba.njit(nogil=True, cache=True, boundscheck=False, _nrt=False)
-_bare_inline = numba.njit(nogil=True, cache=True, boundscheck=False, _nrt=False, inline="always")
+_bare = compiler(boundscheck=False, _nrt=False)
+_bare_inline = compiler(boundscheck=False, _nrt=False, inline="always")
 
 
 @_jit

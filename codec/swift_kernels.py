@@ -10,9 +10,10 @@ views of rows, in which no index can be negative: only then they become vector i
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from .compiled import compiler
 
 __all__ = ["add_rows", "convolve_rows", "gate_rows", "pack_symbols", "place_blocks", "write_pixels"]
 
@@ -24,9 +25,9 @@ _SLOPE = np.float32(0.1)
 _LARGEST = np.float32(127)
 
 # NumPy's division: Python's looks whether the divisor is 0, and with it nothing becomes vector instructions.
-_OPTIONS = {"nogil": True, "cache": True, "boundscheck": False, "fastmath": True, "error_model": "numpy"}
-_jit = numba.njit(**_OPTIONS)
-_inline = numba.njit(**_OPTIONS, inline="always")
+_OPTIONS = {"boundscheck": False, "fastmath": True, "error_model": "numpy"}
+_jit = compiler(**_OPTIONS)
+_inline = compiler(**_OPTIONS, inline="always")
 
 
 @_inline

@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from .compiled import compiler
 
 __all__ = ["convolve_cells", "list_cells"]
 
 _F32 = npt.NDArray[np.float32]
 _I64 = npt.NDArray[np.int64]
 
-_jit = numba.njit(nogil=True, cache=True, boundscheck=False, fastmath={"contract", "reassoc"})
+_jit = compiler(boundscheck=False, fastmath={"contract", "reassoc"})
 
 
 @_jit
