@@ -34,7 +34,16 @@ from .options import (
     s3_write_access,
 )
 from .spec import JobSpec
-from .terminal import ExitCode, debugging, exit_code_of, print_error, print_json, print_result, progress_console
+from .terminal import (
+    ExitCode,
+    adapt_output,
+    debugging,
+    exit_code_of,
+    print_error,
+    print_json,
+    print_result,
+    progress_console,
+)
 
 __all__ = ["app", "main"]
 
@@ -502,6 +511,7 @@ def weights(json: Json = False) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; never returns."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    adapt_output()
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = _run(arguments)

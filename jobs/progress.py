@@ -269,9 +269,14 @@ def make_display(meter: Meter, console: Console, mode: ProgressMode) -> NullDisp
     """The display for ``mode``; ``auto`` is live on a terminal and plain elsewhere."""
     if mode == "none":
         return NullDisplay(meter)
-    if mode == "live" or (mode == "auto" and console.is_terminal):
+    if _is_live(console, mode):
         return LiveDisplay(meter, console)
     return PlainDisplay(meter, console)
+
+
+def _is_live(console: Console, mode: ProgressMode) -> bool:
+    # Bars and spinners are made of signs that other encodings lack.
+    return mode == "live" or (mode == "auto" and console.is_terminal and console.encoding.startswith("utf"))
 
 
 @contextlib.contextmanager
@@ -279,7 +284,7 @@ def announce(console: Console, mode: ProgressMode, what: str) -> Iterator[None]:
     """Say what is going on while there is nothing to count yet."""
     if mode == "none":
         yield
-    elif mode == "live" or (mode == "auto" and console.is_terminal):
+    elif _is_live(console, mode):
         with console.status(f"{what} …"):
             yield
     else:

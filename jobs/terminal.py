@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import enum
+import io
 import os
 import sys
 from collections.abc import Mapping
@@ -13,7 +15,7 @@ from rich.console import Console, RenderableType
 from ..errors import ConfigError, DiscernibleError, VerificationError
 from ..stored import dump_json
 
-__all__ = ["ExitCode", "exit_code_of", "print_error", "print_json", "print_result", "progress_console"]
+__all__ = ["ExitCode", "adapt_output", "exit_code_of", "print_error", "print_json", "print_result", "progress_console"]
 
 
 class ExitCode(enum.IntEnum):
@@ -25,6 +27,27 @@ class ExitCode(enum.IntEnum):
     QUARANTINED = 3
     VERIFICATION = 4
     INTERRUPTED = 130
+
+
+# What stands for our own signs where the output cannot show them, by PYTHONIOENCODING or an old locale.
+_PLAIN = {"→": "->", "×": "x", "–": "-", "−": "-", "…": "...", "’": "'", "‘": "'", "²": "^2", "†": "+", "•": "*"}
+_HANDLER = "discernible.plain"
+
+
+def adapt_output() -> None:
+    """Make stdout and stderr take every text: what their encoding lacks becomes ASCII, never an error."""
+    codecs.register_error(_HANDLER, _plainly)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_HANDLER)
+
+
+def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    bad = error.object[error.start : error.end]
+    plain = "".join(_PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode("ascii") for sign in bad)
+    return plain, error.end
 
 
 def exit_code_of(error: DiscernibleError) -> ExitCode:
@@ -55,7 +78,13 @@ def print_result(renderable: RenderableType) -> None:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """The one JSON document of a ``--json`` run, on stdout. Numbers that JSON does not have become null."""
-    sys.stdout.write(dump_json(document, default=str, ensure_ascii=False, indent=2) + "\n")
+    text = dump_json(document, default=str, ensure_ascii=False, indent=2)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        # Also for names of files that are not UTF-8. JSON has an escape of its own for everything.
+        text = dump_json(document, default=str, ensure_ascii=True, indent=2)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
