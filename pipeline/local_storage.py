@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = ["LocalStorage"]
 _PART = ".part"
 _MAX_NAME = 200
 _LOCK = ".commit.lock"
+_UTF8 = sys.getfilesystemencoding() == "utf-8"
 
 
 class _LocalStaged(Staged):
@@ -84,7 +86,7 @@ class LocalStorage(Storage):
         parts = name.split("/")
         if not name or any(part in ("", ".", "..") for part in parts) or "\0" in name:
             raise StorageError(f"{name!r} is no valid object name in {self.location}")
-        return self.root.joinpath(*parts)
+        return self.root.joinpath(*map(_on_disk, parts))
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading."""
@@ -107,11 +109,12 @@ class LocalStorage(Storage):
                 folder = pending.pop()
                 with os.scandir(self.root / folder) as entries:
                     for entry in entries:
-                        name = f"{folder}{entry.name}"
+                        path = f"{folder}{entry.name}"
                         if entry.name.startswith("."):
                             continue
+                        name = _as_name(path)
                         if entry.is_dir(follow_symlinks=False):
-                            pending.append(f"{name}/")
+                            pending.append(f"{path}/")
                         elif name.startswith(prefix) and entry.is_file():
                             # A file that is replaced at this moment is there all the same.
                             with suppress(FileNotFoundError):
@@ -219,6 +222,15 @@ class LocalStorage(Storage):
                 if entry.name.startswith(".") and entry.name.endswith(_PART):
                     removed += _is_abandoned(Path(entry.path))
         return removed
+
+
+def _as_name(path: str) -> str:
+    # Names are UTF-8 whatever the locale says, or the same folder would have other keys in another one.
+    return path if _UTF8 else os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def _on_disk(name: str) -> str:
+    return name if _UTF8 else os.fsdecode(name.encode("utf-8", "surrogateescape"))
 
 
 def _ours(staged: Staged) -> _LocalStaged:

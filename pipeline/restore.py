@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from typing import Literal
 
@@ -86,7 +85,7 @@ class FilesOutput:
         """Write the members. Raises SampleFormatError, and writes nothing, when a name is unusable or used already."""
         path = restored_path(key, self._shard, from_folder=self._from_folder)
         names = {f"{path}.{extension}": content for extension, content in members.items()}
-        if any(len(os.fsencode(part)) > _MAX_NAME for name in names for part in name.split("/")):
+        if any(len(part.encode("utf-8", "surrogateescape")) > _MAX_NAME for name in names for part in name.split("/")):
             raise SampleFormatError(f"the key is too long for a file name of {_MAX_NAME} bytes", key=key)
         twice = next((name for name in names if name in self._written), None)
         if twice is not None:
