@@ -217,11 +217,23 @@ def usable_cores() -> int:
 
 
 def _temporary_folder() -> str:
+    """A private folder for Ray's files. Raises JobError when none can be made."""
+    tried: list[str] = []
     # Ray puts Unix sockets below it, and their paths may have 107 characters at most: /tmp, not a long $TMPDIR.
-    short = Path("/tmp")  # noqa: S108  mkdtemp makes a private folder with an unpredictable name in it
-    parent = short if short.is_dir() else Path(tempfile.gettempdir())
-    _remove_leftovers(parent)
-    return tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=parent)
+    named = (os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm")  # noqa: S108  mkdtemp makes a private folder in it
+    for place in (lambda: "/tmp", tempfile.gettempdir, *(lambda name=name: name for name in named if name)):  # noqa: S108
+        try:
+            parent = Path(place())
+            folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=parent)
+        except OSError as exc:
+            tried.append(str(exc))
+            continue
+        _remove_leftovers(parent)
+        return folder
+    raise JobError(
+        f"cannot make a folder for Ray's files: {'; '.join(tried)}. TMPDIR names one that can be "
+        "written; its path must be short"
+    )
 
 
 def _remove_leftovers(parent: Path) -> None:

@@ -8,7 +8,9 @@ device with :class:`ImageFinish`.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -41,6 +43,8 @@ __all__ = [
     "pack_chunk",
     "unpack_chunk",
 ]
+
+_log = logging.getLogger("discernible.loader")
 
 #: Every array in a chunk's buffer starts at a multiple of this many bytes: enough for any dtype used here.
 _ALIGNMENT = 16
@@ -110,6 +114,18 @@ class Chunk:
         """The same in page-locked memory, from which a GPU copies while the processor does something else."""
         return replace(self, buffer=self.buffer.pin_memory())
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A tensor would be moved to shared memory on its way, where there was no room for it: as an array it travels.
+        buffer = self.buffer if self.buffer.is_shared() else self.buffer.numpy()
+        return {**self.__dict__, "buffer": buffer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        buffer = state["buffer"]
+        if isinstance(buffer, np.ndarray):
+            # What was pickled may be read-only.
+            state = {**state, "buffer": torch.from_numpy(buffer if buffer.flags.writeable else buffer.copy())}
+        self.__dict__.update(state)
+
 
 def pack_chunk(
     samples: Sequence[LoadedSample], skipped: Sequence[SkippedSample] = (), error: DiscernibleError | None = None
@@ -144,11 +160,20 @@ def pack_chunk(
 
 
 def _empty(size: int) -> torch.Tensor:
-    """uint8 (size,); in a worker in shared memory from the start, as PyTorch's own collation does, to spare a copy."""
-    if get_worker_info() is None or not size:
-        return torch.empty(size, dtype=torch.uint8)
-    shared: torch.Tensor = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
-    return shared
+    """uint8 (size,); in a worker in shared memory from the start, as PyTorch's own collation does, to spare a copy.
+
+    Where that is full, as in containers that have 64 MB of it, the batch goes through a pipe and costs a copy more.
+    """
+    if get_worker_info() is not None and size:
+        try:
+            # Shared memory is handed over through a socket among the temporary files.
+            tempfile.gettempdir()
+            shared: torch.Tensor = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+        except (OSError, RuntimeError) as exc:
+            _log.debug("a batch goes through a pipe: %s", exc)
+        else:
+            return shared
+    return torch.empty(size, dtype=torch.uint8)
 
 
 def _view(buffer: torch.Tensor, slot: _Slot) -> torch.Tensor:

@@ -274,7 +274,14 @@ class CompressedLoader:
         self._stream.set_place(self._epoch, self._start)
         # Made here, not at the first next(): workers begin to read at once.
         source: Iterable[Chunk] = self._stream if self._dataloader is None else self._dataloader
-        batches = _Iteration(self._batches(iter(source)))
+        try:
+            chunks = iter(source)
+        except OSError as exc:
+            raise PipelineError(
+                f"cannot start the loader's workers: {exc}; they need open files (ulimit -n), processes and /dev/shm; "
+                "workers=0 does without"
+            ) from exc
+        batches = _Iteration(self._batches(chunks))
         self._active = weakref.ref(batches)
         return batches
 

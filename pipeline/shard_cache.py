@@ -223,7 +223,7 @@ class TemporaryFolder:
 
     def __init__(self) -> None:
         # The name is drawn now, so that copies in other processes mean the same folder.
-        self.path = Path(tempfile.gettempdir()) / f"{_TEMPORARY}{secrets.token_hex(16)}"
+        self.path = _temporary_place() / f"{_TEMPORARY}{secrets.token_hex(16)}"
         self._entered: dict[int, int] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -259,6 +259,14 @@ class TemporaryFolder:
         descriptor = self._entered.pop(os.getpid(), None)
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _temporary_place() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        # None can be written. Loaders of local shards never need one, and the others will be told.
+        return Path("/tmp")  # noqa: S108
 
 
 def _remove_abandoned(parent: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -11,6 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
+
+from ..pipeline.loader_setup import write_shard
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -70,3 +74,106 @@ def test_kernels_without_a_home_or_a_package_folder(sealed: Path, tmp_path: Path
         assert any("_median_edge" in path.name for path in kept)
     else:
         assert kept == []
+
+
+# What a conversion says at its end, and two answers as JSON, through the command line's own entry.
+SAYS = """
+import sys
+from discernible.jobs import cli, terminal
+from discernible.jobs.report import byte_words, facts
+
+def command(*_):
+    if "--json" in sys.argv:
+        terminal.print_json({"name": "caf\\xe9 \\u2192 \\udcff"})
+    else:
+        terminal.print_result(facts([("bytes", byte_words(300, 100)), ("in", "caf\\xe9 \\udcff")]))
+        terminal.progress_console().print("300 B \\u2192 100 B (3.0\\xd7)")
+    return 0
+
+cli.app = lambda *_, **__: command()
+cli.main(sys.argv[1:])
+"""
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, ASCII, {"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "utf-8"}],
+    ids=["ascii", "locale", "latin-1", "utf-8"],
+)
+def test_output_that_cannot_show_every_sign(tmp_path: Path, environment: dict[str, str]) -> None:
+    settings = {"PYTHONPATH": str(REPOSITORY.parent), **environment}
+    told = python("-c", SAYS, cwd=tmp_path, **settings)
+    assert told.returncode == 0, told.stderr
+    if environment.get("PYTHONIOENCODING") == "utf-8":
+        assert "300 B → 100 B (3.0×" in told.stdout
+    else:
+        assert "300 B -> 100 B (3.0" in told.stdout
+        assert "300 B -> 100 B (3.0" in told.stderr
+    answer = python("-c", SAYS, "--json", cwd=tmp_path, **settings)
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout) == {"name": "café → \udcff"}
+
+
+NAMES = """
+import sys
+from pathlib import Path
+from discernible.pipeline.local_storage import LocalStorage
+storage = LocalStorage(Path(sys.argv[1]))
+print(ascii([(entry.name, storage.read(entry.name)) for entry in storage.list("caf")]))
+storage.put("\\u96ea/\\udcff.txt", b"2")
+"""
+
+
+def test_names_of_files_do_not_depend_on_the_locale(tmp_path: Path) -> None:
+    for number, environment in enumerate(({}, ASCII)):
+        folder = tmp_path / str(number)
+        (folder / "café").mkdir(parents=True)
+        (folder / "café" / "ü.txt").write_bytes(b"1")
+        done = python("-c", NAMES, folder, cwd=tmp_path, PYTHONPATH=str(REPOSITORY.parent), **environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "[('caf\\xe9/\\xfc.txt', b'1')]\n"
+        assert (folder / "雪" / "\udcff.txt").read_bytes() == b"2"
+
+
+def in_a_namespace(mounts: str) -> list[str]:
+    """The beginning of a command that runs in a mount namespace of its own, in which these commands were run."""
+    start = ["unshare", "-rm", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
+    if subprocess.run([*start, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine makes no mount namespaces")
+    return start
+
+
+LOADS = """
+import logging, sys
+from discernible import CompressedLoader
+logging.basicConfig(level=logging.DEBUG)
+if __name__ == "__main__":
+    with CompressedLoader(sys.argv[1], batch_size=8, workers=1, device="cpu", labels=()) as loader:
+        print([len(images) for images, in loader])
+"""
+
+
+@pytest.mark.slow
+def test_a_loader_with_little_shared_memory_and_few_open_files(tmp_path: Path) -> None:
+    from discernible import Codec
+
+    pictures = [torch.randint(256, (3, 128, 128), dtype=torch.uint8) for _ in range(4)]
+    streams = Codec.load(device="cpu").encode(pictures, quality=50)
+    write_shard(tmp_path / "x.tar", [(f"k{n}", {"dci": streams[n % 4]}) for n in range(16)])
+    script = tmp_path / "load.py"
+    script.write_text(LOADS)
+    # Enough for semaphores, and for no batch.
+    start = in_a_namespace("mount -t tmpfs -o size=64k none /dev/shm")
+    done = subprocess.run(
+        [*start, "sh", "-c", 'ulimit -n 256; exec "$@"', "sh", sys.executable, script, tmp_path / "x.tar"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY.parent)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "[8, 8]\n"), done.stderr
+    assert done.stderr.count("a batch goes through a pipe") == 2
