@@ -23,7 +23,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except RuntimeError as exc:
         raise ConfigError(f"unknown device {str(device)!r}; use auto, cpu, cuda or cuda:N") from exc
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {chosen} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices")
+        count = torch.cuda.device_count()
+        raise ConfigError(
+            f"device {chosen} is not there: PyTorch sees {count} CUDA devices; "
+            f"{'cuda:0 to cuda:' + str(count - 1) if count else 'auto or cpu'} can be had"
+        )
     return chosen
 
 

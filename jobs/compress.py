@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -119,6 +121,7 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
     from ..pipeline.receipts import write_index
 
     started = time.monotonic()
+    _check_device(spec)
     plan = make_plan(spec)
     storage = spec.open_destination()
     freeze_plan(plan, storage, overwrite=spec.overwrite)
@@ -157,6 +160,20 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
     )
 
 
+def _check_device(spec: JobSpec) -> None:
+    """Refuse a GPU that is not there, before anything is listed or started. A cluster may have what this machine lacks.
+
+    Raises ConfigError.
+    """
+    if not spec.device.startswith("cuda") or os.environ.get("RAY_ADDRESS"):
+        return
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        from ..codec.device import resolve_device
+
+        resolve_device(spec.device)
+
+
 def _dispatch(
     spec: JobSpec,
     storage: Storage,
@@ -167,7 +184,7 @@ def _dispatch(
 ) -> _Run:
     from .actors import Work, actor_factory
     from .cluster import choose_layout, ray_session
-    from .fleet import current_fleet
+    from .fleet import current_fleet, shortage
 
     wished = (spec.workers or 1) * (spec.cpus_per_worker or 1)
     with contextlib.ExitStack() as stack:
@@ -198,6 +215,7 @@ def _dispatch(
             DispatchPolicy(workers=layout.workers, tries=spec.tries),
             display,
             fleet=lambda: current_fleet(layout, workers=spec.workers),
+            shortage=lambda: shortage(layout),
         )
         with stop_on_signals(dispatcher.request_stop), display.shown:
             outcome = dispatcher.run()

@@ -130,7 +130,8 @@ class Dispatcher:
     ``node_id`` for one; ``convert(*task.arguments)`` does one shard, several of them side by side; and meanwhile
     ``progress()`` returns small objects by the names of those shards, and ``stop(name)`` asks it to give one up.
     ``setup`` runs once; when it raises a :class:`DiscernibleError` the job cannot work and that error is raised.
-    ``fleet`` is asked now and then how many actors there should be.
+    ``fleet`` is asked now and then how many actors there should be. ``shortage`` says, while no actor is ready, what
+    the cluster lacks for one, or nothing.
 
     Raises:
         DiscernibleError: an actor's set-up says that the configuration cannot work.
@@ -138,7 +139,9 @@ class Dispatcher:
     """
 
     progress_interval = 0.5
+    shortage_seconds = 3.0
     slow_start_seconds = 20.0
+    reminder_seconds = 120.0
     leave_seconds = 2.0
     fleet_seconds = 5.0
 
@@ -149,11 +152,13 @@ class Dispatcher:
         policy: DispatchPolicy,
         observer: DispatchObserver,
         fleet: Callable[[], Fleet] | None = None,
+        shortage: Callable[[], str | None] | None = None,
     ) -> None:
         self._make_worker = make_worker
         self._policy = policy
         self._observer = observer
         self._ask_fleet = fleet
+        self._ask_shortage = shortage
         self._fleet = Fleet(workers=policy.workers)
         self._fleet_at = 0.0
         self._queue = ShardQueue(tasks, policy)
@@ -163,7 +168,9 @@ class Dispatcher:
         self._failures: list[ShardFailure] = []
         self._deaths = 0
         self._stop = threading.Event()
-        self._warned_slow = False
+        # Whether the first worker has to wait for its place, and when to tell the user next.
+        self._short = False
+        self._warn_at: float | None = None
 
     def request_stop(self) -> None:
         """Stop as soon as possible. Safe to call from a signal handler or another thread."""
@@ -220,6 +227,10 @@ class Dispatcher:
         staying = [worker for worker in self._workers if not self._is_leaving(worker)]
         busy = sum(bool(worker.tasks) for worker in staying)
         wanted = busy + self._queue.available(max(0, max(1, self._fleet.workers) - busy))
+        if self._warn_at is None and wanted > len(staying):
+            # Before there is a worker: afterwards what it holds itself is missing, too.
+            self._short = self._shortage() is not None
+            self._warn_at = time.monotonic() + (self.shortage_seconds if self._short else self.slow_start_seconds)
         for _ in range(wanted - len(staying)):
             worker = _Worker(self._make_worker(), time.monotonic())
             self._workers.append(worker)
@@ -369,11 +380,21 @@ class Dispatcher:
             self._calls[worker.progress_ref] = _Call("progress", worker)
 
     def _warn_slow_start(self) -> None:
-        if self._warned_slow or any(worker.ready for worker in self._workers) or not self._workers:
+        now = time.monotonic()
+        if self._warn_at is None or now < self._warn_at or any(worker.ready for worker in self._workers):
             return
-        if time.monotonic() - self._workers[0].started > self.slow_start_seconds:
-            self._warned_slow = True
-            self._observer.notice("still waiting for the first worker to start: is the cluster busy, or too small?")
+        self._warn_at = now + self.reminder_seconds
+        shortage = self._shortage()
+        if shortage is None and self._short:
+            # It got its place meanwhile, and starts.
+            self._short = False
+            self._warn_at = now + self.slow_start_seconds
+            return
+        what = shortage or "the first worker to start"
+        self._observer.notice(f"waiting for {what}" if self._short else f"still waiting for {what}")
+
+    def _shortage(self) -> str | None:
+        return self._ask_shortage() if self._ask_shortage is not None else None
 
 
 def _kill(handle: Any) -> None:
