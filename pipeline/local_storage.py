@@ -16,7 +16,7 @@ from typing import BinaryIO
 from ..errors import StorageError
 from .storage import Entry, Staged, Storage, check_size, storage_errors
 
-__all__ = ["LocalStorage"]
+__all__ = ["LocalStorage", "name_of"]
 
 _PART = ".part"
 _MAX_NAME = 200
@@ -112,7 +112,7 @@ class LocalStorage(Storage):
                         path = f"{folder}{entry.name}"
                         if entry.name.startswith("."):
                             continue
-                        name = _as_name(path)
+                        name = name_of(path)
                         if entry.is_dir(follow_symlinks=False):
                             pending.append(f"{path}/")
                         elif name.startswith(prefix) and entry.is_file():
@@ -224,8 +224,8 @@ class LocalStorage(Storage):
         return removed
 
 
-def _as_name(path: str) -> str:
-    # Names are UTF-8 whatever the locale says, or the same folder would have other keys in another one.
+def name_of(path: str) -> str:
+    """The name that a relative path on disk has here: UTF-8 whatever the locale says, so that keys do not change."""
     return path if _UTF8 else os.fsencode(path).decode("utf-8", "surrogateescape")
 
 

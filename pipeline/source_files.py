@@ -16,6 +16,7 @@ from typing import Literal
 
 from ..errors import SourceError
 from .braces import expand_braces, has_braces
+from .local_storage import name_of
 from .patterns import fixed_part, has_glob, is_object, join_location, literal_start, matching_files, name_matches
 from .s3_client import S3Options
 from .s3_storage import S3Storage
@@ -194,11 +195,11 @@ def _walk(root: Path) -> Iterator[Entry]:
             for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if hidden_part(entry.name) is not None:
-                    yield Entry(path, 0)
+                    yield Entry(name_of(path), 0)
                 elif entry.is_dir():
                     pending.append((path, above | {here}))
                 elif entry.is_file():
-                    yield Entry(path, entry.stat().st_size)
+                    yield Entry(name_of(path), entry.stat().st_size)
                 elif entry.is_symlink():
                     # A broken link to an image is a sample that cannot be read, and says so, instead of vanishing.
-                    yield Entry(path, 0)
+                    yield Entry(name_of(path), 0)
