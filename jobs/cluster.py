@@ -31,6 +31,8 @@ __all__ = ["Layout", "RaySession", "choose_layout", "ray_session", "usable_cores
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 _KNOCK_SECONDS = 10.0
 _FOLDER = "discernible-"
+# What is left of a socket's 107 characters after /ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.
+_LONGEST_FOLDER = 39
 # Ray refuses less than 75 MiB. Only receipts and counters go through it, so there is no reason for more.
 _OBJECT_STORE_BYTES = 100_000_000
 
@@ -227,6 +229,10 @@ def _temporary_folder() -> str:
             folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=parent)
         except OSError as exc:
             tried.append(str(exc))
+            continue
+        if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+            Path(folder).rmdir()
+            tried.append(f"the path {parent} is too long")
             continue
         _remove_leftovers(parent)
         return folder

@@ -8,11 +8,13 @@ import shutil
 import stat
 import subprocess
 import sys
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ..pipeline.loader_setup import write_shard
 
@@ -177,3 +179,29 @@ def test_a_loader_with_little_shared_memory_and_few_open_files(tmp_path: Path) -
     )
     assert (done.returncode, done.stdout) == (0, "[8, 8]\n"), done.stderr
     assert done.stderr.count("a batch goes through a pipe") == 2
+
+
+@pytest.mark.slow
+def test_a_conversion_with_next_to_nothing(tmp_path: Path) -> None:
+    """No home, nothing to write in the usual temporary folders, 256 open files, ASCII; only its own folder."""
+    start = in_a_namespace("mount --bind . /mnt && for it in /tmp /var/tmp; do mount -t tmpfs -o ro none $it; done")
+    source = tmp_path / "source"
+    source.mkdir()
+    Image.new("RGB", (24, 16), (200, 30, 90)).save(source / "café.png")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": "/dev/null/x", "TMPDIR": "/dev/null/x", "PYTHONPATH": str(REPOSITORY.parent), **ASCII}
+    command = [sys.executable, "-m", "discernible.jobs", "compress", "source", "out"]
+    done = subprocess.run(
+        [*start, "sh", "-c", 'cd /mnt && ulimit -n 256 && exec "$@"', "sh", *command],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "images        1 committed" in done.stdout
+    assert " -> " in done.stdout
+    with tarfile.open(tmp_path / "out" / "00000.tar") as tar:
+        assert tar.getnames() == ["café.dci"]
