@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 
 from discernible.errors import ConfigError, ShardError, SourceError, StorageError
 from discernible.pipeline.convert import ConvertConfig
-from discernible.pipeline.receipts import FileRef, Receipt, ReceiptHead, SampleIndex, SourceRef, totals
+from discernible.pipeline.receipts import Receipt, ReceiptHead, totals
 from discernible.pipeline.s3_claim import Claim
 from discernible.pipeline.shard_files import ShardFiles
 from discernible.pipeline.shard_index import scan_tar
@@ -36,28 +36,9 @@ from discernible.pipeline.tables import ReceiptTable, parse_shard
 from discernible.pipeline.verify import verify
 
 from ..forging import dumped, forged, forgeries, peak_of
+from .receipt_setup import receipt
 
-RECEIPT = Receipt.of(
-    (SampleIndex("a", 0, 1024), SampleIndex('b"é\udcff', 1024, 2048)),
-    name="00000",
-    plan_id="p",
-    source=SourceRef("folder", "/data"),
-    weights="default",
-    fingerprint="00c0ffee",
-    quality=50,
-    committed=2,
-    quarantined=1,
-    passthrough=0,
-    filtered=0,
-    ignored=0,
-    pixels=100,
-    bytes_in=500,
-    bytes_out=50,
-    bytes_carried=7,
-    psnr=31.25,
-    tar=FileRef("00000.tar", 10240, "0" * 64),
-    statistics=FileRef("00000.parquet", 99, "1" * 64),
-)
+RECEIPT = receipt('b"é\udcff', "/data")
 BODY: dict[str, Any] = {
     name: value for name, value in json.loads(RECEIPT.to_json()).items() if name not in ("checksum", "index_sha256")
 }

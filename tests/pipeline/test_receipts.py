@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 
 from discernible.errors import ShardError
 from discernible.pipeline.receipts import (
-    FileRef,
     Receipt,
     ReceiptHead,
-    SampleIndex,
     SourceRef,
     list_receipts,
     read_heads,
@@ -29,27 +27,9 @@ from discernible.pipeline.receipts import (
 from discernible.pipeline.statistics import SampleRow, encode_rows, read_rows
 from discernible.pipeline.storage import open_storage
 
-RECEIPT = Receipt.of(
-    (SampleIndex("a", 0, 1024), SampleIndex("b\udcff", 1024, 2048)),
-    name="00000",
-    plan_id="p",
-    source=SourceRef("folder", "/data/é"),
-    weights="default",
-    fingerprint="00c0ffee",
-    quality=50,
-    committed=2,
-    quarantined=1,
-    passthrough=0,
-    filtered=0,
-    ignored=0,
-    pixels=100,
-    bytes_in=500,
-    bytes_out=50,
-    bytes_carried=7,
-    psnr=31.25,
-    tar=FileRef("00000.tar", 10240, "0" * 64),
-    statistics=FileRef("00000.parquet", 99, "1" * 64),
-)
+from .receipt_setup import receipt
+
+RECEIPT = receipt("b\udcff", "/data/é")
 
 EMPTY = Receipt.of(
     (), **{name: getattr(RECEIPT, name) for name in ReceiptHead.__dataclass_fields__ if name != "index_sha256"}
