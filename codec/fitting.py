@@ -40,7 +40,7 @@ from .training import CodecNetwork, TrainConfig
 from .training_importance import train_head
 from .training_refit import refit
 from .transforms import Analysis, Synthesis
-from .weights import Weights, find_weights, save_weights
+from .weights import Weights, find_weights, save_weights, save_with_head
 
 __all__ = ["add_head", "finish", "fit_tables"]
 
@@ -100,18 +100,7 @@ def add_head(
     held = [file.path for file in held_out(files, 0 if config.validation else config.validate_photos)]
     head = _importance_head(weights.analysis, weights.synthesis, config, held, report, stopping)
     path = config.output / "weights.safetensors"
-    save_weights(
-        path,
-        name=config.name,
-        config=weights.config,
-        analysis=weights.analysis,
-        synthesis=weights.synthesis,
-        swift=weights.swift,
-        importance=head,
-        class_means=weights.class_means,
-        context_shift=weights.context_shift,
-        tables=weights.tables,
-    )
+    save_with_head(path, weights, config.name, head)
     card = find_weights(str(config.start)).with_suffix(".md")
     if card.exists():
         path.with_suffix(".md").write_text(card_with_head(card.read_text("utf-8"), path, config.importance), "utf-8")

@@ -172,6 +172,12 @@ def mixed(importance_NyxL: Tensor) -> Tensor:
     return (1 - _STRENGTH) + _STRENGTH * importance_NyxL
 
 
+def _scale(values_N: Tensor, weight: float) -> Tensor:
+    """What makes a change of values (N, …) count by its weight, relative to their length, (N,)."""
+    length_N = values_N.detach().flatten(1).square().sum(1).clamp(min=1e-12)
+    return (weight / length_N).sqrt()
+
+
 def sensitivity(
     latents_NyxL: Tensor,
     t_N: Tensor,
@@ -203,15 +209,13 @@ def sensitivity(
         pixels = synthesise(latents, t_N)
         for teacher in teachers:
             seen = teacher(_at_least(pixels, _LEAST_SIDE))
-            targets = [(embedding(seen[-1]), 1 - maps), *((each, maps / len(seen)) for each in seen)]
+            weighted = [(embedding(seen[-1]), 1 - maps), *((each, maps / len(seen)) for each in seen)]
+            targets = [(values, _scale(values, weight)) for values, weight in weighted if weight > 0]
             for _ in range(probes):
                 score = pixels.new_zeros(())
-                for values, weight in targets:
-                    if weight > 0:
-                        probe = torch.randn(values.shape[1:], generator=generator).to(values.device)
-                        length = values.detach().flatten(1).square().sum(1).clamp(min=1e-12)
-                        part = (values * probe).flatten(1).sum(1) * (weight / length).sqrt()
-                        score = score + part.sum()
+                for values, scale_N in targets:
+                    probe = torch.randn(values.shape[1:], generator=generator).to(values.device)
+                    score = score + ((values * probe).flatten(1).sum(1) * scale_N).sum()
                 (gradient,) = torch.autograd.grad(score, latents, retain_graph=True)
                 total += gradient.square()
     result: Tensor = total / (probes * len(teachers))

@@ -78,7 +78,6 @@ def initialise_swift(swift: SwiftSynthesis, synthesis: Synthesis, latents_NyxL: 
     target = as_quads(patches).flatten(0, 2).double()
     source = F.pad(latents_NyxL.flatten(0, 2), (0, 1), value=1.0).double()
     moment = source.T @ source / len(source)
-    # The ridge is relative to the quantisation noise of a channel, about a step of a hundred grey levels at most.
     moment.diagonal()[:-1].add_(_RIDGE * moment.diagonal()[:-1].mean())
     solved = torch.linalg.solve(moment, source.T @ target / len(source)).float()
     swift.straight.weight.copy_(solved[:-1].T)

@@ -44,8 +44,8 @@ class TrainConfig:
     blocks that these lack begin as identities. ``swift_share`` of each batch is reconstructed by the swift synthesis
     (with 1 the full one is not trained), where ``transforms`` have one. ``schedule``: after the warm-up the learning
     rate follows a ``cosine`` down to 0, or stays ``constant``, for a run whose weights another one starts from.
-    ``average`` is the decay a step of the moving
-    average of the parameters (0: none), which is what ends up in the weights. ``batch`` is that of each process.
+    ``average`` is the decay a step of the moving average of the parameters (0: none), which is what ends up in the
+    weights. ``batch`` is that of each process.
 
     ``validation`` is a folder of photographs for the measurements on the way; without it up to ``validate_photos``, and
     no more than a tenth of those in ``folders``, are held out. They are measured every ``validate_minutes``, or every

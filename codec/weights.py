@@ -27,7 +27,16 @@ from .swift import SwiftSynthesis
 from .tables import CONTEXT_LEVELS, EntropyTables
 from .transforms import Analysis, Synthesis, TransformConfig
 
-__all__ = ["Weights", "WeightsEntry", "find_weights", "list_weights", "load_weights", "save_weights", "weights_of"]
+__all__ = [
+    "Weights",
+    "WeightsEntry",
+    "find_weights",
+    "list_weights",
+    "load_weights",
+    "save_weights",
+    "save_with_head",
+    "weights_of",
+]
 
 _FORMAT = "discernible-weights-1"
 _HEAD = "importance."
@@ -220,6 +229,12 @@ def _sizes(config: TransformConfig) -> dict[str, int]:
     swift synthesis have the same fingerprint when they are written again."""
     sizes = dataclasses.asdict(config)
     return sizes if config.swift_channels else {k: v for k, v in sizes.items() if not k.startswith("swift_")}
+
+
+def save_with_head(path: Path, weights: Weights, name: str, head: ImportanceHead | None) -> None:
+    """Write weights again under another name and with another importance head; their streams stay readable."""
+    parts = ("config", "analysis", "synthesis", "swift", "class_means", "context_shift", "tables")
+    save_weights(path, name=name, importance=head, **{part: getattr(weights, part) for part in parts})
 
 
 def save_weights(

@@ -94,20 +94,27 @@ def make_plan(spec: JobSpec) -> Plan:
 
     Raises:
         SourceError: the source is missing, empty or of an unknown kind.
-        WeightsError: the weights cannot be found or read.
+        WeightsError: the weights, or a file of the guide, cannot be found or read.
+        ConfigError: there is no such guide.
         StorageError: listing the source failed.
     """
+    import torch
+
+    from ..codec.guide import load_guide
+    from ..codec.weights import load_weights
+
     source = spec.open_source()
     if not source.shards:
         raise SourceError(f"nothing to convert in {spec.source}")
-    fingerprint = weights_fingerprint(spec.weights)
+    weights = load_weights(resolve_weights(spec.weights))
     config = spec.convert_config()
-    check_guide(config.weights, config.guide)
+    # Workers could not load a guide that does not load here, and a frozen plan would keep its name.
+    load_guide(config.guide, weights, torch.device("cpu"))
     options = config.identity()
     identity = plan_identity(
         source=source.location,
         options=options,
-        weights=fingerprint,
+        weights=weights.fingerprint,
         shards=source.shards.digest,
     )
     return Plan(
@@ -115,21 +122,11 @@ def make_plan(spec: JobSpec) -> Plan:
         source=source.location,
         kind=source.kind,
         weights=spec.weights,
-        fingerprint=fingerprint,
+        fingerprint=weights.fingerprint,
         options=options,
         shards=source.shards,
         ignored=source.ignored,
     )
-
-
-def check_guide(weights: str, guide: str) -> None:
-    """Raises ConfigError, WeightsNotFoundError or WeightsMismatchError for a guide that workers could not load."""
-    import torch
-
-    from ..codec.guide import load_guide
-    from ..codec.weights import load_weights
-
-    load_guide(guide, load_weights(weights), torch.device("cpu"))
 
 
 def weights_fingerprint(weights: str) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from discernible.codec import Codec
 from discernible.codec.importance import ImportanceHead
-from discernible.codec.weights import save_weights
+from discernible.codec.weights import save_with_head
 from discernible.errors import ConfigError, WeightsNotFoundError
 from discernible.jobs.evaluation.contestants import CLASSICAL, Learned
 
@@ -40,17 +40,15 @@ def test_guides_of_weights_are_told_apart(photos: Mapping[str, NDArray[np.uint8]
     head = ImportanceHead(codec.channels)
     torch.manual_seed(1)
     torch.nn.init.normal_(head.leave.weight, std=0.5)
-    known = {"config", "analysis", "synthesis", "swift", "class_means", "context_shift", "tables"}
-    values = {name: value for name, value in vars(codec.weights).items() if name in known}
     # An address of mail in a path is no guide.
     path = tmp_path / "me@home.safetensors"
-    save_weights(path, name="mine", importance=head, **values)
+    save_with_head(path, codec.weights, "mine", head)
     guided, unguided = Learned.parse(str(path)), Learned.parse(f"{path}@none")
     assert (guided.name, unguided.name) == ("mine", "mine@none")
     # Without its head the file codes as the one of before, whose rows count for it; another head codes otherwise.
     assert unguided.key == plain.key == f"dci:{codec.fingerprint}"
     torch.nn.init.normal_(head.leave.weight, std=0.5)
-    save_weights(tmp_path / "other.safetensors", name="other", importance=head, **values)
+    save_with_head(tmp_path / "other.safetensors", codec.weights, "other", head)
     other = Learned.parse(str(tmp_path / "other.safetensors"))
     assert len({guided.key, other.key, plain.key}) == 3
     assert (Learned.parse(f"{path}@auto").name, Learned.parse(f"{path}@auto").key) == (guided.name, guided.key)

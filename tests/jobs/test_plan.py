@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from discernible.codec.importance import ImportanceHead
-from discernible.codec.weights import load_weights, save_weights
+from discernible.codec.weights import load_weights, save_with_head
 from discernible.errors import (
     ConfigError,
     DestinationError,
@@ -133,17 +133,7 @@ def with_head(path: Path) -> str:
     torch.manual_seed(0)
     head = ImportanceHead(weights.config.latents)
     torch.nn.init.normal_(head.leave.weight, std=0.1)
-    save_weights(
-        path,
-        name="headed",
-        config=weights.config,
-        analysis=weights.analysis,
-        synthesis=weights.synthesis,
-        importance=head,
-        class_means=weights.class_means,
-        context_shift=weights.context_shift,
-        tables=weights.tables,
-    )
+    save_with_head(path, weights, "headed", head)
     return str(path)
 
 
