@@ -68,8 +68,7 @@ def write_card(
         "fingerprint": f"`{codec.fingerprint}`",
         "file": _file(path),
         "transforms": f"{sizes}; {macs['analysis'] / 1000:.1f} kMAC a pixel to encode, "
-        f"{macs['synthesis'] / 1000:.1f} to decode"
-        + (f", {macs['swift'] / 1000:.1f} by the swift synthesis" if "swift" in macs else ""),
+        f"{macs['synthesis'] / 1000:.1f} to decode",
         "prior": f"{config.prior.classes} classes",
         "objective": f"{config.objective.describe()}; λ of the quality, most from {config.quality_range[0]} to "
         f"{config.quality_range[1]}, a fifth from 1 to 100",
@@ -80,7 +79,6 @@ def write_card(
         "data SHA-256": f"`{photos.content_hash()}` (of the files' sorted SHA-256)",
         "training": f"{steps} steps of {config.batch} crops{processes}, {minutes:.0f} minutes{by_time}; Adam at "
         f"{config.learning_rate:g} ({config.schedule}), average {config.average:g}, seed {config.seed}"
-        + (f"; {config.swift_share:.0%} of each batch by the swift synthesis" if config.swift_images else "")
         + (f"; then {config.refit_steps} steps of the decoder on coded crops" if config.refit_steps else ""),
         "device": details.device or f"not recorded; the card was written with torch {torch.__version__}",
     }

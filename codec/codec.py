@@ -62,8 +62,8 @@ class Codec:
         device: torch.device,
         precision: torch.dtype,
         *,
+        in_bytes: bool = False,
         guide: str = "auto",
-        synthesis: str = "full",
         exact_crops: bool = False,
     ) -> None:
         self.weights = weights
@@ -71,8 +71,8 @@ class Codec:
         self.precision = precision
         self._transfers = Transfers(device)
         self._analysis = weights.analysis.to(device)
-        self._synthesis, blocks = _choose_synthesis(weights, synthesis, device)
-        self._reaches = reaches(blocks, exact=exact_crops)
+        self._synthesis = weights.synthesis.to(device)
+        self._reaches = reaches(weights.config.synthesis_blocks, exact=exact_crops)
         self._guide_name = guide
         self._guides: dict[str, Guide | None] = {}
         self._find_guide(guide)
@@ -81,7 +81,7 @@ class Codec:
         self._folded_analysis = functools.lru_cache(_FOLDED_KEPT)(self._fold_analysis)
         self._folded_synthesis = functools.lru_cache(_FOLDED_KEPT)(self._fold_synthesis)
         self._folded_bytes = functools.lru_cache(_FOLDED_KEPT)(self._fold_bytes)
-        self._in_bytes = isinstance(self._synthesis, SwiftSynthesis) and device.type == "cpu" and multiplies_bytes()
+        self._in_bytes = in_bytes and isinstance(self._synthesis, SwiftSynthesis)
         self._compiled = device.type == "cpu" and precision == torch.float32
         means = weights.class_means.clone()
         means[:, :PREDICTED] = 0
@@ -98,7 +98,6 @@ class Codec:
         precision: str = "auto",
         threads: int | None = None,
         guide: str = "auto",
-        synthesis: str = "full",
         exact_crops: bool = False,
     ) -> Codec:
         """Load weights by name or from a ``.safetensors`` file.
@@ -107,21 +106,18 @@ class Codec:
             weights: name of shipped weights, or a path.
             device: ``auto`` (CUDA when there is one), ``cpu``, ``cuda``, ``cuda:1``, or a ``torch.device``.
             precision: ``float32``, ``bfloat16`` (inside the residual blocks), or ``auto``: bfloat16 where the hardware
-                multiplies it faster. Streams decode to the same latents whatever the precision; pixels may differ by
-                rounding.
+                multiplies it faster, and the swift synthesis of whole images in bytes where a CPU multiplies these
+                faster. Streams decode to the same latents whatever the precision; pixels may differ by rounding.
             threads: sets PyTorch's thread count for the whole process; None leaves it.
             guide: what tells the encoder where networks look: ``auto`` (the importance head of the weights, where they
                 have one), ``none`` (pixels alone), or networks with commas between, such as ``efficientnet-lite0`` or
                 ``vgg16:FILE``, whose sensitivity is worked out for every image, exact and slow. Decoding is the same.
-            synthesis: which of the two makes the pixels: ``full``, ``swift`` (for CPUs: a fifth of the operations, of
-                whole images in bytes where the processor multiplies these faster, within a level of float32), or
-                ``auto``: swift on a CPU, where the weights have it. Streams are the same for both.
             exact_crops: synthesise regions with all that the network looks at around them instead of half as far,
                 which takes up to a fifth longer. See ``synthesise``.
 
         Raises:
-            WeightsNotFoundError, WeightsFormatError: no usable weights. ConfigError: a device, guide or synthesis that
-            is not there.
+            WeightsNotFoundError, WeightsFormatError: no usable weights. ConfigError: a device or guide that is not
+            there.
         """
         if threads is not None:
             if threads < 1:
@@ -132,8 +128,8 @@ class Codec:
             load_weights(weights),
             where,
             resolve_precision(precision, where),
+            in_bytes=precision == "auto" and where.type == "cpu" and multiplies_bytes(),
             guide=guide,
-            synthesis=synthesis,
             exact_crops=exact_crops,
         )
 
@@ -386,9 +382,9 @@ class Codec:
         return self._synthesis.folded(quality_coordinate(torch.tensor(quality, device=self.device)))
 
     def _fold_bytes(self, quality: int) -> SwiftBytes:
-        assert self.weights.swift is not None
+        assert isinstance(self.weights.synthesis, SwiftSynthesis)
         t = quality_coordinate(torch.tensor(quality))
-        return SwiftBytes(self.weights.swift, t, torch.from_numpy(self._host_means_KL), gain(quality))
+        return SwiftBytes(self.weights.synthesis, t, torch.from_numpy(self._host_means_KL), gain(quality))
 
     def _passes(self, keys: Sequence[Hashable], blocks: Sequence[int]) -> Iterator[list[int]]:
         """Indices of what has equal keys, as many as one pass takes, in order of first appearance."""
@@ -406,22 +402,6 @@ class Codec:
                 taken.append(i)
                 size += blocks[i]
             yield taken
-
-
-def _choose_synthesis(weights: Weights, name: str, device: torch.device) -> tuple[Synthesis | SwiftSynthesis, int]:
-    """The synthesis of that name, and how many residual blocks it has. Raises ConfigError."""
-    if name not in ("full", "swift", "auto"):
-        raise ConfigError(f"synthesis must be full, swift or auto, not {name!r}")
-    swift = weights.swift
-    if swift is None and name == "swift":
-        raise ConfigError(
-            f"the weights {weights.name} ({weights.fingerprint}) have no swift synthesis; use full or auto, "
-            "or weights that were trained with swift_channels"
-        )
-    weights.synthesis.to(device)
-    if swift is None or name == "full" or (name == "auto" and device.type != "cpu"):
-        return weights.synthesis, weights.config.synthesis_blocks
-    return swift.to(device), weights.config.swift_blocks
 
 
 class _Grid(NamedTuple):

@@ -23,6 +23,7 @@ from .quantise import information
 from .quantise_kernels import scale_costs
 from .rans import predict_colours, symbol_counts
 from .rans_kernels import CONTEXT_LOOKUP
+from .swift import SwiftSynthesis
 from .tables import (
     CLASS_GROUPS,
     CONTEXT_LEVELS,
@@ -109,7 +110,7 @@ def add_head(
 
 def _importance_head(
     analysis: Analysis,
-    synthesis: Synthesis,
+    synthesis: Synthesis | SwiftSynthesis,
     config: TrainConfig,
     held: Sequence[Path],
     report: Callable[[str], None],
@@ -133,7 +134,6 @@ def _save(
         config=config.transforms,
         analysis=network.analysis,
         synthesis=network.synthesis,
-        swift=network.swift,
         importance=head,
         class_means=network.prior.class_means(),
         context_shift=network.prior.centred_shift(),

@@ -1,4 +1,4 @@
-"""The second synthesis, for CPUs: about a fifth of the operations of the full one, from the same latents.
+"""The swift synthesis, for CPUs: about a fifth of the operations of the full one.
 
 Most of the picture comes straight from the latents: one matrix makes all samples of a block. A narrow network on the
 8×8 grid, of the kind of the full synthesis, adds what is not linear and what crosses the edges of blocks. Of the
@@ -19,7 +19,7 @@ from .blocks import FoldedBlocks, ResidualBlocks
 from .transforms import PATCH, PATCH_SAMPLES, Synthesis, TransformConfig, as_cells, as_multiplied, as_quads
 from .window import Cells
 
-__all__ = ["SwiftSynthesis", "initialise_swift"]
+__all__ = ["SwiftSynthesis", "initialise_swift", "readers", "synthesis_of"]
 
 # What keeps the fit of the straight matrix from following channels that are hardly ever coded.
 _RIDGE = 1e-3
@@ -34,7 +34,7 @@ class SwiftSynthesis(nn.Module):
         super().__init__()
         self.straight = nn.Linear(config.latents, 4 * PATCH_SAMPLES)
         self.split = nn.Linear(config.latents, 4 * config.swift_channels)
-        self.body = ResidualBlocks(config.swift_channels, config.swift_blocks)
+        self.body = ResidualBlocks(config.swift_channels, config.synthesis_blocks)
         self.patch = nn.Linear(config.swift_channels, PATCH_SAMPLES, bias=False)
 
     def forward(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
@@ -64,13 +64,23 @@ class SwiftSynthesis(nn.Module):
         return as_multiplied(swift)
 
 
+def synthesis_of(config: TransformConfig) -> Synthesis | SwiftSynthesis:
+    """The untrained synthesis that a configuration asks for."""
+    return SwiftSynthesis(config) if config.swift_channels else Synthesis(config)
+
+
+def readers(synthesis: Synthesis | SwiftSynthesis) -> list[nn.Linear]:
+    """The layers of a synthesis that read the latents."""
+    return [synthesis.straight, synthesis.split] if isinstance(synthesis, SwiftSynthesis) else [synthesis.split]
+
+
 @torch.no_grad()
 def initialise_swift(swift: SwiftSynthesis, synthesis: Synthesis, latents_NyxL: Tensor, pixels_N3HW: Tensor) -> None:
     """Begin with the straight matrix that fits the pixels best, and a network that adds nothing yet to it.
 
     Args:
         swift: filled.
-        synthesis: the full one of the same latents; the narrow network begins with its strongest working channels.
+        synthesis: a full one of the same latents; the narrow network begins with its strongest working channels.
         latents_NyxL: latents as a decoder sees them, float32.
         pixels_N3HW: what they were made of, 0…255.
     """

@@ -154,14 +154,13 @@ def _validation_photos(config: TrainConfig, photos: PhotoCrops) -> list[Path]:
 class _Step(nn.Module):
     """Forward pass and loss as one module, so that several processes know which parameters take part."""
 
-    def __init__(self, network: CodecNetwork, objective: Objective, precision: torch.dtype, swift: int) -> None:
+    def __init__(self, network: CodecNetwork, objective: Objective, precision: torch.dtype) -> None:
         super().__init__()
         self.network, self.precision = network, precision
         self._objective = objective
-        self._swift = swift
 
     def forward(self, original_N3HW: Tensor, quality_N: Tensor, progress: float, step: int) -> ObjectiveOutput:
-        reconstruction, bits = self.network(original_N3HW, quality_N, self.precision, self._swift)
+        reconstruction, bits = self.network(original_N3HW, quality_N, self.precision)
         return self._objective(original_N3HW, reconstruction, bits, quality_N, progress, step)
 
 
@@ -180,10 +179,8 @@ def _steps(
     terms = [name for name, term in config.objective.terms.items() if term.weight > 0]
     columns = ["loss", "bpp", *terms]
     # Parameters that no image of a step needs.
-    inactive = config.swift_images == config.batch or not any(
-        term.strength(0.0) > 0 for term in config.objective.terms.values()
-    )
-    run_step = ranks.distribute(_Step(network, objective, precision, config.swift_images), unused=inactive)
+    inactive = not any(term.strength(0.0) > 0 for term in config.objective.terms.values())
+    run_step = ranks.distribute(_Step(network, objective, precision), unused=inactive)
     qualities, odds = _quality_odds(config.quality_range)
     network.train()
     stopped = False

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from ..errors import TrainingError
 from ..stored import LARGEST, Fields, as_number, as_text, as_whole, parse_json
 from .photos import PhotoCrops
+from .swift import readers
 from .training_config import TrainConfig
 from .training_network import CodecNetwork
 from .training_ranks import Ranks
+from .transforms import Synthesis
 
 __all__ = ["TrainingState", "parameter_groups"]
 
@@ -197,9 +199,9 @@ def _unusable(path: Path, exc: Exception) -> TrainingError:
 
 def parameter_groups(network: CodecNetwork, config: TrainConfig) -> list[tuple[list[nn.Parameter], float]]:
     """Linear stages start near their optimum and move slowly, tables of classes see few blocks a step and move fast."""
-    linear = [network.analysis.patch, network.analysis.merge, network.synthesis.split, network.synthesis.patch]
-    if network.swift is not None:
-        linear += [network.swift.straight, network.swift.split]
+    linear = [network.analysis.patch, network.analysis.merge, *readers(network.synthesis)]
+    if isinstance(network.synthesis, Synthesis):
+        linear.append(network.synthesis.patch)
     slow = [parameter for layer in linear for parameter in layer.parameters()]
     fast = [network.prior.log_scale, network.prior.context_shift]
     means = [network.prior.mean]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 import types
 import typing
@@ -41,11 +40,10 @@ class TrainConfig:
     ``start_crops`` give the KLT and the first classes, ``fit_crops`` the entropy tables at the end; then the synthesis
     is trained for ``refit_steps`` on really coded crops, at ``refit_rate`` times the learning rate. ``start`` names
     weights (shipped, or a file) to go on from instead of the KLT, with the same channels, latents and classes; residual
-    blocks that these lack begin as identities. ``swift_share`` of each batch is reconstructed by the swift synthesis
-    (with 1 the full one is not trained), where ``transforms`` have one. ``schedule``: after the warm-up the learning
-    rate follows a ``cosine`` down to 0, or stays ``constant``, for a run whose weights another one starts from.
-    ``average`` is the decay a step of the moving average of the parameters (0: none), which is what ends up in the
-    weights. ``batch`` is that of each process.
+    blocks that these lack begin as identities, and a swift synthesis as the best straight fit. ``schedule``: after the
+    warm-up the learning rate follows a ``cosine`` down to 0, or stays ``constant``, for a run whose weights another one
+    starts from. ``average`` is the decay a step of the moving average of the parameters (0: none), which is what ends
+    up in the weights. ``batch`` is that of each process.
 
     ``validation`` is a folder of photographs for the measurements on the way; without it up to ``validate_photos``, and
     no more than a tenth of those in ``folders``, are held out. They are measured every ``validate_minutes``, or every
@@ -62,7 +60,6 @@ class TrainConfig:
     batch: int = 8
     learning_rate: float = 1e-3
     linear_rate: float = 0.2
-    swift_share: float = 0.25
     schedule: str = "cosine"
     average: float = 0.999
     prior_rate: float = 4.0
@@ -99,10 +96,6 @@ class TrainConfig:
             "refit_steps must be at least 0 and refit_rate above 0": self.refit_steps >= 0 and self.refit_rate > 0,
             "learning_rate must be above 0": self.learning_rate > 0,
             "linear_rate and prior_rate must be at least 0": min(self.linear_rate, self.prior_rate) >= 0,
-            "swift_share must be above 0 and at most 1": 0 < self.swift_share <= 1,
-            "swift_share leaves no image of a batch to the full synthesis; make batch larger (1: so intended)": (
-                not self.transforms.swift_channels or self.swift_share == 1 or self.swift_images < self.batch
-            ),
             "schedule must be cosine or constant": self.schedule in ("cosine", "constant"),
             "importance.only needs starting weights": self.start is not None or not self.importance.only,
             "average must be at least 0 and below 1": 0 <= self.average < 1,
@@ -153,11 +146,6 @@ class TrainConfig:
             values.setdefault("transforms", weights.config)
             values.setdefault("prior", PriorConfig(classes=weights.tables.classes))
         return cls(**values, objective=ObjectiveConfig.from_table(objective))
-
-    @property
-    def swift_images(self) -> int:
-        """How many images of a batch the swift synthesis reconstructs."""
-        return math.ceil(self.swift_share * self.batch) if self.transforms.swift_channels else 0
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with its checkpoint, as JSON values by dotted name."""

@@ -21,6 +21,7 @@ from .guide import normalised, sensitivity
 from .importance import ImportanceHead
 from .perception import load_teachers
 from .photos import PhotoCrops, find_photos
+from .swift import SwiftSynthesis
 from .training_ranks import Stopped
 from .transforms import Analysis, Synthesis, quality_coordinate
 
@@ -79,7 +80,7 @@ def check_importance(config: TrainConfig) -> None:
 
 def train_head(
     analysis: Analysis,
-    synthesis: Synthesis,
+    synthesis: Synthesis | SwiftSynthesis,
     photos: PhotoCrops,
     config: ImportanceConfig,
     *,
@@ -90,8 +91,8 @@ def train_head(
     """Train a head for transforms that are done.
 
     Args:
-        analysis: on the CPU, in evaluation mode, as is the synthesis.
-        synthesis: the full one.
+        analysis: on the CPU, in evaluation mode.
+        synthesis: on the CPU, in evaluation mode.
         photos: crops of ``config.size``² pixels.
         config: what to train with.
         seed: of qualities, random vectors and initial values.
@@ -143,7 +144,7 @@ def train_head(
 
 def _targets(
     analysis: Analysis,
-    synthesis: Synthesis,
+    synthesis: Synthesis | SwiftSynthesis,
     photos: PhotoCrops,
     config: ImportanceConfig,
     seed: int,

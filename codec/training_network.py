@@ -14,7 +14,7 @@ from .bitstream import block_grid
 from .latents import Latents
 from .prior import PREDICTED, ClassPrior, PriorConfig, PriorOutput
 from .quality import STEPS_PER_OCTAVE, gain
-from .swift import SwiftSynthesis, initialise_swift
+from .swift import SwiftSynthesis, initialise_swift, readers, synthesis_of
 from .tables import MIN_SCALE
 from .transforms import Analysis, Synthesis, TransformConfig, initialise_with_klt, quality_coordinate
 from .weights import Weights
@@ -37,43 +37,19 @@ def dequantised(latents: Latents, means_KL: Tensor) -> Tensor:
 
 
 class CodecNetwork(nn.Module):
-    """Analysis transform, class prior and the synthesis transforms, trained together.
-
-    ``swift`` is None where the configuration has no second synthesis.
-    """
+    """Analysis transform, class prior and synthesis transform, trained together."""
 
     def __init__(self, transforms: TransformConfig, prior: PriorConfig) -> None:
         super().__init__()
+        self.config = transforms
         self.analysis = Analysis(transforms)
         self.prior = ClassPrior(prior, transforms.latents)
-        self.synthesis = Synthesis(transforms)
-        self.swift = SwiftSynthesis(transforms) if transforms.swift_channels else None
+        self.synthesis = synthesis_of(transforms)
 
-    def forward(
-        self, pixels_N3HW: Tensor, quality_N: Tensor, precision: torch.dtype, swift: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """Float pixels 0…255 and qualities → (reconstruction, bits an image).
-
-        ``swift`` images, spread evenly over the batch, are reconstructed by the swift synthesis, the others by the full
-        one: terms of the objective that look at a part of the batch see both.
-        """
+    def forward(self, pixels_N3HW: Tensor, quality_N: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Float pixels 0…255 and qualities → (reconstruction, bits an image)."""
         coded = self.code(pixels_N3HW, quality_N, precision)
-        return self.synthesise(coded.latents_NyxL, quality_coordinate(quality_N), precision, swift), coded.bits_N
-
-    def synthesise(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype, swift: int = 0) -> Tensor:
-        """Latents and quality coordinates to pixels, of ``swift`` images by the swift synthesis."""
-        if self.swift is None or swift == 0:
-            return self.synthesis(latents_NyxL, t_N, precision)  # type: ignore[no-any-return]
-        if swift == len(t_N):
-            return self.swift(latents_NyxL, t_N, precision)  # type: ignore[no-any-return]
-        chosen = torch.zeros(len(t_N), dtype=torch.bool, device=t_N.device)
-        chosen[[(2 * i + 1) * len(t_N) // (2 * swift) for i in range(swift)]] = True
-        pixels = [
-            synthesis(latents_NyxL[which], t_N[which], precision)
-            for synthesis, which in ((self.swift, chosen), (self.synthesis, ~chosen))
-        ]
-        order = torch.cat([chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]])
-        return torch.cat(pixels)[order.argsort()]
+        return self.synthesis(coded.latents_NyxL, quality_coordinate(quality_N), precision), coded.bits_N
 
     def code(self, pixels_N3HW: Tensor, quality_N: Tensor, precision: torch.dtype = torch.float32) -> PriorOutput:
         """Float pixels 0…255 and qualities → what a decoder gets, and what it costs."""
@@ -84,55 +60,49 @@ class CodecNetwork(nn.Module):
     @torch.no_grad()
     def initialise(self, crops_N3HW: Tensor) -> None:
         """KLT of the crops, colour means moved to the front, then the classes of their latents."""
-        initialise_with_klt(self.analysis, self.synthesis, crops_N3HW)
+        synthesis = self.synthesis if isinstance(self.synthesis, Synthesis) else Synthesis(self.config)
+        initialise_with_klt(self.analysis, synthesis, crops_N3HW)
         flat_colours = 127.5 + 100 * torch.eye(3)[:, :, None, None].expand(3, 3, 16, 16)
         response = self.analysis(flat_colours, torch.zeros(3)).square().sum((0, 1, 2))
         first = response.topk(PREDICTED).indices.sort().values
         rest = torch.tensor([i for i in range(len(response)) if i not in set(first.tolist())])
-        self.permute_latents(torch.cat([first, rest]))
+        order = torch.cat([first, rest])
+        self.permute_latents(order)
         self.prior.initialise(self.analysis(crops_N3HW.float(), torch.zeros(len(crops_N3HW))), gain(50))
-        self._initialise_swift(crops_N3HW)
+        if isinstance(self.synthesis, SwiftSynthesis):
+            synthesis.split.weight.copy_(synthesis.split.weight[:, order].clone())
+            self._fit_swift(self.synthesis, synthesis, crops_N3HW)
 
-    def _initialise_swift(self, crops_N3HW: Tensor) -> None:
-        if self.swift is None:
-            return
+    def _fit_swift(self, swift: SwiftSynthesis, synthesis: Synthesis, crops_N3HW: Tensor) -> None:
         # As a decoder sees them, for what is seldom coded is not to be relied on; in batches, for that takes memory.
         training, latents = self.training, []
         self.eval()
         qualities = torch.arange(len(crops_N3HW)) * 60 // len(crops_N3HW) + 25
         for crops, quality in zip(crops_N3HW.split(_FIT_BATCH), qualities.split(_FIT_BATCH), strict=True):
             latents.append(self.code(crops.float(), quality).latents_NyxL)
-        initialise_swift(self.swift, self.synthesis, torch.cat(latents), crops_N3HW)
+        initialise_swift(swift, synthesis, torch.cat(latents), crops_N3HW)
         self.train(training)
 
     @torch.no_grad()
     def start_from(self, weights: Weights, crops_N3HW: Tensor) -> None:
         """Take over finished weights. Residual blocks that they lack stay as they are: identities. A swift synthesis
-        that they lack begins as the best straight fit to crops uint8 (N, 3, H, W).
+        begins as the best straight fit to crops uint8 (N, 3, H, W) where they have a full one.
 
         Raises:
-            ConfigError: other channels, latents, classes or swift channels, or more residual blocks than this network
-            has.
+            ConfigError: other channels, latents, classes or swift channels, more residual blocks than this network has,
+            or a swift synthesis where it has a full one.
         """
         classes, latents = self.prior.log_scale.shape
+        fitted = isinstance(self.synthesis, SwiftSynthesis) and isinstance(weights.synthesis, Synthesis)
         for what, mine, theirs in (
             ("working channels", self.analysis.patch.out_features, weights.config.channels),
             ("latent channels", latents, weights.config.latents),
             ("classes", classes, weights.tables.classes),
-            *(
-                [("swift channels", self.swift.patch.in_features, weights.config.swift_channels)]
-                if self.swift is not None and weights.swift is not None
-                else []
-            ),
+            *([("swift channels", self.config.swift_channels, weights.config.swift_channels)] if not fitted else []),
         ):
             if mine != theirs:
                 raise ConfigError(f"cannot start from {weights.name}: it has {theirs} {what}, the configuration {mine}")
-        parts: list[tuple[nn.Module, nn.Module]] = [
-            (self.analysis, weights.analysis),
-            (self.synthesis, weights.synthesis),
-        ]
-        if self.swift is not None and weights.swift is not None:
-            parts.append((self.swift, weights.swift))
+        parts = [(self.analysis, weights.analysis), *([] if fitted else [(self.synthesis, weights.synthesis)])]
         for part, source in parts:
             if part.load_state_dict(source.state_dict(), strict=False).unexpected_keys:
                 raise ConfigError(
@@ -144,14 +114,14 @@ class CodecNetwork(nn.Module):
         self.prior.context_shift.copy_(weights.context_shift)
         share = torch.from_numpy(weights.tables.class_share.astype(np.float64)).mean(0)
         self.prior.usage.copy_(share / share.sum())
-        if weights.swift is None:
-            self._initialise_swift(crops_N3HW)
+        if isinstance(self.synthesis, SwiftSynthesis) and isinstance(weights.synthesis, Synthesis):
+            self._fit_swift(self.synthesis, weights.synthesis, crops_N3HW)
 
     @torch.no_grad()
     def permute_latents(self, order_L: Tensor) -> None:
         """Reorder the latent channels; the network computes the same."""
         for rows in (self.analysis.merge.weight, self.analysis.merge.bias):
             rows.copy_(rows[order_L].clone())
-        swift = () if self.swift is None else (self.swift.straight.weight, self.swift.split.weight)
-        for columns in (self.synthesis.split.weight, *swift, self.prior.log_scale, self.prior.mean):
+        reading = [layer.weight for layer in readers(self.synthesis)]
+        for columns in (*reading, self.prior.log_scale, self.prior.mean):
             columns.copy_(columns[:, order_L].clone())

@@ -1,4 +1,4 @@
-"""The last stage of a training: the synthesis transforms learn from what the encoder really sends.
+"""The last stage of a training: the synthesis learns from what the encoder really sends.
 
 While training, rounding is imitated by noise and dead zones, and no guide moves the bits. Here the analysis and the
 tables stay as they are; crops go through the encoder as users run it, and only what makes pixels of the result goes on
@@ -41,10 +41,10 @@ def refit(
     report: Callable[[str], None],
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train the synthesis transforms of a network on the streams of its weights file.
+    """Train the synthesis of a network on the streams of its weights file.
 
     Args:
-        network: on the CPU; its synthesis transforms change.
+        network: on the CPU; its synthesis changes.
         path: the file, with its tables and head.
         photos: crops to train on.
         config: ``refit_steps``, and the objective, batch and rates of the run.
@@ -58,8 +58,7 @@ def refit(
     precision = resolve_precision(config.precision, codec.device)
     objective = Objective(config.objective, device="cpu", precision=precision)
     means_KL = codec.weights.class_means
-    parts = [network.synthesis] if network.swift is None else [network.synthesis, network.swift]
-    parameters = [parameter for part in parts for parameter in part.parameters()]
+    parameters = list(network.synthesis.parameters())
     mine = {id(parameter) for parameter in parameters}
     groups = [
         {"params": [parameter for parameter in group if id(parameter) in mine], "factor": factor}
@@ -78,7 +77,7 @@ def refit(
         quality = torch.from_numpy(photos.rng.integers(low, high + 1, config.batch))
         sent = codec.analyse(list(crops), quality.tolist())
         latents = torch.stack([dequantised(each, means_KL) for each in sent])
-        pixels = network.synthesise(latents, quality_coordinate(quality), precision, config.swift_images)
+        pixels = network.synthesis(latents, quality_coordinate(quality), precision)
         output = objective(crops.float(), pixels, torch.zeros(config.batch), quality, 1.0, step)
         optimiser.zero_grad(set_to_none=True)
         output.loss.backward()

@@ -57,11 +57,8 @@ def measure(
     images: Sequence[Tensor],
     quality: int,
     precision: torch.dtype = torch.float32,
-    *,
-    swift: bool = False,
 ) -> tuple[Measured, list[Tensor]]:
-    """Code images (each uint8 (3, H, W), whole blocks) with a network in evaluation mode: means and reconstructions,
-    of the full synthesis or of the ``swift`` one.
+    """Code images (each uint8 (3, H, W), whole blocks) with a network in evaluation mode: means and reconstructions.
 
     Nothing random is drawn. MS-SSIM of images below 176 pixels has fewer scales.
     """
@@ -69,7 +66,7 @@ def measure(
     rows, reconstructions = [], []
     for image in images:
         original = image[None].to(device).float()
-        pixels, bits = network(original, torch.tensor([quality], device=device), precision, int(swift))
+        pixels, bits = network(original, torch.tensor([quality], device=device), precision)
         pixels = pixels.round().clamp(0, 255)
         error = float((pixels - original).square().mean(dtype=torch.float64))
         similarity = float(structural_similarity(original.double(), pixels.double()))
@@ -137,8 +134,7 @@ class Watch:
         self._board = _tensorboard(config.output / "tensorboard", state.step) if config.tensorboard else None
         self._log = CsvLog(config.output / "log.csv", ["seconds", *columns], state.step)
         names = [f"{name}_{quality}" for quality in QUALITIES for name in ("bpp", "psnr", "ms_ssim")]
-        swift = [f"swift_psnr_{quality}" for quality in QUALITIES] if state.network.swift is not None else []
-        names += [*swift, "cost", "cost_trained"]
+        names += ["cost", "cost_trained"]
         self._validation = CsvLog(config.output / "validation.csv", ["seconds", *names], state.step)
 
     def __enter__(self) -> Watch:
@@ -184,10 +180,6 @@ class Watch:
                 trained, _ = measure(network, self._trained, quality, self._precision)
                 values["cost_trained"] += trained.cost(quality) / len(QUALITIES)
             shown.append(f"q{quality} {measured.bpp:.3f} bpp {measured.psnr:.2f} dB {measured.ms_ssim:.4f}")
-            if network.swift is not None:
-                swift, _ = measure(network, self._crops, quality, self._precision, swift=True)
-                values[f"swift_psnr_{quality}"] = swift.psnr
-                shown[-1] += f" (swift {swift.psnr:.2f} dB)"
             rows.append(reconstructions[:_SHOWN])
         step = self._state.step
         self._validation.add(step, {"seconds": self._state.seconds, **values})

@@ -45,7 +45,8 @@ _Network = TypeVar("_Network", bound=nn.Module)
 class TransformConfig:
     """Sizes of the transforms: channels on the working grid, latent channels a block, residual blocks of each network.
 
-    ``swift_channels`` and ``swift_blocks`` are those of the second, cheap synthesis (:mod:`.swift`); 0 channels: none.
+    With ``swift_channels`` the synthesis is the cheap one of :mod:`.swift`: a narrow network of so many channels, which
+    then has the ``synthesis_blocks``, beside a matrix. 0: the full one, with ``channels``.
     """
 
     channels: int = 128
@@ -53,7 +54,6 @@ class TransformConfig:
     analysis_blocks: int = 4
     synthesis_blocks: int = 4
     swift_channels: int = 0
-    swift_blocks: int = 1
 
     def __post_init__(self) -> None:
         if not 8 <= self.channels <= PATCH_SAMPLES or self.channels % 8:
@@ -67,20 +67,17 @@ class TransformConfig:
             raise ConfigError(
                 f"swift_channels must be a multiple of 8, at most channels = {self.channels}, not {self.swift_channels}"
             )
-        for name in ("analysis_blocks", "synthesis_blocks", "swift_blocks"):
+        for name in ("analysis_blocks", "synthesis_blocks"):
             if not 0 <= getattr(self, name) <= 32:
                 raise ConfigError(f"{name} must be from 0 to 32, not {getattr(self, name)}")
 
     def macs_per_pixel(self) -> dict[str, float]:
         """Multiply–accumulates a pixel of each transform, biases and activations not counted."""
-        macs = {
+        straight = 4 * PATCH_SAMPLES * self.latents / (BLOCK * BLOCK) if self.swift_channels else 0
+        return {
             "analysis": self._macs(self.channels, self.analysis_blocks),
-            "synthesis": self._macs(self.channels, self.synthesis_blocks),
+            "synthesis": straight + self._macs(self.swift_channels or self.channels, self.synthesis_blocks),
         }
-        if self.swift_channels:
-            straight = 4 * PATCH_SAMPLES * self.latents / (BLOCK * BLOCK)
-            macs["swift"] = straight + self._macs(self.swift_channels, self.swift_blocks)
-        return macs
 
     def _macs(self, channels: int, blocks: int) -> float:
         """Of a linear pair with residual blocks between."""

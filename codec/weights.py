@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, WeightsFormatError, WeightsNotFoundError
 from ..stored import Fields, as_text, parse_json
 from .importance import ImportanceHead
-from .swift import SwiftSynthesis
+from .swift import SwiftSynthesis, synthesis_of
 from .tables import CONTEXT_LEVELS, EntropyTables
 from .transforms import Analysis, Synthesis, TransformConfig
 
@@ -61,8 +61,7 @@ class Weights:
     head_fingerprint: str | None = None
     config: TransformConfig
     analysis: Analysis
-    synthesis: Synthesis
-    swift: SwiftSynthesis | None = None
+    synthesis: Synthesis | SwiftSynthesis
     importance: ImportanceHead | None = None
     class_means: Tensor
     context_shift: Tensor
@@ -128,10 +127,9 @@ def load_weights(name: str | Path = "default") -> Weights:
         _check_tensors(tensors)
         # Without drawing initial weights: they would be overwritten, and the caller's random numbers would change.
         with torch.device("meta"):
-            analysis, synthesis = Analysis(config), Synthesis(config)
-            swift = SwiftSynthesis(config) if config.swift_channels else None
+            analysis, synthesis = Analysis(config), synthesis_of(config)
             head = ImportanceHead(config.latents) if any(key.startswith(_HEAD) for key in tensors) else None
-        for prefix, module in _modules(analysis, synthesis, swift, head):
+        for prefix, module in _modules(analysis, synthesis, head):
             part = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             module.load_state_dict({key: value.float() for key, value in part.items()}, assign=True)
             module.eval().requires_grad_(False)
@@ -154,7 +152,6 @@ def load_weights(name: str | Path = "default") -> Weights:
         config=config,
         analysis=analysis,
         synthesis=synthesis,
-        swift=swift,
         importance=head,
         class_means=means,
         context_shift=shift,
@@ -217,23 +214,22 @@ def _little_endian(tensor: Tensor) -> npt.NDArray[Any]:
 
 
 def _modules(
-    analysis: Analysis, synthesis: Synthesis, swift: SwiftSynthesis | None, importance: ImportanceHead | None
+    analysis: Analysis, synthesis: Synthesis | SwiftSynthesis, importance: ImportanceHead | None
 ) -> list[tuple[str, nn.Module]]:
     """The networks that there are, with the prefixes of their tensors in a file."""
-    parts = {"analysis.": analysis, "synthesis.": synthesis, "swift.": swift, _HEAD: importance}
+    parts = {"analysis.": analysis, "synthesis.": synthesis, _HEAD: importance}
     return [(prefix, module) for prefix, module in parts.items() if module is not None]
 
 
 def _sizes(config: TransformConfig) -> dict[str, int]:
-    """The configuration as it is stored. Sizes of what is not there stay out, so that weights of before there was a
-    swift synthesis have the same fingerprint when they are written again."""
-    sizes = dataclasses.asdict(config)
-    return sizes if config.swift_channels else {k: v for k, v in sizes.items() if not k.startswith("swift_")}
+    """The configuration as it is stored. That there is no swift synthesis is not said, so that weights of before there
+    was one have the same fingerprint when they are written again."""
+    return {name: size for name, size in dataclasses.asdict(config).items() if size or name != "swift_channels"}
 
 
 def save_with_head(path: Path, weights: Weights, name: str, head: ImportanceHead | None) -> None:
     """Write weights again under another name and with another importance head; their streams stay readable."""
-    parts = ("config", "analysis", "synthesis", "swift", "class_means", "context_shift", "tables")
+    parts = ("config", "analysis", "synthesis", "class_means", "context_shift", "tables")
     save_weights(path, name=name, importance=head, **{part: getattr(weights, part) for part in parts})
 
 
@@ -243,8 +239,7 @@ def save_weights(
     name: str,
     config: TransformConfig,
     analysis: Analysis,
-    synthesis: Synthesis,
-    swift: SwiftSynthesis | None = None,
+    synthesis: Synthesis | SwiftSynthesis,
     importance: ImportanceHead | None = None,
     class_means: Tensor,
     context_shift: Tensor,
@@ -256,7 +251,7 @@ def save_weights(
         "class_means": class_means.detach().to(torch.float16),
         "context_shift": context_shift.detach().float(),
     }
-    for prefix, module in _modules(analysis, synthesis, swift, importance):
+    for prefix, module in _modules(analysis, synthesis, importance):
         for key, value in module.state_dict().items():
             small = key.startswith("body.") or prefix == _HEAD
             compact = torch.float16 if small else torch.float32

@@ -75,7 +75,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, nargs="?", help="default: photographs that installed packages ship")
     parser.add_argument("--weights", action="append", help="name or file; repeatable (default: default)")
-    parser.add_argument("--synthesis", default="full", help="full or swift")
     parser.add_argument("--quality", type=int, action="append", help="repeatable (default: 25, 50, 75)")
     options = parser.parse_args()
     paths = sorted(options.folder.iterdir()) if options.folder else bundled_photos()
@@ -99,7 +98,7 @@ def main() -> None:
 
     rows = [row("originals", "", photos, 0)]
     for weights in options.weights or ["default"]:
-        codec = Codec.load(weights, device="cpu", threads=1, synthesis=options.synthesis)
+        codec = Codec.load(weights, device="cpu", threads=1)
         for quality in options.quality or [25, 50, 75]:
             streams = codec.encode([np.ascontiguousarray(photo.transpose(2, 0, 1)) for photo in photos], quality)
             pictures = [image.permute(1, 2, 0).numpy() for image in codec.decode(streams)]

@@ -24,7 +24,7 @@ def seen_photos(tmp_path_factory: pytest.TempPathFactory, photos: Mapping[str, n
 
 @pytest.fixture(scope="session")
 def whole_training(seen_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """The configuration of a finished run: a swift synthesis, an importance head, a refit."""
+    """The configuration of a finished run, with an importance head and a refit."""
     head = f"""[importance]
 teachers = ["vgg16:{seen_photos}/vgg.safetensors"]
 crops = 8
@@ -32,8 +32,14 @@ size = 64
 steps = 10
 probes = 1
 """
-    config = config_in(
-        tmp_path_factory.mktemp("whole"), seen_photos, 40, "refit_steps = 10", f"swift_channels = 16\n{head}"
-    )
+    config = config_in(tmp_path_factory.mktemp("whole"), seen_photos, 40, "refit_steps = 10", head)
+    train(config, report=[].append)
+    return config
+
+
+@pytest.fixture(scope="session")
+def swift_training(seen_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """The configuration of a finished run with a swift synthesis."""
+    config = config_in(tmp_path_factory.mktemp("swift"), seen_photos, 40, "refit_steps = 10", "swift_channels = 16")
     train(config, report=[].append)
     return config

@@ -1,4 +1,4 @@
-"""The second synthesis: its start, its share of the training, and that every way to decode takes it."""
+"""The swift synthesis: its start, its training, and that every way to decode takes it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ SMALL = TransformConfig(channels=24, latents=48, analysis_blocks=1, synthesis_bl
 
 
 @pytest.fixture(scope="module")
-def file(whole_training: TrainConfig) -> Path:
-    return whole_training.output / "weights.safetensors"
+def file(swift_training: TrainConfig) -> Path:
+    return swift_training.output / "weights.safetensors"
 
 
 def test_it_begins_as_the_best_straight_fit(photos: Mapping[str, np.ndarray]) -> None:
@@ -40,11 +40,10 @@ def test_it_begins_as_the_best_straight_fit(photos: Mapping[str, np.ndarray]) ->
     torch.manual_seed(0)
     network = CodecNetwork(SMALL, PriorConfig(classes=8)).eval()
     network.initialise(crops)
-    assert network.swift is not None
     quality = torch.arange(len(crops)) * 60 // len(crops) + 25
     with torch.no_grad():
         latents = network.code(crops.float(), quality).latents_NyxL
-        swift = network.swift(latents, torch.zeros(len(crops)))
+        swift = network.synthesis(latents, torch.zeros(len(crops)))
     # Independent: least squares by numpy, block by block.
     blocks = crops.float().unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).reshape(-1, 768).numpy()
     source = np.concatenate([latents.reshape(-1, 48).numpy(), np.ones((len(blocks), 1), np.float32)], 1)
@@ -53,38 +52,43 @@ def test_it_begins_as_the_best_straight_fit(photos: Mapping[str, np.ndarray]) ->
     assert float((swift - crops).square().mean()) == pytest.approx(best, rel=0.02)
 
 
-def test_a_share_of_each_batch_trains_it(whole_training: TrainConfig) -> None:
-    torch.manual_seed(0)
-    network = CodecNetwork(SMALL, PriorConfig(classes=8))
-    pixels, quality = 255 * torch.rand(4, 3, 32, 32), torch.full((4,), 50)
-    # Spread over the batch, so that terms that look at one end of it see both: the second and the fourth.
-    mixed, _ = network(pixels, quality, torch.float32, swift=2)
-    mixed[::2].sum().backward()
-    assert network.swift is not None
-    assert all(parameter.grad is None or not parameter.grad.any() for parameter in network.swift.parameters())
-    network(pixels, quality, torch.float32, swift=2)[0][1::2].sum().backward()
-    assert network.swift.straight.weight.grad is not None
-    assert network.swift.straight.weight.grad.any()
-    lines = (whole_training.output / "validation.csv").read_text().splitlines()
-    assert "swift_psnr_50" in lines[0].split(",")
+def test_it_goes_on_from_weights_with_a_full_synthesis(
+    photos: Mapping[str, np.ndarray], whole_training: TrainConfig
+) -> None:
+    """Their analysis and tables stay, and the best straight fit to their latents makes the pixels."""
+    weights = load_weights(whole_training.output / "weights.safetensors")
+    crops = torch.from_numpy(np.stack([photo[:, :64, :64] for photo in photos.values()] * 4))
+    network = CodecNetwork(SMALL, PriorConfig(classes=8)).eval()
+    network.start_from(weights, crops)
+    for name, value in weights.analysis.state_dict().items():
+        assert torch.equal(network.analysis.state_dict()[name], value)
+    pixels, _ = network(crops.float(), torch.full((len(crops),), 90), torch.float32)
+    assert (pixels - crops).square().mean() < 200
 
 
-def test_a_refit_learns_what_is_really_sent(whole_training: TrainConfig, tmp_path: Path) -> None:
-    """The analysis and the tables stay; both decoders come nearer to photographs that are coded anew."""
-    before = whole_training.output / "weights.safetensors"
+def test_a_full_synthesis_does_not_go_on_from_it(file: Path) -> None:
+    full = CodecNetwork(dataclasses.replace(SMALL, swift_channels=0), PriorConfig(classes=8))
+    with pytest.raises(ConfigError, match="16 swift channels, the configuration 0"):
+        full.start_from(load_weights(file), torch.zeros(16, 3, 64, 64, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("kind", ["whole_training", "swift_training"])
+def test_a_refit_learns_what_is_really_sent(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The analysis and the tables stay; the decoder comes nearer to photographs that are coded anew."""
+    trained: TrainConfig = request.getfixturevalue(kind)
+    before = trained.output / "weights.safetensors"
     weights = load_weights(before)
     config = dataclasses.replace(
-        whole_training, output=tmp_path, steps=0, start=str(before), refit_steps=40, refit_rate=1.0, validate_photos=0
+        trained, output=tmp_path, steps=0, start=str(before), refit_steps=40, refit_rate=1.0, validate_photos=0
     )
     network = CodecNetwork(config.transforms, config.prior)
     photos = PhotoCrops(config.folders, config.crops, seed=9)
     network.start_from(weights, photos.batch(16))
     crops = list(photos.batch(24))
-    assert network.swift is not None
     # By so much that as many steps can mend it.
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in (*network.synthesis.body.parameters(), *network.swift.body.parameters()):
+        for parameter in network.synthesis.body.parameters():
             parameter += 0.04 * torch.randn_like(parameter)
     before_refit = copy.deepcopy(network)
     refit(network, before, photos, config, report=[].append)
@@ -95,12 +99,11 @@ def test_a_refit_learns_what_is_really_sent(whole_training: TrainConfig, tmp_pat
     sent = codec.analyse(crops, quality)
     latents = torch.stack([dequantised(each, weights.class_means) for each in sent])
     t_N = quality_coordinate(torch.tensor(quality))
-    for old, new in ((before_refit.synthesis, network.synthesis), (before_refit.swift, network.swift)):
-        assert old is not None
-        assert new is not None
-        with torch.no_grad():
-            errors = [(each(latents, t_N) - torch.stack(crops)).square().mean() for each in (old, new)]
-        assert errors[1] < errors[0] - 1, errors
+    with torch.no_grad():
+        errors = [
+            (each.synthesis(latents, t_N) - torch.stack(crops)).square().mean() for each in (before_refit, network)
+        ]
+    assert errors[1] < errors[0] - 1, errors
 
 
 def test_a_refit_that_diverges_keeps_the_file(whole_training: TrainConfig, tmp_path: Path) -> None:
@@ -115,39 +118,34 @@ def test_a_refit_that_diverges_keeps_the_file(whole_training: TrainConfig, tmp_p
     assert path.read_bytes() == before
 
 
-def test_one_stream_has_two_decoders(file: Path, photos: Mapping[str, np.ndarray]) -> None:
+def test_it_decodes_what_it_was_trained_for(file: Path, photos: Mapping[str, np.ndarray]) -> None:
     image = torch.from_numpy(np.ascontiguousarray(next(iter(photos.values()))[:, :75, :101]))
-    full, swift = (Codec.load(file, device="cpu", synthesis=name) for name in ("full", "swift"))
-    (stream,) = full.encode([image], 60)
-    assert swift.encode([image], 60) == [stream]
-    assert swift.fingerprint == full.fingerprint
-    first, second = (codec.decode([stream])[0] for codec in (full, swift))
-    assert first.shape == second.shape == image.shape
-    assert not torch.equal(first, second)
-    for decoded in (first, second):
-        assert (decoded.float() - image).square().mean() < 700
-    automatic = Codec.load(file, device="cpu", synthesis="auto")
-    assert torch.equal(automatic.decode([stream])[0], second)
+    codec = Codec.load(file, device="cpu")
+    (stream,) = codec.encode([image], 60)
+    (decoded,) = codec.decode([stream])
+    assert decoded.shape == image.shape
+    assert (decoded.float() - image).square().mean() < 700
+    in_floats = Codec.load(file, device="cpu", precision="float32")
+    assert in_floats.encode([image], 60) == [stream] or codec.precision != torch.float32
+    assert (in_floats.decode([stream])[0].int() - decoded.int()).abs().max() <= 2
 
 
 def test_its_folded_form_and_bfloat16_are_the_trained_one(file: Path, photos: Mapping[str, np.ndarray]) -> None:
     weights = load_weights(file)
-    assert isinstance(weights.swift, SwiftSynthesis)
+    assert isinstance(weights.synthesis, SwiftSynthesis)
     image = torch.from_numpy(np.ascontiguousarray(next(iter(photos.values()))[:, :64, :96]))
-    codec = Codec.load(file, device="cpu", synthesis="swift", precision="float32")
-    codec._in_bytes = False
+    codec = Codec.load(file, device="cpu", precision="float32")
     (latents,) = codec.analyse([image], 40)
     found = codec.synthesise([latents])[0]
     means = weights.class_means.clone()
     means[:, :3] = 0
     values = torch.from_numpy(latents.symbols).float() / gain(40) + means[torch.from_numpy(latents.classes).long()]
     with torch.no_grad():
-        pixels = weights.swift(values.view(1, 4, 6, -1), torch.tensor([(40 - 50.5) / 49.5]))
+        pixels = weights.synthesis(values.view(1, 4, 6, -1), torch.tensor([(40 - 50.5) / 49.5]))
     expected = pixels.round().clamp(0, 255).to(torch.uint8)[0]
     assert (found.int() - expected.int()).abs().max() <= 1
     assert (found != expected).float().mean() < 1e-3
-    halves = Codec.load(file, device="cpu", synthesis="swift", precision="bfloat16")
-    halves._in_bytes = False
+    halves = Codec.load(file, device="cpu", precision="bfloat16")
     rough = halves.synthesise([latents])[0]
     assert (rough.int() - expected.int()).abs().float().mean() < 1
 
@@ -157,12 +155,12 @@ def test_its_folded_form_and_bfloat16_are_the_trained_one(file: Path, photos: Ma
 def test_bytes_give_the_pixels_of_float32(
     file: Path, photos: Mapping[str, np.ndarray], quality: int, size: tuple[int, int]
 ) -> None:
-    codec = Codec.load(file, device="cpu", synthesis="swift", precision="float32")
+    codec = Codec.load(file, device="cpu", precision="float32")
     weights = codec.weights
-    assert weights.swift is not None
     # A branch that has hardly been trained adds next to nothing, and would hide its mistakes.
     torch.manual_seed(1)
-    swift = copy.deepcopy(weights.swift)
+    swift = copy.deepcopy(weights.synthesis)
+    assert isinstance(swift, SwiftSynthesis)
     for name, parameter in swift.named_parameters():
         if name.endswith("weight") and name.startswith(("body", "patch")):
             torch.nn.init.normal_(parameter, std=0.15)
@@ -187,7 +185,7 @@ def test_bytes_give_the_pixels_of_float32(
 
 def test_symbols_beyond_a_byte_count_in_full(file: Path) -> None:
     weights = load_weights(file)
-    assert weights.swift is not None
+    assert isinstance(weights.synthesis, SwiftSynthesis)
     symbols = np.zeros((6, 48), np.int16)
     symbols[0, 5], symbols[3, 40], symbols[4, 3], symbols[5, 1] = 700, -300, 127, -2000
     latents = Latents(symbols=symbols, classes=np.arange(6, dtype=np.uint8), height=32, width=48, quality=50)
@@ -195,17 +193,17 @@ def test_symbols_beyond_a_byte_count_in_full(file: Path) -> None:
     means[:, :3] = 0
     t = quality_coordinate(torch.tensor(50))
     # Steps this small keep all within 0…255.
-    engine = SwiftBytes(weights.swift, t, means, 100 * gain(50))
+    engine = SwiftBytes(weights.synthesis, t, means, 100 * gain(50))
     values = torch.from_numpy(symbols).float() / (100 * gain(50)) + means[:6]
     with torch.no_grad():
-        expected = weights.swift(values.view(1, 2, 3, -1), t[None]).round().clamp(0, 255)[0]
+        expected = weights.synthesis(values.view(1, 2, 3, -1), t[None]).round().clamp(0, 255)[0]
     assert (engine.picture(latents).float() - expected).abs().max() <= 1
 
 
 def test_latents_of_other_sizes_or_classes_are_refused(file: Path) -> None:
     weights = load_weights(file)
-    assert weights.swift is not None
-    engine = SwiftBytes(weights.swift, quality_coordinate(torch.tensor(50)), weights.class_means, gain(50))
+    assert isinstance(weights.synthesis, SwiftSynthesis)
+    engine = SwiftBytes(weights.synthesis, quality_coordinate(torch.tensor(50)), weights.class_means, gain(50))
     fitting = Latents(
         symbols=np.zeros((6, 48), np.int16), classes=np.zeros(6, np.uint8), height=32, width=48, quality=50
     )
@@ -227,17 +225,9 @@ def test_starting_weights_with_another_swift_synthesis_are_refused(file: Path) -
         network.start_from(load_weights(file), torch.zeros(16, 3, 64, 64, dtype=torch.uint8))
 
 
-def test_a_batch_without_an_image_for_the_full_synthesis_is_refused(whole_training: TrainConfig) -> None:
-    for values in ({"batch": 1}, {"batch": 4, "swift_share": 0.8}):
-        with pytest.raises(ConfigError, match="leaves no image"):
-            dataclasses.replace(whole_training, **values)
-    assert dataclasses.replace(whole_training, swift_share=1.0).swift_images == whole_training.batch
-
-
 def test_regions_are_those_of_the_whole(file: Path, photos: Mapping[str, np.ndarray]) -> None:
     image = torch.from_numpy(np.ascontiguousarray(next(iter(photos.values()))[:, :160, :192]))
-    codec = Codec.load(file, device="cpu", synthesis="swift", precision="float32", exact_crops=True)
-    codec._in_bytes = False
+    codec = Codec.load(file, device="cpu", precision="float32", exact_crops=True)
     (latents,) = codec.analyse([image], 50)
     whole = codec.synthesise([latents])[0]
     for region in (Region(top=33, left=18, height=50, width=77), Region(top=0, left=100, height=160, width=92)):
@@ -247,19 +237,17 @@ def test_regions_are_those_of_the_whole(file: Path, photos: Mapping[str, np.ndar
         assert (part != expected).float().mean() < 1e-3
 
 
-def test_what_is_not_there_is_an_error(file: Path) -> None:
-    with pytest.raises(ConfigError, match="no swift synthesis"):
-        Codec.load("default", device="cpu", synthesis="swift")
-    with pytest.raises(ConfigError, match="full, swift or auto"):
-        Codec.load(file, synthesis="fast")
+def test_widths_that_do_not_go_are_refused() -> None:
     with pytest.raises(ConfigError, match="swift_channels"):
         TransformConfig(swift_channels=12)
 
 
 def test_it_takes_few_operations() -> None:
-    macs = TransformConfig(swift_channels=64).macs_per_pixel()
-    network = SwiftSynthesis(TransformConfig(swift_channels=64))
+    config = TransformConfig(swift_channels=64, synthesis_blocks=1)
+    network = SwiftSynthesis(config)
     gains = sum(block.quality_gain.numel() for block in network.body.blocks)  # type: ignore[union-attr]
     block = sum(p.numel() for n, p in network.named_parameters() if n.startswith("body") and "bias" not in n) - gains
     straight, split = network.straight.weight.numel() / 256, network.split.weight.numel() / 256
-    assert macs["swift"] == pytest.approx(straight + split + (block + network.patch.weight.numel()) / 64)
+    assert config.macs_per_pixel()["synthesis"] == pytest.approx(
+        straight + split + (block + network.patch.weight.numel()) / 64
+    )

@@ -106,7 +106,6 @@ def test_a_pinned_guide_means_one_head(headed: TrainConfig) -> None:
 def test_a_whole_training_ends_with_a_head(whole_training: TrainConfig) -> None:
     weights = load_weights(whole_training.output / "weights.safetensors")
     assert weights.importance is not None
-    assert weights.swift is not None
     assert "| importance head |" in (whole_training.output / "weights.md").read_text("utf-8")
 
 
@@ -121,7 +120,7 @@ def test_what_the_head_needs_is_asked_for_before_the_first_step(seen_photos: Pat
             ),
         )
     ):
-        config = config_in(tmp_path / str(number), seen_photos, 4, swift=f"[importance]\n{table}")
+        config = config_in(tmp_path / str(number), seen_photos, 4, tables=f"[importance]\n{table}")
         with pytest.raises(error, match=message):
             train(config, report=[].append)
         assert not (config.output / "checkpoint.safetensors").exists()
@@ -161,4 +160,4 @@ steps = 5
 )
 def test_wrong_tables_are_refused(seen_photos: Path, tmp_path: Path, table: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        config_in(tmp_path, seen_photos, 4, swift=f"[importance]\n{table}")
+        config_in(tmp_path, seen_photos, 4, tables=f"[importance]\n{table}")

@@ -145,7 +145,7 @@ def test_checkpoints_of_before_there_was_more_to_configure_go_on(straight: Train
     with safe_open(path, "pt") as file:
         meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     identity = json.loads(meta["identity"])
-    new = {"schedule", "swift_share", "transforms.swift_channels", "transforms.swift_blocks", "objective.networks"}
+    new = {"schedule", "transforms.swift_channels", "objective.networks"}
     new |= {"crops.max_scale", "crops.reduced_share", "objective.terms.mse.tilt"}
     assert new <= identity.keys()
     old = {name: value for name, value in identity.items() if name not in new} | {

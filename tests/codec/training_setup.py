@@ -35,7 +35,7 @@ channels = 24
 latents = 48
 analysis_blocks = 1
 synthesis_blocks = 1
-{swift}
+{tables}
 [prior]
 classes = 8
 """
@@ -66,9 +66,9 @@ def write_photos(folder: Path, photos: Mapping[str, NDArray[np.uint8]]) -> Path:
     return folder
 
 
-def config_in(folder: Path, photo_folder: Path, steps: int, more: str = "", swift: str = "") -> TrainConfig:
+def config_in(folder: Path, photo_folder: Path, steps: int, more: str = "", tables: str = "") -> TrainConfig:
     """Write the configuration into ``folder`` and read it."""
     folder.mkdir(exist_ok=True)
     path = folder / "train.toml"
-    path.write_text(CONFIG.format(steps=steps, more=more, swift=swift, folder=str(photo_folder)))
+    path.write_text(CONFIG.format(steps=steps, more=more, tables=tables, folder=str(photo_folder)))
     return TrainConfig.from_toml(path)
