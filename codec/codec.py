@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from .prior import PREDICTED, class_costs, median_edge_prediction
 from .quality import STEPS_PER_OCTAVE, check_quality, gain
 from .quantise import Transformed, importance_levels, quantise
 from .rans import decode_blocks, encode_blocks, expand_blocks, predict_colours, restore_colours
-from .swift import SwiftSynthesis
+from .swift import SwiftSynthesis, reduced
 from .swift_bytes import SwiftBytes, multiplies_bytes
 from .tables import MIN_SCALE, quality_bucket
 from .transforms import BLOCK, PATCH, Analysis, Synthesis, quality_coordinate
@@ -39,8 +40,13 @@ Image = Tensor | npt.NDArray[np.uint8]
 _CLASSES_TRIED = 8
 # Pixels in one pass of a transform: large enough to fill a GPU, small enough for the caches of a CPU core.
 _PASS_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 23}
+# What sizes can be divided by when decoding.
+_REDUCTIONS = (1, 2, 4, 8)
 # Qualities for which transforms with folded weights are kept, each 2 MB.
 _FOLDED_KEPT = 8
+
+
+_ROW_DTYPES = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
 class Codec:
@@ -69,9 +75,11 @@ class Codec:
         self.weights = weights
         self.device = device
         self.precision = precision
+        self.exact_crops = exact_crops
         self._transfers = Transfers(device)
         self._analysis = weights.analysis.to(device)
-        self._synthesis = weights.synthesis.to(device)
+        weights.synthesis.to(device)
+        self._reduced = functools.lru_cache(len(_REDUCTIONS))(self._reduce_synthesis)
         self._reaches = reaches(weights.config.synthesis_blocks, exact=exact_crops)
         self._guide_name = guide
         self._guides: dict[str, Guide | None] = {}
@@ -81,7 +89,7 @@ class Codec:
         self._folded_analysis = functools.lru_cache(_FOLDED_KEPT)(self._fold_analysis)
         self._folded_synthesis = functools.lru_cache(_FOLDED_KEPT)(self._fold_synthesis)
         self._folded_bytes = functools.lru_cache(_FOLDED_KEPT)(self._fold_bytes)
-        self._in_bytes = in_bytes and isinstance(self._synthesis, SwiftSynthesis)
+        self._in_bytes = in_bytes and isinstance(weights.synthesis, SwiftSynthesis)
         self._compiled = device.type == "cpu" and precision == torch.float32
         means = weights.class_means.clone()
         means[:, :PREDICTED] = 0
@@ -113,7 +121,7 @@ class Codec:
                 have one), ``none`` (pixels alone), or networks with commas between, such as ``efficientnet-lite0`` or
                 ``vgg16:FILE``, whose sensitivity is worked out for every image, exact and slow. Decoding is the same.
             exact_crops: synthesise regions with all that the network looks at around them instead of half as far,
-                which takes up to a fifth longer. See ``synthesise``.
+                which takes up to a fifth longer. See :meth:`synthesise`.
 
         Raises:
             WeightsNotFoundError, WeightsFormatError: no usable weights. ConfigError: a device or guide that is not
@@ -168,10 +176,18 @@ class Codec:
         """
         return [self.entropy_encode(latents) for latents in self.analyse(images, quality, guide=guide)]
 
-    def decode(self, streams: Sequence[bytes]) -> list[Tensor]:
-        """Decompress streams into uint8 (3, H, W) tensors on the codec's device. Raises StreamError subclasses and
-        WeightsMismatchError."""
-        return self.synthesise([self.entropy_decode(stream) for stream in streams])
+    def decode(self, streams: Sequence[bytes], *, reduce: int = 1) -> list[Tensor]:
+        """Decompress streams into uint8 (3, H, W) tensors on the codec's device.
+
+        Args:
+            streams: of images of any sizes.
+            reduce: 1, 2, 4 or 8: each pixel is the mean of ``reduce``×``reduce``, as of ``PIL.Image.reduce``, for
+                less than making them all. Sizes are rounded up.
+
+        Raises:
+            StreamError subclasses, WeightsMismatchError. ConfigError: another ``reduce``.
+        """
+        return self.synthesise([self.entropy_decode(stream) for stream in streams], reduce)
 
     def entropy_encode(self, latents: Latents) -> bytes:
         """Latents to a stream; on the CPU, without the interpreter lock."""
@@ -328,33 +344,56 @@ class Codec:
         return send(torch.from_numpy(share / share.sum()).log(), self.device)
 
     @torch.inference_mode()
-    def synthesise(self, latents: Sequence[Latents | LatentsPart]) -> list[Tensor]:
+    def synthesise(self, latents: Sequence[Latents | LatentsPart], reduce: int | Sequence[int] = 1) -> list[Tensor]:
         """Latents to uint8 (3, H, W) tensors on the device, in passes over images of one padded size.
 
         A part gives the pixels of its region. With ``exact_crops`` they are those of the whole image, but that one in
         50,000 is rounded the other way. Without, with the shipped weights, one in 45 to 150 of a photograph's is one
         grey level off at qualities up to 50, one in 500 above, and less than one in 10,000 two.
-        Raises ConfigError for a part that was cut with too small a margin.
+
+        Args:
+            latents: of images, or parts of them.
+            reduce: see :meth:`decode`, one for all or one each. The regions of parts are rounded outwards to whole
+                pixels of the result.
+
+        Raises:
+            ConfigError: a part that was cut with too small a margin, another ``reduce``.
         """
-        grids = [_grid(item, self._reaches[0]) for item in latents]
+        reductions = [reduce] * len(latents) if isinstance(reduce, int) else list(reduce)
+        if len(reductions) != len(latents) or any(each not in _REDUCTIONS for each in reductions):
+            raise ConfigError(f"reduce must be 1, 2, 4 or 8, for all or for each image, not {reduce}")
+        grids = [
+            _grid(item, self._reaches[0], each, in_bytes=self._in_bytes)
+            for item, each in zip(latents, reductions, strict=True)
+        ]
         # Grids of all sizes share a pass of parts, which has one quality; folded weights have but one, too.
         keys = [
-            (item.quality if grid.window or self._folds else None, None if grid.window else (grid.rows, grid.columns))
-            for item, grid in zip(latents, grids, strict=True)
+            (
+                each,
+                item.quality if grid.window or self._folds else None,
+                None if grid.window else (grid.rows, grid.columns),
+            )
+            for item, grid, each in zip(latents, grids, reductions, strict=True)
         ]
         results: dict[int, Tensor] = {}
         for members in self._passes(keys, [grid.rows * grid.columns for grid in grids]):
-            pictures = self._synthesise([latents[i] for i in members], [grids[i] for i in members])
+            some = [latents[i] for i in members]
+            pictures = self._synthesise(some, [grids[i] for i in members], reductions[members[0]])
             for i, picture in zip(members, pictures, strict=True):
                 top, left, height, width = grids[i].place
                 results[i] = picture[:, top : top + height, left : left + width]
         return [results[i] for i in range(len(latents))]
 
-    def _synthesise(self, items: Sequence[Latents | LatentsPart], grids: Sequence[_Grid]) -> Sequence[Tensor] | Tensor:
+    def _synthesise(
+        self, items: Sequence[Latents | LatentsPart], grids: Sequence[_Grid], reduce: int
+    ) -> Sequence[Tensor] | Tensor:
         """Pixels uint8 of what shares a pass: of whole grids, or of the cells of their windows."""
         rows, columns, window, _ = grids[0]
-        if window is None and self._in_bytes:
-            return [self._folded_bytes(item.quality).picture(item) for item in items]
+        if self._in_bytes:
+            return [
+                self._folded_bytes(item.quality, reduce).picture(item, grid.rows, grid.columns)
+                for item, grid in zip(items, grids, strict=True)
+            ]
         # Parts have different numbers of blocks, but one quality.
         qualities = [item.quality for item in (items if window is None else items[:1])]
         symbols = send(torch.cat([torch.as_tensor(item.symbols) for item in items]), self.device).float()
@@ -363,7 +402,7 @@ class Codec:
         t_N = quality_coordinate(send(torch.tensor(qualities), self.device))
         latents_NBL = symbols.unflatten(0, (len(qualities), -1)).div_(gain_N)
         latents_NBL += F.embedding(classes, self._means_KL).view_as(latents_NBL)
-        synthesis = self._folded_synthesis(qualities[0]) if self._folds else self._synthesis
+        synthesis = self._folded_synthesis(qualities[0], reduce) if self._folds else self._reduced(reduce)
         if window is None:
             return _pictures(_levels(synthesis.patches(latents_NBL.unflatten(1, (rows, columns)), t_N, self.precision)))
         cells = Cells(
@@ -378,13 +417,17 @@ class Codec:
     def _fold_analysis(self, quality: int) -> Analysis:
         return self._analysis.folded(quality_coordinate(torch.tensor(quality, device=self.device)))
 
-    def _fold_synthesis(self, quality: int) -> Synthesis | SwiftSynthesis:
-        return self._synthesis.folded(quality_coordinate(torch.tensor(quality, device=self.device)))
+    def _reduce_synthesis(self, reduce: int) -> Synthesis | SwiftSynthesis:
+        return reduced(self.weights.synthesis, reduce)
 
-    def _fold_bytes(self, quality: int) -> SwiftBytes:
-        assert isinstance(self.weights.synthesis, SwiftSynthesis)
+    def _fold_synthesis(self, quality: int, reduce: int) -> Synthesis | SwiftSynthesis:
+        return self._reduced(reduce).folded(quality_coordinate(torch.tensor(quality, device=self.device)))
+
+    def _fold_bytes(self, quality: int, reduce: int) -> SwiftBytes:
+        swift = self._reduced(reduce)
+        assert isinstance(swift, SwiftSynthesis)
         t = quality_coordinate(torch.tensor(quality))
-        return SwiftBytes(self.weights.synthesis, t, torch.from_numpy(self._host_means_KL), gain(quality))
+        return SwiftBytes(swift, t, torch.from_numpy(self._host_means_KL), gain(quality))
 
     def _passes(self, keys: Sequence[Hashable], blocks: Sequence[int]) -> Iterator[list[int]]:
         """Indices of what has equal keys, as many as one pass takes, in order of first appearance."""
@@ -414,13 +457,13 @@ class _Grid(NamedTuple):
     place: tuple[int, int, int, int]
 
 
-def _grid(item: Latents | LatentsPart, reach: int) -> _Grid:
+def _grid(item: Latents | LatentsPart, reach: int, reduce: int, *, in_bytes: bool) -> _Grid:
     """Raises ConfigError for a part that was cut with too small a margin."""
     if isinstance(item, Latents):
-        return _Grid(*block_grid(item.height, item.width), None, (0, 0, item.height, item.width))
+        return _Grid(*block_grid(item.height, item.width), None, _place(0, 0, item.height, item.width, reduce))
     rows, columns, height, width = item.rows, item.columns, item.height, item.width
     if all(item.borders) and item.top == item.left == 0 and block_grid(height, width) == (rows, columns):
-        return _Grid(rows, columns, None, (0, 0, height, width))
+        return _Grid(rows, columns, None, _place(0, 0, height, width, reduce))
     window = Window.over(item.top, item.left, height, width)
     around = (window.top, window.left, 2 * rows - window.bottom, 2 * columns - window.right)
     if any(cells < reach and not border for cells, border in zip(around, item.borders, strict=True)):
@@ -428,7 +471,15 @@ def _grid(item: Latents | LatentsPart, reach: int) -> _Grid:
             f"a part has {around} cells of {PATCH}×{PATCH} pixels above, left, below and right of its region, and the "
             f"synthesis looks at {reach}; cut it with Codec.margin"
         )
-    return _Grid(rows, columns, window, (item.top % PATCH, item.left % PATCH, height, width))
+    if in_bytes:
+        return _Grid(rows, columns, None, _place(item.top, item.left, height, width, reduce))
+    return _Grid(rows, columns, window, _place(item.top % PATCH, item.left % PATCH, height, width, reduce))
+
+
+def _place(top: int, left: int, height: int, width: int, reduce: int) -> tuple[int, int, int, int]:
+    """A rectangle in pixels of the result, rounded outwards."""
+    bottom, right = -(-(top + height) // reduce), -(-(left + width) // reduce)
+    return top // reduce, left // reduce, bottom - top // reduce, right - left // reduce
 
 
 def _levels(pixels: Tensor) -> Tensor:
@@ -436,9 +487,10 @@ def _levels(pixels: Tensor) -> Tensor:
 
 
 def _pictures(patches_hwP: Tensor) -> Tensor:
-    """Patches uint8 (…, h, w, 192) as images (…, 3, 8·h, 8·w): PyTorch's pixel shuffle, but the 8 bytes of a row of a
-    patch move as one number, in half the time."""
-    rows = patches_hwP.view(torch.int64).unflatten(-1, (3, PATCH))
+    """Patches uint8 (…, h, w, 3·side²) as images (…, 3, side·h, side·w): PyTorch's pixel shuffle, but the bytes of a
+    row of a patch move as one number, those of 8×8 in half the time."""
+    side = math.isqrt(patches_hwP.shape[-1] // 3)
+    rows = patches_hwP.view(_ROW_DTYPES[side]).unflatten(-1, (3, side))
     ordered = torch.einsum("...hwcy->...chyw", rows).clone(memory_format=torch.contiguous_format)
     return ordered.view(torch.uint8).flatten(-3, -2)
 

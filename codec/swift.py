@@ -10,16 +10,26 @@ Shape suffixes as in :mod:`.transforms`; S channels of the narrow network.
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import FoldedBlocks, ResidualBlocks
-from .transforms import PATCH, PATCH_SAMPLES, Synthesis, TransformConfig, as_cells, as_multiplied, as_quads
+from .transforms import (
+    PATCH,
+    PATCH_SAMPLES,
+    Synthesis,
+    TransformConfig,
+    as_cells,
+    as_multiplied,
+    as_quads,
+    give_means,
+)
 from .window import Cells
 
-__all__ = ["SwiftSynthesis", "initialise_swift", "readers", "synthesis_of"]
+__all__ = ["SwiftSynthesis", "initialise_swift", "readers", "reduced", "synthesis_of"]
 
 # What keeps the fit of the straight matrix from following channels that are hardly ever coded.
 _RIDGE = 1e-3
@@ -32,6 +42,7 @@ class SwiftSynthesis(nn.Module):
 
     def __init__(self, config: TransformConfig) -> None:
         super().__init__()
+        self.side = PATCH
         self.straight = nn.Linear(config.latents, 4 * PATCH_SAMPLES)
         self.split = nn.Linear(config.latents, 4 * config.swift_channels)
         self.body = ResidualBlocks(config.swift_channels, config.synthesis_blocks)
@@ -39,10 +50,10 @@ class SwiftSynthesis(nn.Module):
 
     def forward(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
         """Latents (N, y, x, L) and quality coordinate (N,) to pixels (N, 3, 16·y, 16·x), float32, about 0…255."""
-        return F.pixel_shuffle(self.patches(latents_NyxL, t_N, precision).permute(0, 3, 1, 2), PATCH)
+        return F.pixel_shuffle(self.patches(latents_NyxL, t_N, precision).permute(0, 3, 1, 2), self.side)
 
     def patches(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype, cells: Cells | None = None) -> Tensor:
-        """The same as (N, h, w, 192), red, green and blue of 8×8 pixels each; or only those of ``cells``."""
+        """As :meth:`.transforms.Synthesis.patches`."""
         straight, quads = (layer(latents_NyxL).unflatten(-1, (2, 2, -1)) for layer in (self.straight, self.split))
         if cells is None:
             patches = as_cells(straight)
@@ -64,9 +75,24 @@ class SwiftSynthesis(nn.Module):
         return as_multiplied(swift)
 
 
+_Synthesis = TypeVar("_Synthesis", bound=Synthesis | SwiftSynthesis)
+
+
 def synthesis_of(config: TransformConfig) -> Synthesis | SwiftSynthesis:
     """The untrained synthesis that a configuration asks for."""
     return SwiftSynthesis(config) if config.swift_channels else Synthesis(config)
+
+
+def reduced(synthesis: _Synthesis, reduce: int) -> _Synthesis:
+    """The same, but that each pixel is the mean of ``reduce``×``reduce`` (1, 2, 4 or 8): its last layers are linear."""
+    if reduce == 1:
+        return synthesis
+    smaller = copy.deepcopy(synthesis)
+    smaller.side = PATCH // reduce
+    give_means(smaller.patch, reduce)
+    if isinstance(smaller, SwiftSynthesis):
+        give_means(smaller.straight, reduce)
+    return smaller
 
 
 def readers(synthesis: Synthesis | SwiftSynthesis) -> list[nn.Linear]:

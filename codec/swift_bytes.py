@@ -4,11 +4,13 @@ Weights have a scale for each output channel, activations one for each cell, wor
 in int32. The residual stream and the straight samples stay float32. Blocks are sorted by how many of their channels are
 coded, so that most zeros are not multiplied. The pixels are those of float32 within a level.
 
-Shape suffixes: B blocks, M = 4·B cells, L latent channels, P = 192 samples of a cell, S channels of the narrow network.
+Shape suffixes: B blocks, M = 4·B cells, L latent channels, P samples of a cell (192, or fewer where pictures come out
+reduced), S channels of the narrow network.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import NamedTuple
 
@@ -18,19 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .bitstream import block_grid
 from .blocks import ResidualBlocks
 from .latents import Latents, LatentsPart
 from .prior import PREDICTED
 from .swift import SwiftSynthesis
 from .swift_kernels import add_rows, convolve_rows, gate_rows, pack_symbols, place_blocks, write_pixels
-from .transforms import PATCH, PATCH_SAMPLES
 
 __all__ = ["SwiftBytes", "multiplies_bytes"]
 
 # Rows of the first product come in groups of so many channels: smaller ones would make too small products.
 _STEP = 64
-_KEPT_BLOCKS = 4096
+# Memory that a thread keeps from one image to the next; a large one would leave it with 60 bytes a pixel for good.
+_KEPT_BYTES = 1 << 24
+# Of a row of a cell, as one number.
+_ROW_DTYPES = {8: torch.uint64, 4: torch.uint32, 2: torch.uint16, 1: torch.uint8}
 
 _F32 = npt.NDArray[np.float32]
 
@@ -87,7 +90,7 @@ class SwiftBytes:
     """The swift synthesis of one quality.
 
     Args:
-        swift: the trained one.
+        swift: the trained one, or its reduced form.
         t: its quality coordinate (), float32.
         means_KL: class means, 0 for the predicted channels.
         gain: latents times this are symbols.
@@ -99,22 +102,22 @@ class SwiftBytes:
             weight = torch.cat([swift.straight.weight, swift.split.weight])
             bias = torch.cat([swift.straight.bias + 127.5, swift.split.bias])
             blocks, added = swift.body.folded_layers(t)
-            bias[: 4 * PATCH_SAMPLES] += (swift.patch.weight @ added).repeat(4)
+            bias[: 4 * len(swift.patch.weight)] += (swift.patch.weight @ added).repeat(4)
             self._base = (means_KL @ weight.T + bias).numpy().copy()
             # As symbols take it, which are integers already.
             self._matrix = (weight / gain).T.contiguous().numpy()
             self._first = _in_bytes(weight / gain)
             self._blocks = [_block(layers, depthwise) for layers, depthwise in blocks]
             self._patch = _in_bytes(swift.patch.weight)
-        self._width = swift.patch.in_features
+        self._samples, self._width = swift.patch.weight.shape
+        self._side = swift.side
 
     @torch.inference_mode()
-    def picture(self, latents: Latents | LatentsPart) -> Tensor:
-        """The pixels uint8 (3, H, W) of one image, or of a part that is all of it. From any thread.
+    def picture(self, latents: Latents | LatentsPart, rows: int, columns: int) -> Tensor:
+        """The pixels uint8 (3, side·2·rows, side·2·columns) of all blocks of an image or a part. From any thread.
 
         Raises ConfigError for latents of other weights or sizes.
         """
-        rows, columns = block_grid(latents.height, latents.width)
         symbols, classes = np.asarray(latents.symbols), np.asarray(latents.classes)
         # The inner loops look at no bounds.
         blocks, channels = rows * columns, self._matrix.shape[0]
@@ -122,7 +125,7 @@ class SwiftBytes:
             raise ConfigError(
                 f"{symbols.shape} symbols and {classes.shape} classes are not those of {blocks} blocks of these weights"
             )
-        room = _room(rows, columns, channels, self._width)
+        room = _room(rows, columns, channels, self._width, self._samples)
         large = pack_symbols(symbols, PREDICTED, _STEP, room.order, room.counts, room.symbols.numpy())
         start = 0
         for steps in range(len(room.counts) - 1, 0, -1):
@@ -151,41 +154,56 @@ class SwiftBytes:
             torch._int_mm(room.bytes, block.gate_out.bytes, out=room.sums)
             add_rows(sums, worth, block.gate_out.scale, narrow, cells)
         torch._int_mm(room.bytes, self._patch.bytes, out=room.patches)
-        pixels = torch.empty(3, PATCH * 2 * rows, PATCH * 2 * columns, dtype=torch.uint8)
-        numbers = pixels.view(torch.uint64).numpy()
-        write_pixels(room.straight, room.patches.numpy(), worth, self._patch.scale, 2 * columns, numbers)
-        return pixels[:, : latents.height, : latents.width]
+        pixels = torch.empty(3, self._side * 2 * rows, self._side * 2 * columns, dtype=torch.uint8)
+        packed = torch.empty(self._samples, dtype=torch.uint8)
+        cell_rows, picture_rows = (each.view(_ROW_DTYPES[self._side]).numpy() for each in (packed, pixels))
+        write_pixels(
+            room.straight, room.patches.numpy(), worth, self._patch.scale, 2 * columns,
+            packed.numpy(), cell_rows, picture_rows,
+        )  # fmt: skip
+        return pixels
 
 
-_rooms = threading.local()
+_kept = threading.local()
 
 
-def _room(rows: int, columns: int, latents: int, width: int) -> _Room:
-    """Memory for images of a size. Each thread keeps that of its last one, for new memory is slow at its first touch,
-    but not of a large one, of which a decoder would keep 60 bytes a pixel for good."""
-    room: _Room | None = getattr(_rooms, "last", None)
-    if room is None or room.sizes != (rows, columns, latents, width):
-        room = _Room(rows, columns, latents, width)
-        if rows * columns <= _KEPT_BLOCKS:
-            _rooms.last = room
+def _memory(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    """An uninitialised tensor that the thread's next one of this name overwrites: new memory is slow at its first
+    touch."""
+    size = dtype.itemsize * math.prod(shape)
+    held: Tensor | None = getattr(_kept, name, None)
+    if held is None or len(held) < size:
+        held = torch.empty(size, dtype=torch.uint8)
+        if size <= _KEPT_BYTES:
+            setattr(_kept, name, held)
+    return held[:size].view(dtype).view(shape)
+
+
+def _room(rows: int, columns: int, latents: int, width: int, samples: int) -> _Room:
+    """The thread's last room where the sizes are the same, else a new one in the same memory."""
+    room: _Room | None = getattr(_kept, "room", None)
+    if room is None or room.sizes != (rows, columns, latents, width, samples):
+        room = _Room(rows, columns, latents, width, samples)
+        _kept.room = room if 4 * rows * columns * samples * 4 <= _KEPT_BYTES else None
     return room
 
 
 class _Room:
-    """Memory for what is made on the way of one image of rows×columns blocks."""
+    """Memory for what is made on the way of one picture of rows×columns blocks."""
 
-    def __init__(self, rows: int, columns: int, latents: int, width: int) -> None:
+    def __init__(self, rows: int, columns: int, latents: int, width: int, samples: int) -> None:
         blocks, cells = rows * columns, 4 * rows * columns
-        self.sizes = (rows, columns, latents, width)
+        self.sizes = (rows, columns, latents, width, samples)
         self.order = np.empty(blocks, np.int64)
         self.counts = np.empty(-(-latents // _STEP) + 1, np.int64)
-        self.symbols = torch.zeros(blocks, -(-latents // _STEP) * _STEP, dtype=torch.int8)
-        self.first = torch.empty(blocks, 4 * (PATCH_SAMPLES + width), dtype=torch.int32)
-        self.straight = np.empty((cells, PATCH_SAMPLES), np.float32)
-        self.narrow = np.empty((cells, width), np.float32)
-        self.bytes = torch.empty(cells, width, dtype=torch.int8)
-        self.worth = np.empty(cells, np.float32)
-        self.sums = torch.empty(cells, width, dtype=torch.int32)
-        self.pairs = torch.empty(cells, 2 * width, dtype=torch.int32)
-        self.padded = np.zeros(((2 * rows + 2) * (2 * columns + 2), width), np.float32)
-        self.patches = torch.empty(cells, PATCH_SAMPLES, dtype=torch.int32)
+        self.symbols = _memory("symbols", torch.int8, blocks, -(-latents // _STEP) * _STEP)
+        self.symbols[:, latents:] = 0
+        self.first = _memory("first", torch.int32, blocks, 4 * (samples + width))
+        self.straight = _memory("straight", torch.float32, cells, samples).numpy()
+        self.narrow = _memory("narrow", torch.float32, cells, width).numpy()
+        self.bytes = _memory("bytes", torch.int8, cells, width)
+        self.worth = _memory("worth", torch.float32, cells).numpy()
+        self.sums = _memory("sums", torch.int32, cells, width)
+        self.pairs = _memory("pairs", torch.int32, cells, 2 * width)
+        self.padded = _memory("padded", torch.float32, (2 * rows + 2) * (2 * columns + 2), width).zero_().numpy()
+        self.patches = _memory("patches", torch.int32, cells, samples)

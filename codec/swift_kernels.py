@@ -214,14 +214,21 @@ def gate_rows(sums: _I32, worth: _F32, scale: _F32, bias: _F32, packed: _I8) -> 
 
 @_jit
 def write_pixels(
-    straight: _F32, sums: _I32, worth: _F32, scale: _F32, columns: int, pixels: npt.NDArray[np.uint64]
+    straight: _F32,
+    sums: _I32,
+    worth: _F32,
+    scale: _F32,
+    columns: int,
+    packed: npt.NDArray[np.uint8],
+    rows: npt.NDArray[np.unsignedinteger],
+    pixels: npt.NDArray[np.unsignedinteger],
 ) -> None:
-    """Add scaled sums (M, 192) to the samples ``straight``, round, clip and write the cells, row by row, as pixels.
+    """Add scaled sums (M, P) to the samples ``straight``, round, clip and write the cells, row by row, as pixels.
 
-    ``pixels`` (3, 8·h, columns): the eight bytes of a row of a cell are one number.
+    ``pixels`` (3, side·h, columns): the bytes of a row of a cell are one number. ``packed`` (P,) is room for a cell,
+    and ``rows`` (3·side,) the same memory as such numbers.
     """
-    packed = np.empty(straight.shape[1], np.uint8)
-    rows = packed.view(np.uint64)
+    side = len(rows) // 3
     for cell in range(len(worth)):
         start, found, value_of = straight[cell], sums[cell], worth[cell]
         for i in range(len(packed)):
@@ -229,5 +236,5 @@ def write_pixels(
             packed[i] = np.uint8(np.int32(min(max(value, np.float32(0)), np.float32(255))))
         y, x = cell // columns, cell % columns
         for c in range(3):
-            for row in range(8):
-                pixels[c, 8 * y + row, x] = rows[8 * c + row]
+            for row in range(side):
+                pixels[c, side * y + row, x] = rows[side * c + row]

@@ -33,6 +33,7 @@ __all__ = [
     "as_cells",
     "as_multiplied",
     "as_quads",
+    "give_means",
     "quality_coordinate",
 ]
 
@@ -134,16 +135,18 @@ class Synthesis(nn.Module):
 
     def __init__(self, config: TransformConfig) -> None:
         super().__init__()
+        self.side = PATCH
         self.split = nn.Linear(config.latents, 4 * config.channels)
         self.body = ResidualBlocks(config.channels, config.synthesis_blocks)
         self.patch = nn.Linear(config.channels, PATCH_SAMPLES)
 
     def forward(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
         """Latents to pixels; ``precision`` is that inside the residual blocks."""
-        return F.pixel_shuffle(self.patches(latents_NyxL, t_N, precision).permute(0, 3, 1, 2), PATCH)
+        return F.pixel_shuffle(self.patches(latents_NyxL, t_N, precision).permute(0, 3, 1, 2), self.side)
 
     def patches(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype, cells: Cells | None = None) -> Tensor:
-        """The same as (N, h, w, 192), red, green and blue of 8×8 pixels each; or only those of ``cells``."""
+        """The same as (N, h, w, 192), red, green and blue of 8×8 pixels each; or only those of ``cells``. Reduced, the
+        patches have fewer pixels."""
         quads = self.split(latents_NyxL).unflatten(-1, (2, 2, -1))
         if cells is None:
             z_NhwC = self.body(as_cells(quads), t_N, precision)
@@ -180,6 +183,16 @@ def as_multiplied(network: _Network) -> _Network:
         if isinstance(layer, nn.Linear):
             layer.weight.data = layer.weight.T.contiguous().T
     return network
+
+
+@torch.no_grad()
+def give_means(layer: nn.Linear, reduce: int) -> None:
+    """Make a layer that gives patches of 8×8 samples give the means of ``reduce``×``reduce`` of them."""
+    for parameter in (layer.weight, layer.bias):
+        if parameter is not None:
+            parts = parameter.unflatten(0, (-1, PATCH // reduce, reduce, PATCH // reduce, reduce))
+            parameter.data = parts.mean((2, 4)).flatten(0, 2)
+    layer.out_features = len(layer.weight)
 
 
 @torch.no_grad()

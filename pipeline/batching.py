@@ -38,8 +38,10 @@ __all__ = [
     "LoadedSample",
     "SkippedSample",
     "collate_label",
+    "decode_ahead",
     "decode_chunk",
     "decode_label",
+    "finished_pictures",
     "pack_chunk",
     "unpack_chunk",
 ]
@@ -51,7 +53,7 @@ _ALIGNMENT = 16
 
 _INT64 = 1 << 63
 
-_DTYPES = {np.dtype(np.uint8).str: torch.uint8, np.dtype(np.int16).str: torch.int16}
+_DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.int16): torch.int16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,8 @@ class LoadedSample:
     """Height and width of the whole image."""
     flip: bool = False
     """Whether the image is to be mirrored."""
+    reduce: int = 1
+    """How many times smaller the latents are to be decoded, see ``Codec.decode``."""
     original: bool = False
     """Whether the image is kept in its original form, so that it has ``pixels`` and no ``latents``."""
     latents: CompactLatents | None = None
@@ -90,7 +94,7 @@ class SkippedSample:
 @dataclass(frozen=True)
 class _Slot:
     offset: int
-    dtype: str
+    dtype: torch.dtype
     shape: tuple[int, ...]
 
 
@@ -106,6 +110,8 @@ class Chunk:
     """Where the arrays are: four of all latents together (see :class:`CompactLatents`), then those of pixels."""
     buffer: torch.Tensor
     """uint8 (bytes,): the arrays behind one another."""
+    finished: bool = False
+    """Whether all that the buffer holds is one array, the batch as :class:`ImageFinish` makes it."""
     skipped: tuple[SkippedSample, ...] = ()
     error: DiscernibleError | None = None
     """The error that ends the iteration."""
@@ -144,7 +150,7 @@ def pack_chunk(
     for arrays in groups:
         first = arrays[0]
         shape = (sum(map(len, arrays)), *first.shape[1:])
-        slots.append(_Slot(end, first.dtype.str, shape))
+        slots.append(_Slot(end, _DTYPES[first.dtype], shape))
         end += -(-first.itemsize * math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
     buffer = _empty(end)
     for slot, arrays in zip(slots, groups, strict=True):
@@ -157,6 +163,38 @@ def pack_chunk(
         skipped=tuple(skipped),
         error=error,
     )
+
+
+def decode_ahead(
+    samples: Sequence[LoadedSample], codec: Codec, finish: ImageFinish, skipped: Sequence[SkippedSample]
+) -> Chunk:
+    """A chunk of pixels instead of latents, for a training process that has no GPU: workers do all that there is to do.
+
+    Images without a common size are decoded, and finished where they arrive.
+    """
+    images = decode_chunk(pack_chunk(samples), codec)
+    if finish.size is None:
+        pixels = [
+            replace(each, latents=None, original=True, pixels=image.numpy())
+            for each, image in zip(samples, images, strict=True)
+        ]
+        return pack_chunk(pixels, skipped)
+    pictures = finish(images, [sample.flip for sample in samples])
+    assert isinstance(pictures, torch.Tensor)
+    ordered = pictures.permute(0, 2, 3, 1) if finish.channels_last else pictures
+    slot = _Slot(0, ordered.dtype, tuple(ordered.shape))
+    buffer = _empty(ordered.nbytes)
+    _view(buffer, slot).copy_(ordered)
+    plain = tuple(replace(sample, latents=None, pixels=None) for sample in samples)
+    return Chunk(samples=plain, frames=(), slots=(slot,), buffer=buffer, skipped=tuple(skipped), finished=True)
+
+
+def finished_pictures(chunk: Chunk, codec: Codec, finish: ImageFinish) -> torch.Tensor | list[torch.Tensor]:
+    """The images of a chunk as ``finish`` makes them, on the codec's device."""
+    if not chunk.finished:
+        return finish(decode_chunk(chunk, codec), [sample.flip for sample in chunk.samples])
+    pictures = _view(chunk.buffer, chunk.slots[0])
+    return pictures.permute(0, 3, 1, 2) if finish.channels_last else pictures
 
 
 def _empty(size: int) -> torch.Tensor:
@@ -177,9 +215,8 @@ def _empty(size: int) -> torch.Tensor:
 
 
 def _view(buffer: torch.Tensor, slot: _Slot) -> torch.Tensor:
-    dtype = _DTYPES[slot.dtype]
-    size = dtype.itemsize * math.prod(slot.shape)
-    return buffer[slot.offset : slot.offset + size].view(dtype).view(slot.shape)
+    size = slot.dtype.itemsize * math.prod(slot.shape)
+    return buffer[slot.offset : slot.offset + size].view(slot.dtype).view(slot.shape)
 
 
 def unpack_chunk(chunk: Chunk, device: torch.device, channels: int) -> list[Latents | LatentsPart | torch.Tensor]:
@@ -200,7 +237,8 @@ def unpack_chunk(chunk: Chunk, device: torch.device, channels: int) -> list[Late
 def decode_chunk(chunk: Chunk, codec: Codec) -> list[torch.Tensor]:
     """The images of a chunk, uint8 (3, H, W) each, on the codec's device."""
     items = unpack_chunk(chunk, codec.device, codec.channels)
-    decoded = iter(codec.synthesise([item for item in items if not isinstance(item, torch.Tensor)]))
+    latents = [item for item in items if not isinstance(item, torch.Tensor)]
+    decoded = iter(codec.synthesise(latents, [sample.reduce for sample in chunk.samples if not sample.original]))
     return [item if isinstance(item, torch.Tensor) else next(decoded) for item in items]
 
 

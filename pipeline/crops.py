@@ -10,17 +10,22 @@ from typing import Protocol
 from ..codec import Region
 from ..errors import ConfigError
 
-__all__ = ["CenterCrop", "Crop", "RandomResizedCrop", "View", "fitting_region"]
+__all__ = ["CenterCrop", "Crop", "RandomResizedCrop", "View", "fitting_region", "reduction"]
 
 _TRIES = 10
+_REDUCTIONS = (8, 4, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A region of an image, to be scaled to the size of the batch, and then mirrored when ``flip`` says so."""
+    """A region of an image, to be scaled to the size of the batch, and then mirrored when ``flip`` says so.
+
+    Its edges may move by ``slack`` pixels of the result where that lets the image be decoded smaller.
+    """
 
     region: Region
     flip: bool = False
+    slack: float = 1 / 8
 
 
 class Crop(Protocol):
@@ -104,7 +109,8 @@ class RandomResizedCrop:
             aspect = min(max(width / height, self.ratio[0]), self.ratio[1])
             h, w = min(height, round(width / aspect)), min(width, round(height * aspect))
             region = Region(top=(height - h) // 2, left=(width - w) // 2, height=max(1, h), width=max(1, w))
-        return View(region, next(draws) < self.flip)
+        # Where exactly a random region ends is as good as random.
+        return View(region, next(draws) < self.flip, slack=1 / 2)
 
 
 def fitting_region(height: int, width: int, size: tuple[int, int], fraction: float = 1.0) -> Region:
@@ -112,6 +118,27 @@ def fitting_region(height: int, width: int, size: tuple[int, int], fraction: flo
     scale = fraction * min(height / size[0], width / size[1])
     h, w = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     return Region(top=(height - h) // 2, left=(width - w) // 2, height=h, width=w)
+
+
+def reduction(view: View, size: tuple[int, int], height: int, width: int) -> tuple[Region, int]:
+    """By how much a view of an image of height×width may be decoded smaller when it is to be scaled to ``size``.
+
+    Returns its region with its edges on the nearest multiples of 8, 4 or 2, and that number: the largest at which it
+    still is as large as ``size``, and its edges move by no more than they may. Otherwise the region as it is, and 1.
+    """
+    part = view.region
+    for factor in _REDUCTIONS:
+        sides = [
+            (factor * round(start / factor), factor * min(round((start + length) / factor), whole // factor))
+            for start, length, whole in ((part.top, part.height, height), (part.left, part.width, width))
+        ]
+        (top, bottom), (left, right) = sides
+        down = max(abs(top - part.top), abs(bottom - part.top - part.height)) * size[0] / part.height
+        across = max(abs(left - part.left), abs(right - part.left - part.width)) * size[1] / part.width
+        fits = bottom - top >= factor * size[0] and right - left >= factor * size[1]
+        if fits and max(down, across) <= view.slack:
+            return Region(top=top, left=left, height=bottom - top, width=right - left), factor
+    return part, 1
 
 
 def _check_size(size: tuple[int, int]) -> None:

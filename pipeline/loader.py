@@ -1,7 +1,7 @@
 """The decoding loader: converted shards in, batches of reconstructed images on the training device out.
 
-Loader workers read tars and entropy-decode (integer work, no network). The training process runs the codec's
-synthesis on its device in whole batches, so that images never travel between processes as pixels::
+Loader workers read tars and entropy-decode (integer work, no network). On a GPU the training process runs the codec's
+synthesis in whole batches, so that images never travel between processes as pixels; on a CPU the workers do it::
 
     crop = RandomResizedCrop(size=(224, 224))
     loader = CompressedLoader("out/", batch_size=256, crop=crop, dtype=torch.float32, shuffle=True, workers=4)
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, PipelineError
 from ..stored import LARGEST, FieldError, Fields
-from .batching import Chunk, ImageFinish, collate_label, decode_chunk
+from .batching import Chunk, ImageFinish, collate_label, finished_pictures
 from .crops import CenterCrop, Crop
 from .locations import shown
 from .order import Shuffle
@@ -57,10 +57,11 @@ class CompressedLoader:
     ``images`` are uint8 (0..255), or floats (0..1, normalised by ``mean`` and ``std`` where given): with ``crop`` one
     tensor (B, 3, h, w), otherwise a list of (3, H, W) tensors. ``crop`` says which part of an image is taken, such as
     ``RandomResizedCrop(size=(224, 224))``; only that part is synthesised, so that one pixel in 50 to 500 is one grey
-    level off the whole reconstruction, and next to none with ``exact_crops`` (see ``Codec.synthesise``). ``size`` is
-    short for ``CenterCrop(size=…)``, an int for squares. ``labels`` names members of the samples (``"cls"``, ``("cls",
-    "json")``; ``()`` for none), decoded by webdataset's rules; integer labels arrive as an int64 tensor (B,) on the
-    device, others as a list.
+    level off the whole reconstruction (see ``Codec.synthesise``), and a part that is to be scaled down by two or more
+    is decoded at half its size or less, its edges on the nearest multiples of 2, 4 or 8 pixels. ``exact_crops`` does
+    neither. ``size`` is short for ``CenterCrop(size=…)``, an int for squares. ``labels`` names members of the samples
+    (``"cls"``, ``("cls", "json")``; ``()`` for none), decoded by webdataset's rules; integer labels arrive as an int64
+    tensor (B,) on the device, others as a list.
 
     ``shuffle`` True or ``"window"`` permutes the shards, and the samples within windows of ``shuffle_window`` samples
     or more; ``"full"`` permutes all samples, which reads each from another place. The order, and what random crops
@@ -74,7 +75,8 @@ class CompressedLoader:
     without ``pad`` no sample comes twice, but ranks may differ by the last batch. :meth:`state_dict` and
     :meth:`load_state_dict` resume in the middle of an epoch, also with other numbers of workers and ranks.
 
-    ``workers`` processes read and entropy-decode; 0 does so in the training process. Each has up to ``prefetch``
+    ``workers`` processes read and entropy-decode, and where the device is a CPU they also make the images; 0 does all
+    of it in the training process. Each has up to ``prefetch``
     batches ready. They live until ``close()``, the end of a ``with`` block, or the loader's own end. ``weights`` None
     takes the weights that the receipts name. ``s3`` says how S3 is reached; what is not local is fetched into
     ``cache``, where each worker holds up to 16 shards.
@@ -137,8 +139,13 @@ class CompressedLoader:
         self._set = ShardSet(shards, s3=s3, cache=cache)
         kind: Shuffle = shuffle if isinstance(shuffle, str) else "window" if shuffle else "none"
         self._order = self._set.order(shuffle=kind, window=shuffle_window, seed=seed)
+        weights = located_weights(weights) if weights is not None else self._set.recorded_weights() or "default"
+
+        from ..codec import Codec
+
+        self._codec = Codec.load(weights, device=device, exact_crops=exact_crops)
         self.config = LoaderConfig(
-            weights=located_weights(weights) if weights is not None else self._set.recorded_weights() or "default",
+            weights=weights,
             labels=tuple(labels.split()) if isinstance(labels, str) else tuple(labels),
             crop=crop,
             exact_crops=exact_crops,
@@ -149,6 +156,7 @@ class CompressedLoader:
             drop_last=drop_last,
             pad=pad,
             on_error=on_error,
+            finish=self._finish if workers and self.device.type == "cpu" else None,
         )
         self.skipped = 0
         for fault in self._set.faults:
@@ -172,9 +180,6 @@ class CompressedLoader:
         self._active: weakref.ref[_Iteration] | None = None
         self._closed = False
 
-        from ..codec import Codec
-
-        self._codec = Codec.load(self.config.weights, device=device, exact_crops=exact_crops)
         self._stream = ShardStream(self._set.reader(), self._order, self.config)
         self._dataloader: DataLoader[Chunk] | None = None
         if workers:
@@ -366,8 +371,7 @@ class CompressedLoader:
         samples = chunk.samples
         if not samples:
             return None
-        images = decode_chunk(chunk, self._codec)
-        pictures = self._finish(images, [sample.flip for sample in samples])
+        pictures = finished_pictures(chunk, self._codec, self._finish)
         columns = [
             collate_label(column, self.device) for column in zip(*(sample.labels for sample in samples), strict=True)
         ]

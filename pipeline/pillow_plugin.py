@@ -4,6 +4,7 @@
 opening            reads the header alone: ``format`` DCI, ``mode`` RGB, ``size``; ``info`` has ``quality``, and the
                    fingerprint of the ``weights``
 loading            decodes on the CPU; PyTorch and the weights are loaded for the first image of a process
+``draft()``        before loading: decoding at a half, a quarter or an eighth of the size; ``thumbnail()`` does it
 ``verify()``       length and checksum, without decoding
 saving             ``quality`` 1–100 (that of a ``.dci`` image that was opened, else 50), ``weights`` by name or file
                    (``default``). RGB as it is, L and 1 repeated into three channels, other modes refused. Pixels only:
@@ -66,10 +67,26 @@ class DciImageFile(ImageFile.ImageFile):
             head = read_stream_info(self.fp.read(HEADER_BYTES))
         except StreamError as exc:
             raise UnidentifiedStreamError(self._about(exc)) from exc
-        self._size = (head.width, head.height)
+        self._size = self._whole = (head.width, head.height)
+        self._reduce = 1
         self._mode = "RGB"
         self.info |= {"quality": head.quality, "weights": head.fingerprint}
         self.tile = [ImageFile._Tile("raw", (0, 0, *self._size), 0, "RGB")]
+
+    def draft(self, mode: str | None, size: tuple[int, int] | None) -> tuple[str, tuple[int, int, float, float]] | None:
+        """As for JPEG: before loading, choose to decode at a half, a quarter or an eighth, not below ``size``.
+
+        ``Image.thumbnail`` calls it. Returns the mode and the box of the picture in it; None when nothing changes.
+        """
+        if size is None or not self.tile or self._reduce > 1:
+            return None
+        possible = min(side // max(1, wanted) for side, wanted in zip(self._whole, size, strict=True))
+        self._reduce = max((factor for factor in (1, 2, 4, 8) if factor <= possible), default=1)
+        if self._reduce == 1:
+            return None
+        self._size = (-(-self._whole[0] // self._reduce), -(-self._whole[1] // self._reduce))
+        self.tile = [ImageFile._Tile("raw", (0, 0, *self._size), 0, "RGB")]
+        return self.mode, (0, 0, self._whole[0] / self._reduce, self._whole[1] / self._reduce)
 
     def load(self) -> Any:
         """Decode, unless that is done. Raises UnreadableStreamError or UnknownWeightsError."""
@@ -106,10 +123,10 @@ class DciImageFile(ImageFile.ImageFile):
 
         try:
             head = read_stream_info(stream)
-            if (head.width, head.height) != self.size:
+            if (head.width, head.height) != self._whole:
                 raise StreamError(f"the image has {head.width}×{head.height} pixels now; open it again")
             codec = worker_codec(weights_of(head.fingerprint, tuple(_own_weights)))
-            (pixels,) = codec.decode([stream])
+            (pixels,) = codec.decode([stream], reduce=self._reduce)
         except StreamError as exc:
             raise UnreadableStreamError(self._about(exc)) from exc
         except WeightsError as exc:

@@ -21,8 +21,8 @@ from ..errors import (
     StorageError,
     StreamError,
 )
-from .batching import Chunk, LoadedSample, SkippedSample, decode_label, pack_chunk
-from .crops import Crop, View
+from .batching import Chunk, ImageFinish, LoadedSample, SkippedSample, decode_ahead, decode_label, pack_chunk
+from .crops import Crop, View, reduction
 from .order import BatchPlan, SampleOrder, uniforms
 from .pixels import decode_pixels
 from .samples import STREAM_EXTENSION, Sample, choose_image
@@ -42,7 +42,10 @@ _AHEAD_SAMPLES = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """What a worker needs to know, the same for all workers of one loader."""
+    """What a worker needs to know, the same for all workers of one loader.
+
+    ``finish``: what is done to images, by the workers themselves. None: the training process does it.
+    """
 
     weights: str
     labels: tuple[str, ...] = ("cls",)
@@ -55,6 +58,7 @@ class LoaderConfig:
     drop_last: bool = False
     pad: bool = True
     on_error: Literal["raise", "skip", "substitute"] = "raise"
+    finish: ImageFinish | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -145,7 +149,10 @@ class ShardStream(IterableDataset[Chunk]):
         if not good and (config.on_error == "substitute" or config.world_size > 1):
             # Without this batch, this rank would be done before the others, and they would wait for it.
             return pack_chunk([], skipped, PipelineError(f"none of the {len(loaded)} samples of a batch can be used"))
-        return pack_chunk(_substituted(loaded) if config.on_error == "substitute" else good, skipped)
+        samples = _substituted(loaded) if config.on_error == "substitute" else good
+        if config.finish is None or not samples:
+            return pack_chunk(samples, skipped)
+        return decode_ahead(samples, codec, config.finish, skipped)
 
 
 def _substituted(loaded: Sequence[LoadedSample | None]) -> list[LoadedSample]:
@@ -176,15 +183,16 @@ def load_sample(
             pixels = decode_pixels(data).pixels
             size = pixels.shape[1], pixels.shape[2]
             loaded = LoadedSample(shard=shard, key=sample.key, labels=columns, size=size, original=True, pixels=pixels)
-        return loaded if crop is None else _cut(loaded, crop.view(*size, draws), codec)
+        return loaded if crop is None else _cut(loaded, crop.view(*size, draws), crop.size, codec)
     except DiscernibleError as exc:
         exc.shard, exc.key = shard, sample.key
         raise
 
 
-def _cut(sample: LoadedSample, view: View, codec: Codec) -> LoadedSample:
+def _cut(sample: LoadedSample, view: View, size: tuple[int, int], codec: Codec) -> LoadedSample:
     if sample.latents is not None:
-        return replace(sample, flip=view.flip, latents=cut_compact(sample.latents, view.region, codec.margin))
+        region, reduce = (view.region, 1) if codec.exact_crops else reduction(view, size, *sample.size)
+        return replace(sample, flip=view.flip, reduce=reduce, latents=cut_compact(sample.latents, region, codec.margin))
     assert sample.pixels is not None
     part = view.region
     pixels = sample.pixels[:, part.top : part.top + part.height, part.left : part.left + part.width]

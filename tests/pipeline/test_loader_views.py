@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 from discernible import CenterCrop, CompressedDataset, CompressedLoader, RandomResizedCrop
 from discernible.codec import Codec
 from discernible.errors import ConfigError, PipelineError, ShardError, StreamError
+from discernible.pipeline.crops import reduction
 from discernible.pipeline.order import uniforms
 
 from .loader_setup import COUNTS, damaged, write_shard, write_shards
@@ -358,3 +359,86 @@ def test_dataset_with_crop_and_transform(folder: Path) -> None:
     torch.manual_seed(3)
     assert dataset[2] == first
     assert isinstance(first[0], float)
+
+
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 60), st.integers(1, 60), st.integers(0, 1 << 62))
+def test_what_is_decoded_smaller_is_large_enough_and_hardly_elsewhere(
+    height: int, width: int, h: int, w: int, seed: int
+) -> None:
+    for crop in (RandomResizedCrop(size=(h, w)), CenterCrop(size=(h, w))):
+        view = crop.view(height, width, uniforms(seed))
+        region, factor = reduction(view, (h, w), height, width)
+        if factor == 1:
+            assert region == view.region
+            continue
+        assert region.height // factor >= h
+        assert region.width // factor >= w
+        assert all(value % factor == 0 for value in (region.top, region.left, region.height, region.width))
+        assert region.top + region.height <= height
+        assert region.left + region.width <= width
+        slack = 0.5 if isinstance(crop, RandomResizedCrop) else 0.125
+        for moved, scale in (
+            (region.top - view.region.top, h / view.region.height),
+            (region.left + region.width - view.region.left - view.region.width, w / view.region.width),
+        ):
+            assert abs(moved) * scale <= slack
+
+
+def test_large_images_are_decoded_at_a_fraction_of_their_size() -> None:
+    assert reduction(CenterCrop(size=(224, 224)).view(2048, 2048, iter(())), (224, 224), 2048, 2048)[1] == 8
+    assert reduction(CenterCrop(size=(224, 224)).view(375, 500, iter(())), (224, 224), 375, 500)[1] == 1
+    factors = [
+        reduction(RandomResizedCrop(size=(96, 96)).view(500, 500, uniforms(1, n)), (96, 96), 500, 500)[1]
+        for n in range(200)
+    ]
+    assert set(factors) == {1, 2, 4}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_crops_that_are_scaled_down_are_those_of_the_whole(
+    tmp_path: Path, codec: Codec, photos: Mapping[str, NDArray[np.uint8]], workers: int
+) -> None:
+    """The same pixels as of the whole, averaged by Pillow, then scaled; and nearly those scaled at once."""
+    streams = codec.encode([photo[:, :256, :256] for photo in photos.values()], 60)
+    shard = write_shard(tmp_path / "x.tar", [(f"{n}", {"dci": stream}) for n, stream in enumerate(streams)])
+    crop = RandomResizedCrop(size=(40, 40), scale=(0.6, 1))
+    with CompressedLoader(shard, crop=crop, labels=(), seed=5, workers=workers, device="cpu") as loader:
+        ((images,),) = list(loader)
+    for number, whole in enumerate(codec.decode(streams)):
+        view = crop.view(256, 256, uniforms(5, 0, number))
+        part, factor = reduction(view, crop.size, 256, 256)
+        assert factor in (4, 2)
+        cut = whole[:, part.top : part.top + part.height, part.left : part.left + part.width].permute(1, 2, 0)
+        small = torch.from_numpy(np.asarray(Image.fromarray(cut.numpy()).reduce(factor)).copy()).permute(2, 0, 1)
+        scaled = [
+            torch.nn.functional.interpolate(each[None].float(), (40, 40), mode="bilinear", antialias=True)[0]
+            for each in (small, cut.permute(2, 0, 1))
+        ]
+        reduced, direct = (each.flip(-1) if view.flip else each for each in scaled)
+        assert (images[number].float() - reduced).abs().mean() < 0.7
+        assert (images[number].float() - direct).abs().mean() < 3
+
+
+def test_workers_make_the_images_where_there_is_no_gpu(
+    tmp_path: Path, codec: Codec, photos: Mapping[str, NDArray[np.uint8]]
+) -> None:
+    streams = codec.encode([photo[:, :90, :120] for photo in photos.values()], 60)
+    shard = write_shard(tmp_path / "x.tar", [(f"{n}", {"dci": stream}) for n, stream in enumerate(streams)])
+    for options in (
+        {"size": 32, "dtype": torch.float32, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "channels_last": True},
+        {"size": 32, "dtype": torch.bfloat16},
+        {},
+    ):
+        batches: list[Any] = []
+        for workers in (0, 1):
+            with CompressedLoader(shard, labels=(), workers=workers, device="cpu", **options) as loader:
+                ((images,),) = list(loader)
+
+            batches.append(images)
+        here, there = batches
+        for one, other in zip(here, there, strict=True):
+            assert one.dtype == other.dtype
+            assert one.shape == other.shape
+            assert (one.float() - other.float()).abs().max() < (0.03 if options else 1.01)
+        if options.get("channels_last"):
+            assert there.is_contiguous(memory_format=torch.channels_last)

@@ -199,7 +199,6 @@ def test_a_png_is_still_a_png(pixels: NDArray[np.uint8], tmp_path: Path) -> None
 
 def test_pillow_does_with_it_what_it_does_with_any(file: Path) -> None:
     with Image.open(file) as image:
-        assert image.draft("L", (10, 10)) is None
         image.load()
         again = image.copy()
         assert again.format is None
@@ -649,3 +648,38 @@ def test_hugging_face_reads_shards(stream: bytes, streaming: bool, tmp_path: Pat
     expected = opened(stream).tobytes()
     assert [row["cls"] for row in rows] == [0, 1, 2, 3, 4]
     assert all(row["dci"].tobytes() == expected for row in rows)
+
+
+def test_a_draft_is_decoded_smaller(stream: bytes) -> None:
+    """As JPEG has it: never smaller than what is asked for, and the box is the picture in it."""
+    with Image.open(io.BytesIO(stream)) as whole:
+        whole.load()
+    with Image.open(io.BytesIO(stream)) as image:
+        mode, box = image.draft("RGB", (20, 20)) or ("", ())
+        assert (mode, box) == ("RGB", (0, 0, SIZE[0] / 2, SIZE[1] / 2))
+        assert image.size == (SIZE[0] // 2, -(-SIZE[1] // 2))
+        assert image.draft("RGB", (5, 5)) is None
+        expected = np.asarray(whole.reduce(2)).astype(int)
+        assert np.abs(np.asarray(image)[:22] - expected[:22]).max() <= 3
+    with Image.open(io.BytesIO(stream)) as image:
+        assert image.draft(None, (60, 40)) is None
+        assert image.draft("L", None) is None
+        assert np.array_equal(np.asarray(image), np.asarray(whole))
+        assert image.draft(None, (5, 5)) is None
+
+
+def test_thumbnails_are_made_of_drafts(stream: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    decode = Codec.decode
+
+    def watched(self: Codec, streams: list[bytes], *, reduce: int = 1) -> list[torch.Tensor]:
+        asked.append(reduce)
+        return decode(self, streams, reduce=reduce)
+
+    monkeypatch.setattr(Codec, "decode", watched)
+    with Image.open(io.BytesIO(stream)) as small, Image.open(io.BytesIO(stream)) as exact:
+        small.thumbnail((8, 8))
+        exact.thumbnail((8, 8), reducing_gap=None)
+        assert small.size == exact.size
+        assert np.abs(np.asarray(small).astype(int) - np.asarray(exact)).mean() < 3
+    assert asked == [2, 1]
