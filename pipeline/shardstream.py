@@ -149,10 +149,10 @@ class ShardStream(IterableDataset[Chunk]):
         if not good and (config.on_error == "substitute" or config.world_size > 1):
             # Without this batch, this rank would be done before the others, and they would wait for it.
             return pack_chunk([], skipped, PipelineError(f"none of the {len(loaded)} samples of a batch can be used"))
-        samples = _substituted(loaded) if config.on_error == "substitute" else good
-        if config.finish is None or not samples:
-            return pack_chunk(samples, skipped)
-        return decode_ahead(samples, codec, config.finish, skipped)
+        batch = _substituted(loaded) if config.on_error == "substitute" else good
+        if config.finish is None or not batch:
+            return pack_chunk(batch, skipped)
+        return decode_ahead(batch, codec, config.finish, skipped)
 
 
 def _substituted(loaded: Sequence[LoadedSample | None]) -> list[LoadedSample]:
