@@ -9,12 +9,11 @@ import numpy.typing as npt
 
 from .bitstream import block_grid
 from .codec import Latents
-from .prior import PREDICTED
 from .quantise import information
 from .quantise_kernels import block_costs
 from .rans import predict_colours
 from .rans_kernels import CONTEXT_LOOKUP
-from .tables import EntropyTables
+from .tables import PREDICTED, EntropyTables
 
 __all__ = ["BlockBits", "block_bits"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -17,17 +16,17 @@ from torch import Tensor
 
 from ..errors import ConfigError, ImageError, StreamCorruptError, WeightsMismatchError
 from .bitstream import block_grid, check_size, lanes_for, pack_stream, parse_stream
-from .compact import CompactLatents
+from .compact import CompactLatents, compacted, expanded
 from .device import Received, Sent, Transfers, resolve_device, resolve_precision, send
 from .guide import Guide, load_guide, mixed
 from .latents import Latents, LatentsPart
-from .prior import PREDICTED, class_costs, median_edge_prediction
+from .prior import class_costs, median_edge_prediction
 from .quality import STEPS_PER_OCTAVE, check_quality, gain
 from .quantise import Transformed, importance_levels, quantise
-from .rans import decode_blocks, encode_blocks, expand_blocks, predict_colours, restore_colours
+from .rans import decode_blocks, encode_blocks, predict_colours, restore_colours
 from .swift import SwiftSynthesis, reduced
 from .swift_bytes import SwiftBytes, multiplies_bytes
-from .tables import MIN_SCALE, quality_bucket
+from .tables import MIN_SCALE, PREDICTED, quality_bucket
 from .transforms import BLOCK, PATCH, Analysis, Synthesis, quality_coordinate
 from .weights import Weights, load_weights
 from .window import Cells, Window, reaches
@@ -187,7 +186,7 @@ class Codec:
         Raises:
             StreamError subclasses, WeightsMismatchError. ConfigError: another ``reduce``.
         """
-        return self.synthesise([self.entropy_decode(stream) for stream in streams], reduce)
+        return self.synthesise([self.entropy_decode_compact(stream) for stream in streams], reduce)
 
     def entropy_encode(self, latents: Latents) -> bytes:
         """Latents to a stream; on the CPU, without the interpreter lock."""
@@ -210,13 +209,11 @@ class Codec:
 
         Raises StreamError subclasses and WeightsMismatchError.
         """
-        compact = self.entropy_decode_compact(stream)
-        symbols = expand_blocks(compact.symbols, compact.groups, self.weights.tables.channels)
-        symbols[:, :PREDICTED] = compact.colours
-        return dataclasses.replace(compact.frames[0], symbols=symbols, classes=compact.classes)  # type: ignore[return-value]
+        return expanded(self.entropy_decode_compact(stream), self.channels)  # type: ignore[return-value]
 
     def entropy_decode_compact(self, stream: bytes) -> CompactLatents:
-        """The same without what is 0 anyway, for sending it on; :func:`expand_compact` makes latents of it."""
+        """The same without what is 0 anyway, for sending it on, or for ``synthesise``; :func:`expand_compact` makes
+        latents of it."""
         info, words = parse_stream(stream)
         if info.fingerprint != self.fingerprint:
             raise WeightsMismatchError(
@@ -344,7 +341,9 @@ class Codec:
         return send(torch.from_numpy(share / share.sum()).log(), self.device)
 
     @torch.inference_mode()
-    def synthesise(self, latents: Sequence[Latents | LatentsPart], reduce: int | Sequence[int] = 1) -> list[Tensor]:
+    def synthesise(
+        self, latents: Sequence[Latents | LatentsPart | CompactLatents], reduce: int | Sequence[int] = 1
+    ) -> list[Tensor]:
         """Latents to uint8 (3, H, W) tensors on the device, in passes over images of one padded size.
 
         A part gives the pixels of its region. With ``exact_crops`` they are those of the whole image, but that one in
@@ -352,7 +351,7 @@ class Codec:
         grey level off at qualities up to 50, one in 500 above, and less than one in 10,000 two.
 
         Args:
-            latents: of images, or parts of them.
+            latents: of images, or parts of them; compact ones of one image or part each.
             reduce: see :meth:`decode`, one for all or one each. The regions of parts are rounded outwards to whole
                 pixels of the result.
 
@@ -362,18 +361,19 @@ class Codec:
         reductions = [reduce] * len(latents) if isinstance(reduce, int) else list(reduce)
         if len(reductions) != len(latents) or any(each not in _REDUCTIONS for each in reductions):
             raise ConfigError(f"reduce must be 1, 2, 4 or 8, for all or for each image, not {reduce}")
+        frames = [item.frames[0] if isinstance(item, CompactLatents) else item for item in latents]
         grids = [
-            _grid(item, self._reaches[0], each, in_bytes=self._in_bytes)
-            for item, each in zip(latents, reductions, strict=True)
+            _grid(frame, self._reaches[0], each, in_bytes=self._in_bytes)
+            for frame, each in zip(frames, reductions, strict=True)
         ]
         # Grids of all sizes share a pass of parts, which has one quality; folded weights have but one, too.
         keys = [
             (
                 each,
-                item.quality if grid.window or self._folds else None,
+                frame.quality if grid.window or self._folds else None,
                 None if grid.window else (grid.rows, grid.columns),
             )
-            for item, grid, each in zip(latents, grids, reductions, strict=True)
+            for frame, grid, each in zip(frames, grids, reductions, strict=True)
         ]
         results: dict[int, Tensor] = {}
         for members in self._passes(keys, [grid.rows * grid.columns for grid in grids]):
@@ -385,15 +385,17 @@ class Codec:
         return [results[i] for i in range(len(latents))]
 
     def _synthesise(
-        self, items: Sequence[Latents | LatentsPart], grids: Sequence[_Grid], reduce: int
+        self, given: Sequence[Latents | LatentsPart | CompactLatents], grids: Sequence[_Grid], reduce: int
     ) -> Sequence[Tensor] | Tensor:
         """Pixels uint8 of what shares a pass: of whole grids, or of the cells of their windows."""
         rows, columns, window, _ = grids[0]
         if self._in_bytes:
+            coded = [item if isinstance(item, CompactLatents) else compacted(item) for item in given]
             return [
-                self._folded_bytes(item.quality, reduce).picture(item, grid.rows, grid.columns)
-                for item, grid in zip(items, grids, strict=True)
+                self._folded_bytes(item.frames[0].quality, reduce).picture(item, grid.rows, grid.columns)
+                for item, grid in zip(coded, grids, strict=True)
             ]
+        items = [expanded(item, self.channels) if isinstance(item, CompactLatents) else item for item in given]
         # Parts have different numbers of blocks, but one quality.
         qualities = [item.quality for item in (items if window is None else items[:1])]
         symbols = send(torch.cat([torch.as_tensor(item.symbols) for item in items]), self.device).float()

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from .latents import Latents, LatentsPart
-from .rans import gather_blocks
+from .rans import expand_blocks, gather_blocks
 from .region import Region, cut_latents
-from .tables import GROUP
+from .tables import GROUP, PREDICTED
 
-__all__ = ["CompactLatents", "cut_compact", "expand_compact"]
+__all__ = ["CompactLatents", "compacted", "cut_compact", "expand_compact", "expanded"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,32 @@ def cut_compact(latents: CompactLatents, region: Region, margin: int) -> Compact
         classes=part.classes,
         frames=(dataclasses.replace(part, symbols=None, classes=None),),
     )
+
+
+def compacted(latents: Latents | LatentsPart) -> CompactLatents:
+    """What is coded of latents whose arrays are there, with the frame for the rest."""
+    symbols, classes = np.asarray(latents.symbols), np.asarray(latents.classes)
+    grouped = symbols.reshape(len(symbols), -1, GROUP)
+    # The first three symbols are those of colours, which travel by themselves.
+    coded: npt.NDArray[np.bool_] = np.asarray(grouped.any(-1))
+    coded[:, 0] = symbols[:, PREDICTED:GROUP].any(-1)
+    groups = np.where(coded.any(1), coded.shape[1] - coded[:, ::-1].argmax(1), 0).astype(np.uint8)
+    within = np.arange(coded.shape[1]) < groups[:, None]
+    return CompactLatents(
+        symbols=grouped[within].ravel(),
+        groups=groups,
+        colours=np.ascontiguousarray(symbols[:, :PREDICTED]),
+        classes=classes,
+        frames=(dataclasses.replace(latents, symbols=None, classes=None),),
+    )
+
+
+def expanded(compact: CompactLatents, channels: int) -> Latents | LatentsPart:
+    """The inverse: the latents of the one frame, with so many channels, as arrays."""
+    (frame,) = compact.frames
+    symbols = expand_blocks(compact.symbols, compact.groups, channels)
+    symbols[:, :PREDICTED] = compact.colours
+    return dataclasses.replace(frame, symbols=symbols, classes=compact.classes)
 
 
 def expand_compact(

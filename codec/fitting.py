@@ -17,7 +17,7 @@ from .codec import Codec, Latents
 from .importance import ImportanceHead
 from .neighbours import ClassMap, class_tables
 from .photos import PhotoCrops, find_photos, held_out
-from .prior import PREDICTED, logistic_bits
+from .prior import logistic_bits
 from .quality import QUALITIES, STEPS_PER_OCTAVE, gain
 from .quantise import information
 from .quantise_kernels import scale_costs
@@ -31,6 +31,7 @@ from .tables import (
     GROUP,
     LEVELS,
     MIN_SCALE,
+    PREDICTED,
     QUALITY_BUCKETS,
     SYMBOLS,
     EntropyTables,

@@ -23,10 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .tables import CONTEXT_EDGES, CONTEXT_LEVELS, MIN_SCALE
+from .tables import CONTEXT_EDGES, CONTEXT_LEVELS, MIN_SCALE, PREDICTED
 
 __all__ = [
-    "PREDICTED",
     "ROUNDING_VALUE",
     "ClassPrior",
     "PriorConfig",
@@ -38,7 +37,6 @@ __all__ = [
     "rate_distortion_round",
 ]
 
-PREDICTED = 3
 _LOGISTIC_STD = math.pi / math.sqrt(3)
 # What a squared step of error is worth in bits: λ·step²·256/768 = 7.3 for an orthonormal transform,
 # a little more for trained ones.

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .blocks import ResidualBlocks
-from .latents import Latents, LatentsPart
-from .prior import PREDICTED
+from .compact import CompactLatents
 from .swift import SwiftSynthesis
-from .swift_kernels import add_rows, convolve_rows, gate_rows, pack_symbols, place_blocks, write_pixels
+from .swift_kernels import add_large, add_rows, convolve_rows, gate_rows, pack_symbols, place_blocks, write_pixels
+from .tables import GROUP, PREDICTED
 
 __all__ = ["SwiftBytes", "multiplies_bytes"]
 
@@ -105,7 +105,7 @@ class SwiftBytes:
             bias[: 4 * len(swift.patch.weight)] += (swift.patch.weight @ added).repeat(4)
             self._base = (means_KL @ weight.T + bias).numpy().copy()
             # As symbols take it, which are integers already.
-            self._matrix = (weight / gain).T.contiguous().numpy()
+            self._colours = (weight[:, :PREDICTED] / gain).T.contiguous().numpy()
             self._first = _in_bytes(weight / gain)
             self._blocks = [_block(layers, depthwise) for layers, depthwise in blocks]
             self._patch = _in_bytes(swift.patch.weight)
@@ -113,32 +113,41 @@ class SwiftBytes:
         self._side = swift.side
 
     @torch.inference_mode()
-    def picture(self, latents: Latents | LatentsPart, rows: int, columns: int) -> Tensor:
+    def picture(self, latents: CompactLatents, rows: int, columns: int) -> Tensor:
         """The pixels uint8 (3, side·2·rows, side·2·columns) of all blocks of an image or a part. From any thread.
 
         Raises ConfigError for latents of other weights or sizes.
         """
-        symbols, classes = np.asarray(latents.symbols), np.asarray(latents.classes)
+        symbols, groups, colours, classes = latents.symbols, latents.groups, latents.colours, latents.classes
         # The inner loops look at no bounds.
-        blocks, channels = rows * columns, self._matrix.shape[0]
-        if symbols.shape != (blocks, channels) or classes.shape != (blocks,) or classes.max() >= len(self._base):
+        blocks, channels = rows * columns, len(self._first.bytes)
+        if (
+            len(symbols) != GROUP * int(groups.sum(dtype=np.int64))
+            or GROUP * int(groups.max()) > channels
+            or not len(groups) == len(colours) == len(classes) == blocks
+            or classes.max() >= len(self._base)
+        ):
             raise ConfigError(
-                f"{symbols.shape} symbols and {classes.shape} classes are not those of {blocks} blocks of these weights"
+                f"{len(symbols)} coded symbols and {len(classes)} classes are not those of {blocks} blocks of these "
+                "weights"
             )
         room = _room(rows, columns, channels, self._width, self._samples)
-        large = pack_symbols(symbols, PREDICTED, _STEP, room.order, room.counts, room.symbols.numpy())
+        large = pack_symbols(symbols, groups, PREDICTED, _STEP, room.order, room.counts, room.symbols.numpy())
         start = 0
         for steps in range(len(room.counts) - 1, 0, -1):
             end = start + int(room.counts[steps])
             if end > start:
-                most = min(steps * _STEP, symbols.shape[1])
+                most = min(steps * _STEP, channels)
                 torch._int_mm(room.symbols[start:end, :most], self._first.bytes[:most], out=room.first[start:end])
             start = end
         room.first[start:] = 0
+        first = room.first.numpy()
+        if large:
+            add_large(symbols, groups, PREDICTED, room.order, self._first.bytes.numpy(), first)
         cells, worth, narrow = room.bytes.numpy(), room.worth, room.narrow
         place_blocks(
-            room.first.numpy(), self._first.scale, symbols, classes, room.order, large, columns,
-            self._matrix, self._base, room.straight, narrow, cells, worth,
+            first, self._first.scale, colours, classes, room.order, columns, self._colours, self._base,
+            narrow, cells, worth,
         )  # fmt: skip
         sums, pairs = room.sums.numpy(), room.pairs.numpy()
         for block in self._blocks:
@@ -158,8 +167,8 @@ class SwiftBytes:
         packed = torch.empty(self._samples, dtype=torch.uint8)
         cell_rows, picture_rows = (each.view(_ROW_DTYPES[self._side]).numpy() for each in (packed, pixels))
         write_pixels(
-            room.straight, room.patches.numpy(), worth, self._patch.scale, 2 * columns,
-            packed.numpy(), cell_rows, picture_rows,
+            first, self._first.scale, colours, classes, room.order, columns, self._colours, self._base,
+            room.patches.numpy(), worth, self._patch.scale, packed.numpy(), cell_rows, picture_rows,
         )  # fmt: skip
         return pixels
 
@@ -199,7 +208,6 @@ class _Room:
         self.symbols = _memory("symbols", torch.int8, blocks, -(-latents // _STEP) * _STEP)
         self.symbols[:, latents:] = 0
         self.first = _memory("first", torch.int32, blocks, 4 * (samples + width))
-        self.straight = _memory("straight", torch.float32, cells, samples).numpy()
         self.narrow = _memory("narrow", torch.float32, cells, width).numpy()
         self.bytes = _memory("bytes", torch.int8, cells, width)
         self.worth = _memory("worth", torch.float32, cells).numpy()

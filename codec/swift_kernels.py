@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .compiled import compiler
 
-__all__ = ["add_rows", "convolve_rows", "gate_rows", "pack_symbols", "place_blocks", "write_pixels"]
+__all__ = ["add_large", "add_rows", "convolve_rows", "gate_rows", "pack_symbols", "place_blocks", "write_pixels"]
 
 _F32 = npt.NDArray[np.float32]
 _I32 = npt.NDArray[np.int32]
@@ -46,101 +46,111 @@ def _to_bytes(row: _F32, packed: _I8) -> np.float32:
 @_jit
 def pack_symbols(
     symbols: npt.NDArray[np.int16],
+    groups: npt.NDArray[np.uint8],
     exact: int,
     step: int,
     order: npt.NDArray[np.int64],
     counts: npt.NDArray[np.int64],
     packed: _I8,
 ) -> int:
-    """Sort blocks by how many channels they have coded, in steps, most first, and write their symbols as bytes.
+    """Sort blocks by how many of their groups of 8 channels are coded, in steps, most first, and write their coded
+    symbols (S,), which lie behind one another, as bytes.
 
     ``order`` (B,) gets the block of each row of ``packed`` (B, L), ``counts`` (steps + 1,) how many rows need each
-    number of steps. The first ``exact`` channels are left 0. Returns how many symbols are too large for a byte.
+    number of steps. The first ``exact`` channels are 0. Returns how many symbols are too large for a byte; of these the
+    nearest bytes are written.
     """
-    blocks, channels = symbols.shape
     counts[:] = 0
-    needed = np.empty(blocks, np.int64)
-    for b in range(blocks):
-        row = symbols[b]
-        last = channels
-        while last > exact and row[last - 1] == 0:
-            last -= 1
-        needed[b] = 0 if last <= exact else (last + step - 1) // step
-        counts[needed[b]] += 1
+    for b in range(len(groups)):
+        counts[(8 * np.int64(groups[b]) + step - 1) // step] += 1
     starts = np.zeros(len(counts), np.int64)
     for number in range(len(counts) - 2, -1, -1):
         starts[number] = starts[number + 1] + counts[number + 1]
+    first = np.int64(0)
     large = np.int64(0)
-    for b in range(blocks):
-        place = starts[needed[b]]
-        starts[needed[b]] += 1
+    for b in range(len(groups)):
+        length = 8 * np.int64(groups[b])
+        steps = (length + step - 1) // step
+        place = starts[steps]
+        starts[steps] += 1
         order[place] = b
-        length = min(needed[b] * step, channels)
-        row, target = symbols[b, :length], packed[place, :length]
+        row, target = symbols[first : first + length], packed[place]
         off = np.int16(0)
         for c in range(length):
             value = np.int16(min(max(row[c], np.int16(-127)), np.int16(127)))
             off |= np.int16(value ^ row[c])
             target[c] = np.int8(value)
+        for c in range(length, min(steps * step, len(target))):
+            target[c] = 0
         if length > 0:
             for c in range(exact):
                 target[c] = 0
         if off != 0:
             for c in range(exact, length):
                 large += abs(np.int64(row[c])) > 127
+        first += length
     return large
+
+
+@_jit
+def add_large(
+    symbols: npt.NDArray[np.int16],
+    groups: npt.NDArray[np.uint8],
+    exact: int,
+    order: npt.NDArray[np.int64],
+    matrix: _I8,
+    sums: _I32,
+) -> None:
+    """Add to ``sums`` (B, O) what ``matrix`` (L, O) makes of the parts of symbols that did not fit into bytes."""
+    firsts = np.zeros(len(groups), np.int64)
+    for b in range(1, len(groups)):
+        firsts[b] = firsts[b - 1] + 8 * np.int64(groups[b - 1])
+    for place in range(len(order)):
+        b = order[place]
+        row = symbols[firsts[b] : firsts[b] + 8 * np.int64(groups[b])]
+        for c in range(exact, len(row)):
+            excess = np.int32(row[c] - min(max(row[c], np.int16(-127)), np.int16(127)))
+            if excess != 0:
+                target, basis = sums[place], matrix[c]
+                for i in range(len(target)):
+                    target[i] += excess * np.int32(basis[i])
 
 
 @_jit
 def place_blocks(
     sums: _I32,
     scale: _F32,
-    symbols: npt.NDArray[np.int16],
+    colours: npt.NDArray[np.int16],
     classes: npt.NDArray[np.uint8],
     order: npt.NDArray[np.int64],
-    large: int,
     columns: int,
     matrix: _F32,
     base: _F32,
-    straight: _F32,
     narrow: _F32,
     packed: _I8,
     worth: _F32,
 ) -> None:
     """From sums of products, block by block in ``order``, to the four cells of each, on a grid of 2·columns a row.
 
-    Fills samples ``straight`` (M, P) and ``narrow`` (M, S) channels, these also as bytes with their ``worth`` (M,).
-    ``base`` (K, 4·P + 4·S) adds what the classes say, ``matrix`` (L, 4·P + 4·S) what the first three channels and the
-    symbols that are too large for a byte do.
+    Fills the ``narrow`` (M, S) channels, also as bytes with their ``worth`` (M,); ``sums``, ``scale`` and the arrays
+    below end with the 4·S columns that are for them. ``base`` (K, …) adds what the classes say, ``matrix`` (3, …) what
+    the ``colours`` (B, 3) do.
     """
-    patch, width = straight.shape[1], narrow.shape[1]
-    length = 4 * patch + 4 * width
-    total = np.empty(length, np.float32)
+    width = narrow.shape[1]
+    first = len(scale) - 4 * width
     red, green, blue = matrix[0], matrix[1], matrix[2]
     for place in range(len(order)):
         b = order[place]
-        start, row, found = base[classes[b]], symbols[b], sums[place]
-        v0, v1, v2 = np.float32(row[0]), np.float32(row[1]), np.float32(row[2])
-        for i in range(length):
-            total[i] = start[i] + scale[i] * np.float32(found[i]) + v0 * red[i] + v1 * green[i] + v2 * blue[i]
-        if large > 0:
-            for c in range(3, symbols.shape[1]):
-                if abs(np.int64(row[c])) > 127:
-                    value = np.float32(row[c] - min(max(row[c], -127), 127))
-                    basis = matrix[c]
-                    for i in range(length):
-                        total[i] += value * basis[i]
+        v0, v1, v2 = np.float32(colours[b, 0]), np.float32(colours[b, 1]), np.float32(colours[b, 2])
         y, x = b // columns, b % columns
         for quarter in range(4):
             cell = (2 * y + quarter // 2) * 2 * columns + 2 * x + quarter % 2
-            source, target = total[quarter * patch : (quarter + 1) * patch], straight[cell]
-            for i in range(patch):
-                target[i] = source[i]
-            part = total[4 * patch + quarter * width : 4 * patch + (quarter + 1) * width]
-            target = narrow[cell]
+            start, end = first + quarter * width, first + (quarter + 1) * width
+            said, found, worths = base[classes[b], start:end], sums[place, start:end], scale[start:end]
+            r, g, bl, target = red[start:end], green[start:end], blue[start:end], narrow[cell]
             for i in range(width):
-                target[i] = part[i]
-            worth[cell] = _to_bytes(part, packed[cell])
+                target[i] = said[i] + worths[i] * np.float32(found[i]) + v0 * r[i] + v1 * g[i] + v2 * bl[i]
+            worth[cell] = _to_bytes(target, packed[cell])
 
 
 @_jit
@@ -165,15 +175,23 @@ def convolve_rows(
             value = np.float32(found[i]) * (value_of * scale[i]) + rectified_bias[i]
             target[i] = max(value, _SLOPE * value)
     total = np.empty(width, np.float32)
+    w0, w1, w2 = weight[0], weight[1], weight[2]
+    w3, w4, w5 = weight[3], weight[4], weight[5]
+    w6, w7, w8 = weight[6], weight[7], weight[8]
     for cell in range(len(worth)):
-        corner = (cell // columns) * (columns + 2) + cell % columns
-        total[:] = bias
-        for dy in range(3):
-            place = corner + dy * (columns + 2)
-            left, middle, right = padded[place], padded[place + 1], padded[place + 2]
-            first, second, third = weight[3 * dy], weight[3 * dy + 1], weight[3 * dy + 2]
-            for i in range(width):
-                total[i] += left[i] * first[i] + middle[i] * second[i] + right[i] * third[i]
+        above = (cell // columns) * (columns + 2) + cell % columns
+        beside, below = above + columns + 2, above + 2 * columns + 4
+        a0, a1, a2 = padded[above], padded[above + 1], padded[above + 2]
+        a3, a4, a5 = padded[beside], padded[beside + 1], padded[beside + 2]
+        a6, a7, a8 = padded[below], padded[below + 1], padded[below + 2]
+        # In one loop: nine loops over so few channels took twice as long.
+        for i in range(width):
+            total[i] = (
+                bias[i]
+                + (a0[i] * w0[i] + a1[i] * w1[i] + a2[i] * w2[i])
+                + (a3[i] * w3[i] + a4[i] * w4[i] + a5[i] * w5[i])
+                + (a6[i] * w6[i] + a7[i] * w7[i] + a8[i] * w8[i])
+            )
         worth[cell] = _to_bytes(total, packed[cell])
 
 
@@ -214,27 +232,43 @@ def gate_rows(sums: _I32, worth: _F32, scale: _F32, bias: _F32, packed: _I8) -> 
 
 @_jit
 def write_pixels(
-    straight: _F32,
+    straight: _I32,
+    straight_scale: _F32,
+    colours: npt.NDArray[np.int16],
+    classes: npt.NDArray[np.uint8],
+    order: npt.NDArray[np.int64],
+    columns: int,
+    matrix: _F32,
+    base: _F32,
     sums: _I32,
     worth: _F32,
     scale: _F32,
-    columns: int,
     packed: npt.NDArray[np.uint8],
     rows: npt.NDArray[np.unsignedinteger],
     pixels: npt.NDArray[np.unsignedinteger],
 ) -> None:
-    """Add scaled sums (M, P) to the samples ``straight``, round, clip and write the cells, row by row, as pixels.
+    """The samples of all cells: the first 4·P columns of ``straight``, ``matrix`` and ``base`` as in
+    :func:`place_blocks`, and scaled ``sums`` (M, P); rounded, clipped and written row by row as pixels.
 
-    ``pixels`` (3, side·h, columns): the bytes of a row of a cell are one number. ``packed`` (P,) is room for a cell,
+    ``pixels`` (3, side·h, 2·columns): the bytes of a row of a cell are one number. ``packed`` (P,) is room for a cell,
     and ``rows`` (3·side,) the same memory as such numbers.
     """
-    side = len(rows) // 3
-    for cell in range(len(worth)):
-        start, found, value_of = straight[cell], sums[cell], worth[cell]
-        for i in range(len(packed)):
-            value = start[i] + np.float32(found[i]) * (value_of * scale[i]) + np.float32(0.5)
-            packed[i] = np.uint8(np.int32(min(max(value, np.float32(0)), np.float32(255))))
-        y, x = cell // columns, cell % columns
-        for c in range(3):
-            for row in range(side):
-                pixels[c, side * y + row, x] = rows[side * c + row]
+    side, samples = len(rows) // 3, len(packed)
+    red, green, blue = matrix[0], matrix[1], matrix[2]
+    for place in range(len(order)):
+        b = order[place]
+        v0, v1, v2 = np.float32(colours[b, 0]), np.float32(colours[b, 1]), np.float32(colours[b, 2])
+        for quarter in range(4):
+            y, x = 2 * (b // columns) + quarter // 2, 2 * (b % columns) + quarter % 2
+            cell = y * 2 * columns + x
+            start, end = quarter * samples, (quarter + 1) * samples
+            said, found, worths = base[classes[b], start:end], straight[place, start:end], straight_scale[start:end]
+            r, g, bl = red[start:end], green[start:end], blue[start:end]
+            added, value_of = sums[cell], worth[cell]
+            for i in range(samples):
+                value = said[i] + worths[i] * np.float32(found[i]) + v0 * r[i] + v1 * g[i] + v2 * bl[i]
+                value += np.float32(added[i]) * (value_of * scale[i]) + np.float32(0.5)
+                packed[i] = np.uint8(np.int32(min(max(value, np.float32(0)), np.float32(255))))
+            for c in range(3):
+                for row in range(side):
+                    pixels[c, side * y + row, x] = rows[side * c + row]

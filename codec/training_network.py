@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .bitstream import block_grid
 from .latents import Latents
-from .prior import PREDICTED, ClassPrior, PriorConfig, PriorOutput
+from .prior import ClassPrior, PriorConfig, PriorOutput
 from .quality import STEPS_PER_OCTAVE, gain
 from .swift import SwiftSynthesis, initialise_swift, readers, synthesis_of
-from .tables import MIN_SCALE
+from .tables import MIN_SCALE, PREDICTED
 from .transforms import Analysis, Synthesis, TransformConfig, initialise_with_klt, quality_coordinate
 from .weights import Weights
 

@@ -41,6 +41,7 @@ __all__ = [
     "decode_ahead",
     "decode_chunk",
     "decode_label",
+    "decode_samples",
     "finished_pictures",
     "pack_chunk",
     "unpack_chunk",
@@ -165,6 +166,13 @@ def pack_chunk(
     )
 
 
+def decode_samples(samples: Sequence[LoadedSample], codec: Codec) -> list[torch.Tensor]:
+    """The images of samples in the process that loaded them, uint8 (3, H, W) each."""
+    coded = [(sample.latents, sample.reduce) for sample in samples if sample.latents is not None]
+    decoded = iter(codec.synthesise([latents for latents, _ in coded], [reduce for _, reduce in coded]))
+    return [next(decoded) if sample.pixels is None else torch.from_numpy(sample.pixels) for sample in samples]
+
+
 def decode_ahead(
     samples: Sequence[LoadedSample], codec: Codec, finish: ImageFinish, skipped: Sequence[SkippedSample]
 ) -> Chunk:
@@ -172,7 +180,7 @@ def decode_ahead(
 
     Images without a common size are decoded, and finished where they arrive.
     """
-    images = decode_chunk(pack_chunk(samples), codec)
+    images = decode_samples(samples, codec)
     if finish.size is None:
         pixels = [
             replace(each, latents=None, original=True, pixels=image.numpy())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from .batching import ImageFinish, decode_chunk, pack_chunk
+from .batching import ImageFinish, decode_samples
 from .crops import Crop
 from .shardset import Shards, ShardSet
 from .shardstream import load_sample
@@ -85,7 +85,7 @@ class CompressedDataset(Dataset[tuple[Any, ...]]):
                     _draws(),
                 )
             )
-        images = decode_chunk(pack_chunk(samples), codec)
+        images = decode_samples(samples, codec)
         finished = self._finish(images, [sample.flip for sample in samples])
         return [
             (image if self._transform is None else self._transform(image), *sample.labels)

@@ -156,7 +156,7 @@ class CompressedLoader:
             drop_last=drop_last,
             pad=pad,
             on_error=on_error,
-            finish=self._finish if workers and self.device.type == "cpu" else None,
+            finish=self._finish if self.device.type == "cpu" else None,
         )
         self.skipped = 0
         for fault in self._set.faults:

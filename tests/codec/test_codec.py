@@ -19,8 +19,8 @@ from discernible import Codec
 from discernible.codec import Latents, read_stream_info
 from discernible.codec.bitstream import pack_stream, parse_stream
 from discernible.codec.metrics import psnr
-from discernible.codec.prior import PREDICTED
 from discernible.codec.quality import gain
+from discernible.codec.tables import PREDICTED
 from discernible.errors import ConfigError, ImageError, StreamCorruptError, WeightsMismatchError
 
 from .make_golden import CASES, GOLDEN, digest

@@ -15,6 +15,7 @@ import torch
 from discernible import Codec
 from discernible.codec import Latents, Region, cut_latents
 from discernible.codec.bitstream import block_grid
+from discernible.codec.compact import compacted
 from discernible.codec.photos import PhotoCrops
 from discernible.codec.prior import PriorConfig
 from discernible.codec.quality import gain
@@ -37,7 +38,9 @@ def file(swift_training: TrainConfig) -> Path:
 
 def picture(engine: SwiftBytes, latents: Latents) -> torch.Tensor:
     """The pixels of an image, without those that fill its blocks up."""
-    return engine.picture(latents, *block_grid(latents.height, latents.width))[:, : latents.height, : latents.width]
+    return engine.picture(compacted(latents), *block_grid(latents.height, latents.width))[
+        :, : latents.height, : latents.width
+    ]
 
 
 def test_it_begins_as_the_best_straight_fit(photos: Mapping[str, np.ndarray]) -> None:
@@ -216,13 +219,14 @@ def test_latents_of_other_sizes_or_classes_are_refused(file: Path) -> None:
     assert picture(engine, fitting).shape == (3, 32, 48)
     for wrong in (
         {"symbols": np.zeros((5, 48), np.int16)},
-        {"symbols": np.zeros((6, 56), np.int16)},
+        {"symbols": np.ones((6, 56), np.int16)},
         {"classes": np.full(6, 8, np.uint8)},
         {"classes": np.zeros(5, np.uint8)},
         {"height": 64},
     ):
+        other = dataclasses.replace(fitting, **wrong)
         with pytest.raises(ConfigError, match="are not those of"):
-            picture(engine, dataclasses.replace(fitting, **wrong))
+            engine.picture(compacted(other), *block_grid(other.height, other.width))
 
 
 def test_starting_weights_with_another_swift_synthesis_are_refused(file: Path) -> None:
