@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, ImageError, StreamCorruptError, WeightsMismatchError
 from .bitstream import block_grid, check_size, lanes_for, pack_stream, parse_stream
+from .byte_synthesis import ByteSynthesis, each_on_a_thread, multiplies_bytes
 from .compact import CompactLatents, compacted, expanded
 from .device import Received, Sent, Transfers, resolve_device, resolve_precision, send
 from .guide import Guide, load_guide, mixed
@@ -25,7 +26,6 @@ from .quality import STEPS_PER_OCTAVE, check_quality, gain
 from .quantise import Transformed, importance_levels, quantise
 from .rans import decode_blocks, encode_blocks, predict_colours, restore_colours
 from .swift import SwiftSynthesis, reduced
-from .swift_bytes import SwiftBytes, multiplies_bytes
 from .tables import MIN_SCALE, PREDICTED, quality_bucket
 from .transforms import BLOCK, PATCH, Analysis, Synthesis, quality_coordinate
 from .weights import Weights, load_weights
@@ -88,7 +88,7 @@ class Codec:
         self._folded_analysis = functools.lru_cache(_FOLDED_KEPT)(self._fold_analysis)
         self._folded_synthesis = functools.lru_cache(_FOLDED_KEPT)(self._fold_synthesis)
         self._folded_bytes = functools.lru_cache(_FOLDED_KEPT)(self._fold_bytes)
-        self._in_bytes = in_bytes and isinstance(weights.synthesis, SwiftSynthesis)
+        self._in_bytes = in_bytes
         self._compiled = device.type == "cpu" and precision == torch.float32
         means = weights.class_means.clone()
         means[:, :PREDICTED] = 0
@@ -113,8 +113,8 @@ class Codec:
             weights: name of shipped weights, or a path.
             device: ``auto`` (CUDA when there is one), ``cpu``, ``cuda``, ``cuda:1``, or a ``torch.device``.
             precision: ``float32``, ``bfloat16`` (inside the residual blocks), or ``auto``: bfloat16 where the hardware
-                multiplies it faster, and the swift synthesis of whole images in bytes where a CPU multiplies these
-                faster. Streams decode to the same latents whatever the precision; pixels may differ by rounding.
+                multiplies it faster, and the synthesis in bytes where a CPU multiplies these faster still. Streams
+                decode to the same latents whatever the precision; of the pixels one in five may be a level off.
             threads: sets PyTorch's thread count for the whole process; None leaves it.
             guide: what tells the encoder where networks look: ``auto`` (the importance head of the weights, where they
                 have one), ``none`` (pixels alone), or networks with commas between, such as ``efficientnet-lite0`` or
@@ -391,10 +391,8 @@ class Codec:
         rows, columns, window, _ = grids[0]
         if self._in_bytes:
             coded = [item if isinstance(item, CompactLatents) else compacted(item) for item in given]
-            return [
-                self._folded_bytes(item.frames[0].quality, reduce).picture(item, grid.rows, grid.columns)
-                for item, grid in zip(coded, grids, strict=True)
-            ]
+            engines = [self._folded_bytes(item.frames[0].quality, reduce) for item in coded]
+            return each_on_a_thread(lambda i: engines[i].picture(coded[i], grids[i].rows, grids[i].columns), len(coded))
         items = [expanded(item, self.channels) if isinstance(item, CompactLatents) else item for item in given]
         # Parts have different numbers of blocks, but one quality.
         qualities = [item.quality for item in (items if window is None else items[:1])]
@@ -425,11 +423,9 @@ class Codec:
     def _fold_synthesis(self, quality: int, reduce: int) -> Synthesis | SwiftSynthesis:
         return self._reduced(reduce).folded(quality_coordinate(torch.tensor(quality, device=self.device)))
 
-    def _fold_bytes(self, quality: int, reduce: int) -> SwiftBytes:
-        swift = self._reduced(reduce)
-        assert isinstance(swift, SwiftSynthesis)
+    def _fold_bytes(self, quality: int, reduce: int) -> ByteSynthesis:
         t = quality_coordinate(torch.tensor(quality))
-        return SwiftBytes(swift, t, torch.from_numpy(self._host_means_KL), gain(quality))
+        return ByteSynthesis(self._reduced(reduce), t, torch.from_numpy(self._host_means_KL), gain(quality))
 
     def _passes(self, keys: Sequence[Hashable], blocks: Sequence[int]) -> Iterator[list[int]]:
         """Indices of what has equal keys, as many as one pass takes, in order of first appearance."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,11 @@ import pytest
 import torch
 
 from discernible import Codec
-from discernible.codec import Latents, Region, cut_latents
-from discernible.codec.bitstream import block_grid
-from discernible.codec.compact import compacted
+from discernible.codec import Region, cut_latents
 from discernible.codec.photos import PhotoCrops
 from discernible.codec.prior import PriorConfig
 from discernible.codec.quality import gain
 from discernible.codec.swift import SwiftSynthesis
-from discernible.codec.swift_bytes import SwiftBytes
 from discernible.codec.training import CodecNetwork, TrainConfig
 from discernible.codec.training_network import dequantised
 from discernible.codec.training_refit import refit
@@ -34,13 +30,6 @@ SMALL = TransformConfig(channels=24, latents=48, analysis_blocks=1, synthesis_bl
 @pytest.fixture(scope="module")
 def file(swift_training: TrainConfig) -> Path:
     return swift_training.output / "weights.safetensors"
-
-
-def picture(engine: SwiftBytes, latents: Latents) -> torch.Tensor:
-    """The pixels of an image, without those that fill its blocks up."""
-    return engine.picture(compacted(latents), *block_grid(latents.height, latents.width))[
-        :, : latents.height, : latents.width
-    ]
 
 
 def test_it_begins_as_the_best_straight_fit(photos: Mapping[str, np.ndarray]) -> None:
@@ -157,76 +146,6 @@ def test_its_folded_form_and_bfloat16_are_the_trained_one(file: Path, photos: Ma
     halves = Codec.load(file, device="cpu", precision="bfloat16")
     rough = halves.synthesise([latents])[0]
     assert (rough.int() - expected.int()).abs().float().mean() < 1
-
-
-@pytest.mark.skipif(not hasattr(torch, "_int_mm"), reason="this PyTorch multiplies no bytes")
-@pytest.mark.parametrize(("quality", "size"), [(3, (75, 101)), (50, (16, 16)), (97, (160, 144)), (100, (33, 250))])
-def test_bytes_give_the_pixels_of_float32(
-    file: Path, photos: Mapping[str, np.ndarray], quality: int, size: tuple[int, int]
-) -> None:
-    codec = Codec.load(file, device="cpu", precision="float32")
-    weights = codec.weights
-    # A branch that has hardly been trained adds next to nothing, and would hide its mistakes.
-    torch.manual_seed(1)
-    swift = copy.deepcopy(weights.synthesis)
-    assert isinstance(swift, SwiftSynthesis)
-    for name, parameter in swift.named_parameters():
-        if name.endswith("weight") and name.startswith(("body", "patch")):
-            torch.nn.init.normal_(parameter, std=0.15)
-    image = torch.from_numpy(np.ascontiguousarray(list(photos.values())[2][:, : size[0], : size[1]]))
-    (latents,) = codec.analyse([image], quality)
-    means = weights.class_means.clone()
-    means[:, :3] = 0
-    t = quality_coordinate(torch.tensor(quality))
-    engine = SwiftBytes(swift, t, means, gain(quality))
-    found = picture(engine, latents)
-    with torch.no_grad():
-        pixels = swift(dequantised(latents, means)[None], t[None])[0, :, : size[0], : size[1]]
-    expected = pixels.round().clamp(0, 255)
-    assert found.shape == image.shape
-    off = (found.float() - expected).abs()
-    assert off.max() <= 3
-    assert off.mean() < 0.25
-    assert torch.equal(found, picture(engine, latents))
-    with ThreadPoolExecutor(3) as pool:
-        assert all(torch.equal(found, each) for each in pool.map(picture, [engine] * 6, [latents] * 6))
-
-
-def test_symbols_beyond_a_byte_count_in_full(file: Path) -> None:
-    weights = load_weights(file)
-    assert isinstance(weights.synthesis, SwiftSynthesis)
-    symbols = np.zeros((6, 48), np.int16)
-    symbols[0, 5], symbols[3, 40], symbols[4, 3], symbols[5, 1] = 700, -300, 127, -2000
-    latents = Latents(symbols=symbols, classes=np.arange(6, dtype=np.uint8), height=32, width=48, quality=50)
-    means = weights.class_means.clone()
-    means[:, :3] = 0
-    t = quality_coordinate(torch.tensor(50))
-    # Steps this small keep all within 0…255.
-    engine = SwiftBytes(weights.synthesis, t, means, 100 * gain(50))
-    values = torch.from_numpy(symbols).float() / (100 * gain(50)) + means[:6]
-    with torch.no_grad():
-        expected = weights.synthesis(values.view(1, 2, 3, -1), t[None]).round().clamp(0, 255)[0]
-    assert (picture(engine, latents).float() - expected).abs().max() <= 1
-
-
-def test_latents_of_other_sizes_or_classes_are_refused(file: Path) -> None:
-    weights = load_weights(file)
-    assert isinstance(weights.synthesis, SwiftSynthesis)
-    engine = SwiftBytes(weights.synthesis, quality_coordinate(torch.tensor(50)), weights.class_means, gain(50))
-    fitting = Latents(
-        symbols=np.zeros((6, 48), np.int16), classes=np.zeros(6, np.uint8), height=32, width=48, quality=50
-    )
-    assert picture(engine, fitting).shape == (3, 32, 48)
-    for wrong in (
-        {"symbols": np.zeros((5, 48), np.int16)},
-        {"symbols": np.ones((6, 56), np.int16)},
-        {"classes": np.full(6, 8, np.uint8)},
-        {"classes": np.zeros(5, np.uint8)},
-        {"height": 64},
-    ):
-        other = dataclasses.replace(fitting, **wrong)
-        with pytest.raises(ConfigError, match="are not those of"):
-            engine.picture(compacted(other), *block_grid(other.height, other.width))
 
 
 def test_starting_weights_with_another_swift_synthesis_are_refused(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""The inner loops of the swift synthesis in bytes, which numba compiles to machine code without the interpreter lock.
+"""The inner loops of the synthesis in bytes, which numba compiles to machine code without the interpreter lock.
 
 Between two products of matrices of bytes lies one pass: it takes the sums (int32), gives them their scales, does what
 is not linear, and makes bytes of each row again, with a scale of its own. Channels lie side by side, and loops run over
@@ -15,7 +15,16 @@ import numpy.typing as npt
 
 from .compiled import compiler
 
-__all__ = ["add_large", "add_rows", "convolve_rows", "gate_rows", "pack_symbols", "place_blocks", "write_pixels"]
+__all__ = [
+    "add_large",
+    "add_rows",
+    "convolve_rows",
+    "gate_rows",
+    "pack_symbols",
+    "place_blocks",
+    "write_pixels",
+    "write_samples",
+]
 
 _F32 = npt.NDArray[np.float32]
 _I32 = npt.NDArray[np.int32]
@@ -272,3 +281,25 @@ def write_pixels(
             for c in range(3):
                 for row in range(side):
                     pixels[c, side * y + row, x] = rows[side * c + row]
+
+
+@_jit
+def write_samples(
+    samples: _F32,
+    bias: _F32,
+    columns: int,
+    packed: npt.NDArray[np.uint8],
+    rows: npt.NDArray[np.unsignedinteger],
+    pixels: npt.NDArray[np.unsignedinteger],
+) -> None:
+    """Samples (M, P) of cells, ``columns`` a row, with ``bias`` (P,) as pixels; the rest as in :func:`write_pixels`."""
+    side = len(rows) // 3
+    for cell in range(len(samples)):
+        found = samples[cell]
+        for i in range(len(packed)):
+            value = found[i] + bias[i] + np.float32(0.5)
+            packed[i] = np.uint8(np.int32(min(max(value, np.float32(0)), np.float32(255))))
+        y, x = cell // columns, cell % columns
+        for c in range(3):
+            for row in range(side):
+                pixels[c, side * y + row, x] = rows[side * c + row]

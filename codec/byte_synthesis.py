@@ -1,17 +1,21 @@
-"""The swift synthesis in bytes, for processors that multiply bytes four times as fast as float32.
+"""The synthesis in bytes, for processors that multiply bytes four times as fast as float32.
 
 Weights have a scale for each output channel, activations one for each cell, worked out as they are made; sums are exact
-in int32. The residual stream and the straight samples stay float32. Blocks are sorted by how many of their channels are
-coded, so that most zeros are not multiplied. The pixels are those of float32 within a level.
+in int32. The residual stream and the samples stay float32. Blocks are sorted by how many of their channels are coded,
+so that most zeros are not multiplied. The pixels are those of float32 within a level, now and then two.
 
 Shape suffixes: B blocks, M = 4·B cells, L latent channels, P samples of a cell (192, or fewer where pictures come out
-reduced), S channels of the narrow network.
+reduced), S channels on the grid of cells.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +25,22 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .blocks import ResidualBlocks
+from .byte_kernels import (
+    add_large,
+    add_rows,
+    convolve_rows,
+    gate_rows,
+    pack_symbols,
+    place_blocks,
+    write_pixels,
+    write_samples,
+)
 from .compact import CompactLatents
-from .swift import SwiftSynthesis
-from .swift_kernels import add_large, add_rows, convolve_rows, gate_rows, pack_symbols, place_blocks, write_pixels
+from .swift import SwiftSynthesis, readers
 from .tables import GROUP, PREDICTED
+from .transforms import Synthesis
 
-__all__ = ["SwiftBytes", "multiplies_bytes"]
+__all__ = ["ByteSynthesis", "each_on_a_thread", "multiplies_bytes"]
 
 # Rows of the first product come in groups of so many channels: smaller ones would make too small products.
 _STEP = 64
@@ -42,6 +56,36 @@ def multiplies_bytes() -> bool:
     """Whether this processor has instructions that PyTorch multiplies bytes with faster than float32."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni")) and hasattr(torch, "_int_mm")
+
+
+def each_on_a_thread(make: Callable[[int], Tensor], count: int) -> list[Tensor]:
+    """``make(i)`` for i below ``count``, on as many threads as PyTorch would use for one: the inner loops have one."""
+    threads = torch.get_num_threads()
+    if threads == 1 or count == 1:
+        return [make(i) for i in range(count)]
+    return list(_pool(threads).map(make, range(count)))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads whose products of matrices have one thread each."""
+    all_there = threading.Barrier(threads)
+    pool = ThreadPoolExecutor(threads, "discernible-synthesis", _use_one_thread)
+    for _ in pool.map(lambda _: all_there.wait(), range(threads)):
+        pass
+    # What a thread sets for itself is also what threads to come begin with.
+    torch.set_num_threads(threads)
+    return pool
+
+
+def _use_one_thread() -> None:
+    # A thread takes over the number of the process when it is first asked for: before its own is set, not after.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
+# A forked child has the pool, but none of its threads.
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 class _Matrix(NamedTuple):
@@ -86,31 +130,40 @@ def _block(layers: list[Tensor], depthwise: nn.Conv2d) -> _Block:
     )
 
 
-class SwiftBytes:
-    """The swift synthesis of one quality.
+class ByteSynthesis:
+    """The synthesis of one quality.
 
     Args:
-        swift: the trained one, or its reduced form.
+        synthesis: a trained one, or its reduced form.
         t: its quality coordinate (), float32.
         means_KL: class means, 0 for the predicted channels.
         gain: latents times this are symbols.
     """
 
-    def __init__(self, swift: SwiftSynthesis, t: Tensor, means_KL: Tensor, gain: float) -> None:
-        assert isinstance(swift.body, ResidualBlocks)
+    def __init__(self, synthesis: Synthesis | SwiftSynthesis, t: Tensor, means_KL: Tensor, gain: float) -> None:
+        assert isinstance(synthesis.body, ResidualBlocks)
+        self._side = synthesis.side
+        self._samples, self._width = synthesis.patch.weight.shape
         with torch.inference_mode():
-            weight = torch.cat([swift.straight.weight, swift.split.weight])
-            bias = torch.cat([swift.straight.bias + 127.5, swift.split.bias])
-            blocks, added = swift.body.folded_layers(t)
-            bias[: 4 * len(swift.patch.weight)] += (swift.patch.weight @ added).repeat(4)
+            weight, bias = (
+                torch.cat([getattr(layer, name) for layer in readers(synthesis)]) for name in ("weight", "bias")
+            )
+            blocks, added = synthesis.body.folded_layers(t)
+            self._blocks = [_block(layers, depthwise) for layers, depthwise in blocks]
+            patch = synthesis.patch
+            shown = patch.weight @ added + 127.5
+            self._patch_bytes: _Matrix | None = None
+            if isinstance(synthesis, SwiftSynthesis):
+                bias[: 4 * self._samples] += shown.repeat(4)
+                self._patch_bytes = _in_bytes(patch.weight)
+            else:
+                # All of the picture goes through this layer, so that bytes would show: a fourth of the error is its.
+                self._patch = patch.weight.T.contiguous()
+                self._shown = (shown + patch.bias).numpy().copy()
             self._base = (means_KL @ weight.T + bias).numpy().copy()
             # As symbols take it, which are integers already.
             self._colours = (weight[:, :PREDICTED] / gain).T.contiguous().numpy()
             self._first = _in_bytes(weight / gain)
-            self._blocks = [_block(layers, depthwise) for layers, depthwise in blocks]
-            self._patch = _in_bytes(swift.patch.weight)
-        self._samples, self._width = swift.patch.weight.shape
-        self._side = swift.side
 
     @torch.inference_mode()
     def picture(self, latents: CompactLatents, rows: int, columns: int) -> Tensor:
@@ -131,7 +184,7 @@ class SwiftBytes:
                 f"{len(symbols)} coded symbols and {len(classes)} classes are not those of {blocks} blocks of these "
                 "weights"
             )
-        room = _room(rows, columns, channels, self._width, self._samples)
+        room = _room(rows, columns, channels, self._width, self._samples, len(self._first.scale))
         large = pack_symbols(symbols, groups, PREDICTED, _STEP, room.order, room.counts, room.symbols.numpy())
         start = 0
         for steps in range(len(room.counts) - 1, 0, -1):
@@ -144,7 +197,7 @@ class SwiftBytes:
         first = room.first.numpy()
         if large:
             add_large(symbols, groups, PREDICTED, room.order, self._first.bytes.numpy(), first)
-        cells, worth, narrow = room.bytes.numpy(), room.worth, room.narrow
+        cells, worth, narrow = room.bytes.numpy(), room.worth, room.narrow.numpy()
         place_blocks(
             first, self._first.scale, colours, classes, room.order, columns, self._colours, self._base,
             narrow, cells, worth,
@@ -162,13 +215,17 @@ class SwiftBytes:
             gate_rows(pairs, worth, block.gate_in.scale, block.gate_bias, cells)
             torch._int_mm(room.bytes, block.gate_out.bytes, out=room.sums)
             add_rows(sums, worth, block.gate_out.scale, narrow, cells)
-        torch._int_mm(room.bytes, self._patch.bytes, out=room.patches)
         pixels = torch.empty(3, self._side * 2 * rows, self._side * 2 * columns, dtype=torch.uint8)
         packed = torch.empty(self._samples, dtype=torch.uint8)
         cell_rows, picture_rows = (each.view(_ROW_DTYPES[self._side]).numpy() for each in (packed, pixels))
+        if self._patch_bytes is None:
+            torch.mm(room.narrow, self._patch, out=room.samples)
+            write_samples(room.samples.numpy(), self._shown, 2 * columns, packed.numpy(), cell_rows, picture_rows)
+            return pixels
+        torch._int_mm(room.bytes, self._patch_bytes.bytes, out=room.patches)
         write_pixels(
             first, self._first.scale, colours, classes, room.order, columns, self._colours, self._base,
-            room.patches.numpy(), worth, self._patch.scale, packed.numpy(), cell_rows, picture_rows,
+            room.patches.numpy(), worth, self._patch_bytes.scale, packed.numpy(), cell_rows, picture_rows,
         )  # fmt: skip
         return pixels
 
@@ -188,30 +245,32 @@ def _memory(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
     return held[:size].view(dtype).view(shape)
 
 
-def _room(rows: int, columns: int, latents: int, width: int, samples: int) -> _Room:
+def _room(rows: int, columns: int, latents: int, width: int, samples: int, outputs: int) -> _Room:
     """The thread's last room where the sizes are the same, else a new one in the same memory."""
+    sizes = (rows, columns, latents, width, samples, outputs)
     room: _Room | None = getattr(_kept, "room", None)
-    if room is None or room.sizes != (rows, columns, latents, width, samples):
-        room = _Room(rows, columns, latents, width, samples)
+    if room is None or room.sizes != sizes:
+        room = _Room(*sizes)
         _kept.room = room if 4 * rows * columns * samples * 4 <= _KEPT_BYTES else None
     return room
 
 
 class _Room:
-    """Memory for what is made on the way of one picture of rows×columns blocks."""
+    """Memory for what is made on the way of one picture of rows×columns blocks; ``outputs`` of the first product."""
 
-    def __init__(self, rows: int, columns: int, latents: int, width: int, samples: int) -> None:
+    def __init__(self, rows: int, columns: int, latents: int, width: int, samples: int, outputs: int) -> None:
         blocks, cells = rows * columns, 4 * rows * columns
-        self.sizes = (rows, columns, latents, width, samples)
+        self.sizes = (rows, columns, latents, width, samples, outputs)
         self.order = np.empty(blocks, np.int64)
         self.counts = np.empty(-(-latents // _STEP) + 1, np.int64)
         self.symbols = _memory("symbols", torch.int8, blocks, -(-latents // _STEP) * _STEP)
         self.symbols[:, latents:] = 0
-        self.first = _memory("first", torch.int32, blocks, 4 * (samples + width))
-        self.narrow = _memory("narrow", torch.float32, cells, width).numpy()
+        self.first = _memory("first", torch.int32, blocks, outputs)
+        self.narrow = _memory("narrow", torch.float32, cells, width)
         self.bytes = _memory("bytes", torch.int8, cells, width)
         self.worth = _memory("worth", torch.float32, cells).numpy()
         self.sums = _memory("sums", torch.int32, cells, width)
         self.pairs = _memory("pairs", torch.int32, cells, 2 * width)
         self.padded = _memory("padded", torch.float32, (2 * rows + 2) * (2 * columns + 2), width).zero_().numpy()
-        self.patches = _memory("patches", torch.int32, cells, samples)
+        self.patches = _memory("samples", torch.int32, cells, samples)
+        self.samples = self.patches.view(torch.float32)
