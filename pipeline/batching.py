@@ -380,10 +380,14 @@ class ImageFinish:
             batch = batch[..., part.top : part.top + part.height, part.left : part.left + part.width]
         if batch.shape[-2:] == size:
             return batch
-        return self._rounded(functional.interpolate(batch.float(), size=size, mode="bilinear", antialias=True))
+        # PyTorch scales bytes on CPUs alone, in a third of the time that floats take.
+        source = batch if self.dtype is torch.uint8 and not batch.is_cuda else batch.float()
+        return self._rounded(functional.interpolate(source, size=size, mode="bilinear", antialias=True))
 
     def _rounded(self, scaled: torch.Tensor) -> torch.Tensor:
-        return scaled.round_().clamp_(0, 255).to(torch.uint8) if self.dtype is torch.uint8 else scaled
+        if self.dtype is not torch.uint8 or scaled.dtype is torch.uint8:
+            return scaled
+        return scaled.round_().clamp_(0, 255).to(torch.uint8)
 
     def _convert(self, batch: torch.Tensor) -> torch.Tensor:
         if self.dtype is torch.uint8:

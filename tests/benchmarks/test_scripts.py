@@ -78,6 +78,15 @@ def test_speed(repository: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_cpu_decoding(repository: Path) -> None:
+    few = ("--images", "2", "--rounds", "1", "--precision", "auto", "--setting", "AVIF=60")
+    printed = run(repository, "benchmarks.speed.cpu_decoding", *few)
+    assert "| default auto, 1/2 of the size |" in printed
+    assert "| Pillow AVIF speed 6 | q 60," in printed
+    assert "kMAC a pixel" in printed
+
+
+@pytest.mark.slow
 def test_loader_speed(repository: Path, tmp_path: Path) -> None:
     # Without whole loaders, which need a process for every turn: `make bench` has those.
     few = ("--images", "16", "--batch", "8", "--rounds", "1", "--workers", "--seconds", "0")
