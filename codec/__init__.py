@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .bitstream import StreamInfo, read_stream_info
     from .codec import Codec
-    from .compact import CompactLatents, cut_compact, expand_compact
-    from .latents import Latents, LatentsPart
-    from .region import Region, cut_latents
+    from .stream.bitstream import StreamInfo, read_stream_info
+    from .stream.compact import CompactLatents, cut_compact, expand_compact
+    from .stream.latents import Latents, LatentsPart
+    from .stream.region import Region, cut_latents
 
 __all__ = [
     "Codec",
@@ -28,15 +28,15 @@ __all__ = [
 # Imported on first use: the header of a stream is read without torch.
 _HOMES = {
     "Codec": ".codec",
-    "CompactLatents": ".compact",
-    "Latents": ".latents",
-    "LatentsPart": ".latents",
-    "Region": ".region",
-    "StreamInfo": ".bitstream",
-    "cut_compact": ".compact",
-    "cut_latents": ".region",
-    "expand_compact": ".compact",
-    "read_stream_info": ".bitstream",
+    "CompactLatents": ".stream.compact",
+    "Latents": ".stream.latents",
+    "LatentsPart": ".stream.latents",
+    "Region": ".stream.region",
+    "StreamInfo": ".stream.bitstream",
+    "cut_compact": ".stream.compact",
+    "cut_latents": ".stream.region",
+    "expand_compact": ".stream.compact",
+    "read_stream_info": ".stream.bitstream",
 }
 
 

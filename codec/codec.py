@@ -15,21 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, ImageError, StreamCorruptError, WeightsMismatchError
-from .bitstream import block_grid, check_size, lanes_for, pack_stream, parse_stream
-from .byte_synthesis import ByteSynthesis, each_on_a_thread, multiplies_bytes
-from .compact import CompactLatents, compacted, expanded
 from .device import Received, Sent, Transfers, resolve_device, resolve_precision, send
 from .guide import Guide, load_guide, mixed
-from .latents import Latents, LatentsPart
-from .prior import class_costs, median_edge_prediction
+from .network.byte_synthesis import ByteSynthesis, each_on_a_thread, multiplies_bytes
+from .network.prior import class_costs, median_edge_prediction
+from .network.swift import SwiftSynthesis, reduced
+from .network.transforms import BLOCK, Analysis, Synthesis, quality_coordinate
+from .network.window import Cells, reaches
 from .quality import STEPS_PER_OCTAVE, check_quality, gain
-from .quantise import Transformed, importance_levels, quantise
-from .rans import decode_blocks, encode_blocks, predict_colours, restore_colours
-from .swift import SwiftSynthesis, reduced
-from .tables import MIN_SCALE, PREDICTED, quality_bucket
-from .transforms import BLOCK, PATCH, Analysis, Synthesis, quality_coordinate
+from .stream.bitstream import block_grid, check_size, lanes_for, pack_stream, parse_stream
+from .stream.compact import CompactLatents, compacted, expanded
+from .stream.latents import Latents, LatentsPart
+from .stream.quantise import Transformed, importance_levels, quantise
+from .stream.rans import decode_blocks, encode_blocks, predict_colours, restore_colours
+from .stream.region import PATCH, Window
+from .stream.tables import MIN_SCALE, PREDICTED, quality_bucket
 from .weights import Weights, load_weights
-from .window import Cells, Window, reaches
 
 __all__ = ["Codec", "Image", "Latents"]
 
@@ -294,7 +295,7 @@ class Codec:
         return self._guides[name]
 
     def _transform(self, pixels_N3HW: Tensor, qualities: list[int], guide: Guide | None) -> list[Tensor]:
-        """Values and candidates of :class:`.quantise.Transformed`, and with a guide its importance."""
+        """Values and candidates of :class:`.Transformed`, and with a guide its importance."""
         quality_N = send(torch.tensor(qualities), self.device)
         gain_N = send(torch.tensor([gain(q) for q in qualities]), self.device).view(-1, 1, 1, 1)
         analysis = self._folded_analysis(qualities[0]) if self._folds else self._analysis

@@ -4,8 +4,9 @@ An error in a latent is not equally bad everywhere. What a teacher network makes
 ``J·δ`` with a small error δ of the latents, so the squared change is ``Σ_c g_c·δ_c²`` for errors that do not
 correlate, with ``g`` the diagonal of ``JᵀJ``: the Gauss–Newton approximation. It is estimated by products of random
 vectors v with the Jacobian, ``g = E[(Jᵀv)²]`` (a sketch; Bekas, Kokiopoulou and Saad, 2007), each of which costs a
-backward pass through teacher and synthesis. Weights that ship with an importance head (:mod:`.importance`) predict it
-instead. The encoder (:mod:`.quantise`) then weighs its errors with ``g``, and the decoder need not know.
+backward pass through teacher and synthesis. Weights that ship with an importance head (:mod:`.network.importance`)
+predict it instead. The encoder (:mod:`.stream.quantise`) then weighs its errors with ``g``, and the decoder need not
+know.
 
 Shape suffixes: N images, y×x blocks, L latent channels.
 """
@@ -23,9 +24,9 @@ from torch import Tensor
 
 from ..errors import ConfigError, WeightsMismatchError
 from .device import resolve_precision
-from .importance import ImportanceHead
+from .network.importance import ImportanceHead
+from .network.transforms import quality_coordinate
 from .perception import FEATURE_NETWORKS, FeatureNetwork, embedding, load_teachers
-from .transforms import quality_coordinate
 from .weights import Weights
 
 __all__ = ["Guide", "HeadGuide", "TeacherGuide", "load_guide", "mixed", "normalised", "pinned_guide", "sensitivity"]

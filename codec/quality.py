@@ -1,8 +1,8 @@
 """Quality 1–100: one number that sets the gain on the latents, and with it the rate–distortion trade-off.
 
 Twenty quality steps double the gain (halve the quantisation step). The scale of a latent in units of the quantisation
-step then doubles as well, so on the log-spaced scale grid of :mod:`.prior`, whose pitch is one quality step, a change
-of quality is an integer added to every scale index: one table of scales serves every quality, exactly.
+step then doubles as well, so on the log-spaced scale grid of :mod:`.stream.tables`, whose pitch is one quality step, a
+change of quality is an integer added to every scale index: one table of scales serves every quality, exactly.
 """
 
 from __future__ import annotations

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, WeightsFormatError, WeightsNotFoundError
 from ..stored import Fields, as_text, parse_json
-from .importance import ImportanceHead
-from .swift import SwiftSynthesis, synthesis_of
-from .tables import CONTEXT_LEVELS, EntropyTables
-from .transforms import Analysis, Synthesis, TransformConfig
+from .network.importance import ImportanceHead
+from .network.swift import SwiftSynthesis, synthesis_of
+from .network.transforms import Analysis, Synthesis, TransformConfig
+from .stream.tables import CONTEXT_LEVELS, EntropyTables
 
 __all__ = [
     "Weights",

@@ -47,7 +47,7 @@ def train_weights(config: Path, *, report: Callable[[str], None]) -> TrainingOut
         ConfigError: the file is missing or says something impossible.
         TrainingError: training cannot start or go on.
     """
-    from ..codec.training import TrainConfig, train
+    from ..codec.training.train import TrainConfig, train
     from .plan import weights_fingerprint
 
     if not config.is_file():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..codec import Codec, Latents
     from ..codec.device import Sent
-    from ..codec.quantise import Transformed
+    from ..codec.stream.quantise import Transformed
 
 __all__ = ["AnalysedImage", "BegunBatch", "SentBatch", "analyse_image", "begin_batch", "finish_batch", "send_batch"]
 

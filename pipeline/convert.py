@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ..codec import Codec, Latents
-    from ..codec.quantise import Transformed
+    from ..codec.stream.quantise import Transformed
     from .s3_client import S3Options
 
 __all__ = ["ConvertConfig", "ShardConverter", "ShardProgress", "StageTimings"]
@@ -190,7 +190,7 @@ class ShardConverter:
 
     def __init__(self, config: ConvertConfig, *, codec: Codec | None = None) -> None:
         from ..codec import Codec
-        from ..codec.transforms import BLOCK
+        from ..codec.network.transforms import BLOCK
 
         self.config = config
         self.codec = codec or Codec.load(

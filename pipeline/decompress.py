@@ -231,7 +231,7 @@ class _Restorer:
         return codec
 
     def _synthesise(self, codec: Codec, source: Channel[_Item], pool: ThreadPoolExecutor, out: Channel[_Item]) -> None:
-        from ..codec.transforms import BLOCK
+        from ..codec.network.transforms import BLOCK
 
         composer: BatchComposer[_Item] = BatchComposer(
             block=BLOCK, batch_pixels=self._config.batch_pixels, lookahead=self._config.lookahead

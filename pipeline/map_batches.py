@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..codec.bitstream import read_stream_info
+from ..codec.stream.bitstream import read_stream_info
 from ..codec.weights import weights_of
 from ..errors import ConfigError, DiscernibleError, ImageMissingError
 from .batching import ImageFinish

@@ -32,9 +32,10 @@ from torch import Tensor
 from benchmarks.peers import cut_photos, markdown_table, planes
 from discernible import RandomResizedCrop
 from discernible.codec import Codec, Latents, LatentsPart, Region, cut_latents
-from discernible.codec.bitstream import BLOCK, block_grid
-from discernible.codec.transforms import PATCH
-from discernible.codec.window import Window, reaches
+from discernible.codec.network.transforms import PATCH
+from discernible.codec.network.window import reaches
+from discernible.codec.stream.bitstream import BLOCK, block_grid
+from discernible.codec.stream.region import Window
 
 SIDES = (256, 512)
 COLUMNS = (

@@ -17,9 +17,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from discernible.codec.objectives import ObjectiveConfig, TermConfig
-from discernible.codec.training import train
-from discernible.codec.training_config import TrainConfig
+from discernible.codec.training.config import TrainConfig
+from discernible.codec.training.objectives import ObjectiveConfig, TermConfig
+from discernible.codec.training.train import train
 from discernible.codec.weights import load_weights
 from discernible.jobs.evaluation.run import EvaluationConfig, evaluate
 

@@ -22,8 +22,8 @@ from PIL import Image
 
 from benchmarks.peers import Pixels, bundled_photos, markdown_table, read_rgb
 from discernible.codec import Codec
-from discernible.codec.block_bits import BlockBits, block_bits
-from discernible.codec.quantise import importance_factors
+from discernible.codec.stream.block_bits import BlockBits, block_bits
+from discernible.codec.stream.quantise import importance_factors
 
 _SHOWN = 4
 

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.peers import bundled_photos, markdown_table, read_rgb
 from discernible.codec import Codec
-from discernible.codec.transforms import quality_coordinate
+from discernible.codec.network.transforms import quality_coordinate
 
 _SIDE = 224
 

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.peers import markdown_table
 from discernible.codec import Codec
-from discernible.codec.objectives import without_folder
+from discernible.codec.training.objectives import without_folder
 
 from .levers import judges, measure, photographs, saving, spread
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from benchmarks.peers import Pixels, markdown_table, read_rgb
 from discernible.codec import Codec
-from discernible.codec.training import train
-from discernible.codec.training_config import TrainConfig
+from discernible.codec.training.config import TrainConfig
+from discernible.codec.training.train import train
 from discernible.jobs.evaluation.judges import load_classifier, load_embedding
 
 from .full import data_folder, evaluation_data

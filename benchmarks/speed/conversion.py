@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.peers import cut_photos, markdown_table
 from discernible.codec import Codec, Latents
-from discernible.codec.quantise import Transformed
+from discernible.codec.stream.quantise import Transformed
 from discernible.pipeline.coding import begin_batch, finish_batch, send_batch
 from discernible.pipeline.convert import ConvertConfig, ShardConverter
 from discernible.pipeline.local_storage import LocalStorage

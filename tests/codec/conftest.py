@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from discernible.codec.training import TrainConfig, train
+from discernible.codec.training.train import TrainConfig, train
 
 from .training_setup import config_in, vgg_tensors, write_photos
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from discernible.codec import Codec, Latents
-from discernible.codec.photos import CropConfig
-from discernible.codec.prior import PriorConfig
-from discernible.codec.training import TrainConfig, train
-from discernible.codec.transforms import TransformConfig
+from discernible.codec.network.prior import PriorConfig
+from discernible.codec.network.transforms import TransformConfig
+from discernible.codec.training.photos import CropConfig
+from discernible.codec.training.train import TrainConfig, train
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {

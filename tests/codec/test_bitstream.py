@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discernible.codec.bitstream import (
+from discernible.codec.stream.bitstream import (
     MAX_PIXELS,
     block_grid,
     check_size,

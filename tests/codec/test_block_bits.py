@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from discernible.codec import Codec
-from discernible.codec.block_bits import block_bits
+from discernible.codec.stream.block_bits import block_bits
 
 from .make_golden import GOLDEN
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from discernible import Codec
 from discernible.codec import Latents
-from discernible.codec.bitstream import block_grid
-from discernible.codec.byte_synthesis import ByteSynthesis, each_on_a_thread
-from discernible.codec.compact import compacted, expanded
+from discernible.codec.network.byte_synthesis import ByteSynthesis, each_on_a_thread
+from discernible.codec.network.transforms import quality_coordinate
 from discernible.codec.quality import gain
-from discernible.codec.training_network import dequantised
-from discernible.codec.transforms import quality_coordinate
+from discernible.codec.stream.bitstream import block_grid
+from discernible.codec.stream.compact import compacted, expanded
+from discernible.codec.training.network import dequantised
 from discernible.codec.weights import load_weights
 from discernible.errors import ConfigError
 

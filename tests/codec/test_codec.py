@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from discernible import Codec
 from discernible.codec import Latents, read_stream_info
-from discernible.codec.bitstream import pack_stream, parse_stream
 from discernible.codec.metrics import psnr
 from discernible.codec.quality import gain
-from discernible.codec.tables import PREDICTED
+from discernible.codec.stream.bitstream import pack_stream, parse_stream
+from discernible.codec.stream.tables import PREDICTED
 from discernible.errors import ConfigError, ImageError, StreamCorruptError, WeightsMismatchError
 
 from .make_golden import CASES, GOLDEN, digest

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from discernible import Codec
 from discernible.codec.guide import HeadGuide, load_guide, mixed, normalised, sensitivity
-from discernible.codec.importance import ImportanceHead
+from discernible.codec.network.importance import ImportanceHead
+from discernible.codec.network.transforms import TransformConfig, quality_coordinate
 from discernible.codec.perception import FeatureNetwork
-from discernible.codec.quantise import NEUTRAL, Transformed, importance_levels
-from discernible.codec.quantise_kernels import quantise_blocks
-from discernible.codec.rans_kernels import CONTEXT_LOOKUP
-from discernible.codec.transforms import TransformConfig, quality_coordinate
+from discernible.codec.stream.quantise import NEUTRAL, Transformed, importance_levels
+from discernible.codec.stream.quantise_kernels import quantise_blocks
+from discernible.codec.stream.rans_kernels import CONTEXT_LOOKUP
 from discernible.errors import ConfigError, WeightsNotFoundError
 
 

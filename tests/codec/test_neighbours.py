@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from discernible.codec.neighbours import ClassMap, class_tables
-from discernible.codec.tables import CLASS_GROUPS, QUALITY_BUCKETS
+from discernible.codec.stream.tables import CLASS_GROUPS, QUALITY_BUCKETS
+from discernible.codec.training.neighbours import ClassMap, class_tables
 
 CLASSES = 3 * CLASS_GROUPS
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from discernible.codec.metrics import structural_similarity
-from discernible.codec.objectives import Objective, ObjectiveConfig, TermConfig, seams
 from discernible.codec.perception import embedding_distance
 from discernible.codec.quality import trade_off
+from discernible.codec.training.objectives import Objective, ObjectiveConfig, TermConfig, seams
 from discernible.errors import ConfigError
 
 from .training_setup import vgg_tensors

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discernible.codec import rans
-from discernible.codec.tables import (
+from discernible.codec.stream import rans
+from discernible.codec.stream.tables import (
     CLASS_GROUPS,
     CONTEXT_LEVELS,
     LEVELS,

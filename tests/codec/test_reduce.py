@@ -12,9 +12,9 @@ from PIL import Image
 
 from discernible import Codec
 from discernible.codec import Region, cut_latents
-from discernible.codec.training import TrainConfig
-from discernible.codec.training_network import dequantised
-from discernible.codec.transforms import quality_coordinate
+from discernible.codec.network.transforms import quality_coordinate
+from discernible.codec.training.network import dequantised
+from discernible.codec.training.train import TrainConfig
 from discernible.codec.weights import load_weights
 from discernible.errors import ConfigError
 

@@ -13,14 +13,14 @@ import torch
 
 from discernible import Codec
 from discernible.codec import Region, cut_latents
-from discernible.codec.photos import PhotoCrops
-from discernible.codec.prior import PriorConfig
+from discernible.codec.network.prior import PriorConfig
+from discernible.codec.network.swift import SwiftSynthesis
+from discernible.codec.network.transforms import TransformConfig, quality_coordinate
 from discernible.codec.quality import gain
-from discernible.codec.swift import SwiftSynthesis
-from discernible.codec.training import CodecNetwork, TrainConfig
-from discernible.codec.training_network import dequantised
-from discernible.codec.training_refit import refit
-from discernible.codec.transforms import TransformConfig, quality_coordinate
+from discernible.codec.training.network import dequantised
+from discernible.codec.training.photos import PhotoCrops
+from discernible.codec.training.refit import refit
+from discernible.codec.training.train import CodecNetwork, TrainConfig
 from discernible.codec.weights import load_weights
 from discernible.errors import ConfigError, TrainingError
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from discernible.codec.tables import CLASS_GROUPS, LEVELS, EntropyTables, quantise_frequencies
+from discernible.codec.stream.tables import CLASS_GROUPS, LEVELS, EntropyTables, quantise_frequencies
 from discernible.errors import ConfigError, WeightsFormatError
 
 from .test_rans import make_tables

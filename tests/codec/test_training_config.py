@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from discernible.codec.objectives import ObjectiveConfig, TermConfig
-from discernible.codec.photos import CropConfig
-from discernible.codec.prior import PriorConfig
-from discernible.codec.training import TrainConfig
-from discernible.codec.training_importance import ImportanceConfig
-from discernible.codec.transforms import TransformConfig
+from discernible.codec.network.prior import PriorConfig
+from discernible.codec.network.transforms import TransformConfig
+from discernible.codec.training.head import ImportanceConfig
+from discernible.codec.training.objectives import ObjectiveConfig, TermConfig
+from discernible.codec.training.photos import CropConfig
+from discernible.codec.training.train import TrainConfig
 from discernible.errors import ConfigError
 from discernible.jobs.train import example_configuration
 

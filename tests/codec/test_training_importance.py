@@ -12,9 +12,9 @@ import torch
 
 from discernible import Codec
 from discernible.codec.guide import HeadGuide, TeacherGuide, load_guide, pinned_guide
+from discernible.codec.network.transforms import quality_coordinate
 from discernible.codec.perception import load_features
-from discernible.codec.training import TrainConfig, train
-from discernible.codec.transforms import quality_coordinate
+from discernible.codec.training.train import TrainConfig, train
 from discernible.codec.weights import load_weights
 from discernible.errors import ConfigError, TrainingError, WeightsMismatchError
 

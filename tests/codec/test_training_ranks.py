@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from discernible.codec.training import TrainConfig, train
-from discernible.codec.training_ranks import Ranks
+from discernible.codec.training.ranks import Ranks
+from discernible.codec.training.train import TrainConfig, train
 from discernible.errors import ConfigError, TrainingError
 
 from .training_setup import config_in, write_photos

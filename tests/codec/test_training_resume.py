@@ -18,10 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from discernible import Codec
-from discernible.codec.objectives import ObjectiveConfig, TermConfig
-from discernible.codec.photos import CropConfig
-from discernible.codec.prior import PriorConfig
-from discernible.codec.training import TrainConfig, train
+from discernible.codec.network.prior import PriorConfig
+from discernible.codec.training.objectives import ObjectiveConfig, TermConfig
+from discernible.codec.training.photos import CropConfig
+from discernible.codec.training.train import TrainConfig, train
 from discernible.codec.weights import load_weights
 from discernible.errors import TrainingError
 

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from discernible import Codec
-from discernible.codec.photos import CropConfig, PhotoCrops
-from discernible.codec.training import TrainConfig, train
-from discernible.codec.training_checkpoint import TrainingState
-from discernible.codec.training_golden import check_weights, golden_images
-from discernible.codec.training_ranks import Ranks
-from discernible.codec.training_watch import CsvLog
+from discernible.codec.training.checkpoint import TrainingState
+from discernible.codec.training.golden import check_weights, golden_images
+from discernible.codec.training.photos import CropConfig, PhotoCrops
+from discernible.codec.training.ranks import Ranks
+from discernible.codec.training.train import TrainConfig, train
+from discernible.codec.training.watch import CsvLog
 from discernible.errors import ConfigError, TrainingError
 
 from .training_setup import config_in, write_photos

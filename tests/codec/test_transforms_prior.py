@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from discernible.codec import rans
 from discernible.codec.metrics import psnr
-from discernible.codec.objectives import Objective
-from discernible.codec.prior import (
+from discernible.codec.network.prior import (
     ClassPrior,
     PriorConfig,
     context_level,
@@ -19,11 +17,13 @@ from discernible.codec.prior import (
     logistic_bits,
     median_edge_prediction,
 )
+from discernible.codec.network.transforms import Analysis, Synthesis, TransformConfig, initialise_with_klt
+from discernible.codec.network.window import reaches
 from discernible.codec.quality import gain, trade_off
-from discernible.codec.tables import CONTEXT_EDGES
-from discernible.codec.training import CodecNetwork
-from discernible.codec.transforms import Analysis, Synthesis, TransformConfig, initialise_with_klt
-from discernible.codec.window import reaches
+from discernible.codec.stream import rans
+from discernible.codec.stream.tables import CONTEXT_EDGES
+from discernible.codec.training.objectives import Objective
+from discernible.codec.training.train import CodecNetwork
 from discernible.errors import ConfigError
 
 SMALL = TransformConfig(channels=48, latents=96, analysis_blocks=1, synthesis_blocks=2)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from discernible.codec.training import TrainConfig
+from discernible.codec.training.train import TrainConfig
 
 CONFIG = """
 output = "run"

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from discernible.codec.objectives import Objective, ObjectiveOutput
-from discernible.codec.training import TrainConfig, train
-from discernible.codec.training_checkpoint import TrainingState
+from discernible.codec.training.checkpoint import TrainingState
+from discernible.codec.training.objectives import Objective, ObjectiveOutput
+from discernible.codec.training.train import TrainConfig, train
 from discernible.errors import DiscernibleError
 
 

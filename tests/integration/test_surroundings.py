@@ -40,7 +40,8 @@ def python(*arguments: object, cwd: Path, **environment: str) -> subprocess.Comp
 # The least that shows it: every kernel is declared, one is compiled.
 KERNELS = """
 import numpy as np
-from discernible.codec import quantise_kernels, rans_kernels, byte_kernels, window_kernels
+from discernible.codec.network import byte_kernels, window_kernels
+from discernible.codec.stream import quantise_kernels, rans_kernels
 print(rans_kernels.__file__, rans_kernels._median_edge(5, 2, 4))
 """
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from discernible.codec import Codec
-from discernible.codec.importance import ImportanceHead
+from discernible.codec.network.importance import ImportanceHead
 from discernible.codec.weights import save_with_head
 from discernible.errors import ConfigError, WeightsNotFoundError
 from discernible.jobs.evaluation.contestants import CLASSICAL, Learned

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from discernible.codec.importance import ImportanceHead
+from discernible.codec.network.importance import ImportanceHead
 from discernible.codec.weights import load_weights, save_with_head
 from discernible.errors import (
     ConfigError,

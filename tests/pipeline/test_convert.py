@@ -18,7 +18,7 @@ import torch
 
 from discernible.codec import Codec, Latents, read_stream_info
 from discernible.codec.device import Sent
-from discernible.codec.quantise import Transformed
+from discernible.codec.stream.quantise import Transformed
 from discernible.errors import ConfigError, ImageError, ShardError
 from discernible.pipeline.convert import ConvertConfig, ShardConverter, ShardProgress
 from discernible.pipeline.pixels import PixelPolicy, decode_pixels

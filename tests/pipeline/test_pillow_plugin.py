@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from discernible import register_pillow
 from discernible.codec import Codec, read_stream_info
-from discernible.codec.bitstream import HEADER_BYTES
+from discernible.codec.stream.bitstream import HEADER_BYTES
 from discernible.codec.weights import list_weights, load_weights, save_weights, weights_of
 from discernible.errors import (
     ConfigError,

@@ -23,7 +23,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ...errors import ConfigError
+from ..stream.compact import CompactLatents
+from ..stream.tables import GROUP, PREDICTED
 from .blocks import ResidualBlocks
 from .byte_kernels import (
     add_large,
@@ -35,9 +37,7 @@ from .byte_kernels import (
     write_pixels,
     write_samples,
 )
-from .compact import CompactLatents
 from .swift import SwiftSynthesis, readers
-from .tables import GROUP, PREDICTED
 from .transforms import Synthesis
 
 __all__ = ["ByteSynthesis", "each_on_a_thread", "multiplies_bytes"]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .bitstream import block_grid
-from .codec import Latents
+from .latents import Latents
 from .quantise import information
 from .quantise_kernels import block_costs
 from .rans import predict_colours

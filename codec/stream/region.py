@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigError
+from ...errors import ConfigError
 from .bitstream import BLOCK, block_grid
 from .latents import Latents, LatentsPart
-from .window import Window
 
-__all__ = ["Region", "cut_latents"]
+__all__ = ["PATCH", "Region", "Window", "cut_latents"]
+
+# Side in pixels of a cell, of which a block has 2×2.
+PATCH = 8
+
+
+class Window(NamedTuple):
+    """A rectangle of cells."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @classmethod
+    def over(cls, top: int, left: int, height: int, width: int) -> Window:
+        """The cells, each of 8×8 pixels, that a rectangle of pixels touches."""
+        return cls(top // PATCH, left // PATCH, -(-(top + height) // PATCH), -(-(left + width) // PATCH))
+
+    def grown(self, cells: int, h: int, w: int) -> Window:
+        """Larger by so many cells on each side, as far as a grid of h×w cells goes."""
+        return Window(
+            max(0, self.top - cells),
+            max(0, self.left - cells),
+            min(h, self.bottom + cells),
+            min(w, self.right + cells),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,14 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import TrainingError
-from ..stored import LARGEST, Fields, as_number, as_text, as_whole, parse_json
+from ...errors import TrainingError
+from ...stored import LARGEST, Fields, as_number, as_text, as_whole, parse_json
+from ..network.swift import readers
+from ..network.transforms import Synthesis
+from .config import TrainConfig
+from .network import CodecNetwork
 from .photos import PhotoCrops
-from .swift import readers
-from .training_config import TrainConfig
-from .training_network import CodecNetwork
-from .training_ranks import Ranks
-from .transforms import Synthesis
+from .ranks import Ranks
 
 __all__ = ["TrainingState", "parameter_groups"]
 

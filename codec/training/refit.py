@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import TrainingError
-from .codec import Codec
-from .device import resolve_precision
+from ...errors import TrainingError
+from ..codec import Codec
+from ..device import resolve_precision
+from ..network.transforms import quality_coordinate
+from ..quality import QUALITIES
+from .checkpoint import parameter_groups
+from .config import TrainConfig
+from .network import CodecNetwork, dequantised
 from .objectives import Objective
 from .photos import PhotoCrops
-from .quality import QUALITIES
-from .training_checkpoint import parameter_groups
-from .training_config import TrainConfig
-from .training_network import CodecNetwork, dequantised
-from .training_ranks import Stopped
-from .transforms import quality_coordinate
+from .ranks import Stopped
 
 __all__ = ["refit"]
 

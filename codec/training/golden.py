@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import StreamError, TrainingError
-from .codec import Codec, Latents
-from .training_network import CodecNetwork, dequantised
-from .transforms import quality_coordinate
+from ...errors import StreamError, TrainingError
+from ..codec import Codec, Latents
+from ..network.transforms import quality_coordinate
+from .network import CodecNetwork, dequantised
 
 __all__ = ["check_weights", "golden_images"]
 

@@ -22,11 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from .tables import CONTEXT_EDGES, CONTEXT_LEVELS, MIN_SCALE, PREDICTED
+from ...errors import ConfigError
+from ..stream.tables import CONTEXT_EDGES, CONTEXT_LEVELS, MIN_SCALE, PREDICTED, ROUNDING_VALUE
 
 __all__ = [
-    "ROUNDING_VALUE",
     "ClassPrior",
     "PriorConfig",
     "PriorOutput",
@@ -38,9 +37,6 @@ __all__ = [
 ]
 
 _LOGISTIC_STD = math.pi / math.sqrt(3)
-# What a squared step of error is worth in bits: λ·step²·256/768 = 7.3 for an orthonormal transform,
-# a little more for trained ones.
-ROUNDING_VALUE = 9.0
 _MAX_DEAD_ZONE = 0.6
 
 

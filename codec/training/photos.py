@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ConfigError, TrainingError
+from ...errors import ConfigError, TrainingError
 
 __all__ = ["CropConfig", "PhotoCrops", "centre_crop", "find_photos", "held_out", "read_photo"]
 

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ConfigError
-from .metrics import structural_similarity
-from .perception import (
+from ...errors import ConfigError
+from ..metrics import structural_similarity
+from ..perception import (
     FeatureNetwork,
     embedding_distance,
     feature_consistency,
@@ -32,8 +32,8 @@ from .perception import (
     maximum_mean_discrepancy,
     pooled_samples,
 )
-from .quality import STEPS_PER_OCTAVE, trade_off
-from .window import PATCH
+from ..quality import STEPS_PER_OCTAVE, trade_off
+from ..stream.region import PATCH
 
 __all__ = [
     "Objective",
@@ -89,7 +89,7 @@ class ObjectiveConfig:
     """The terms by name (``mse``, ``ms_ssim``, ``seams``, ``features``, ``pooled``, ``mmd``) and the feature networks
     of the last three.
 
-    ``networks``: see :func:`.perception.load_features`. They take turns, batch by batch; one that stands there twice
+    ``networks``: see :func:`..perception.load_features`. They take turns, batch by batch; one that stands there twice
     has two turns. The perceptual terms look at the same maps, so they share their batch: the largest of their shares
     counts.
     """

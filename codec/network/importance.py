@@ -1,7 +1,7 @@
-"""The importance head: what a guide (:mod:`.guide`) would say of an image, predicted from its latents.
+"""The importance head: what a guide (:mod:`..guide`) would say of an image, predicted from its latents.
 
-The exact weights of :func:`.guide.sensitivity` cost several backward passes through a teacher. This small network on
-the grid of blocks is trained to predict them (:mod:`.training_importance`) and costs less than a tenth of the analysis.
+The exact weights of :func:`..guide.sensitivity` cost several backward passes through a teacher. This small network on
+the grid of blocks is trained to predict them (:mod:`..training.head`) and costs less than a tenth of the analysis.
 
 Shape suffixes: N images, y×x blocks, L latent channels, D channels of the head.
 """

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .codec import Codec
-from .metrics import psnr, structural_similarity
+from ..codec import Codec
+from ..metrics import psnr, structural_similarity
+from ..weights import load_weights
+from .golden import check_weights
 from .objectives import without_folder
 from .photos import PhotoCrops, centre_crop, read_photo
-from .training_golden import check_weights
-from .weights import load_weights
 
 if TYPE_CHECKING:
-    from .training_config import TrainConfig
-    from .training_importance import ImportanceConfig
-    from .training_network import CodecNetwork
+    from .config import TrainConfig
+    from .head import ImportanceConfig
+    from .network import CodecNetwork
 
 __all__ = ["RunDetails", "card_with_head", "write_card"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .compiled import compiler
+from ..compiled import compiler
 from .tables import CLASS_GROUPS, CONTEXT_EDGES, CONTEXT_LEVELS, ESCAPE, GROUP, LOOKUP_SHIFT, PROBABILITY_BITS, SYMBOLS
 
 __all__ = [

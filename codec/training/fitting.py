@@ -12,19 +12,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .card import RunDetails, card_with_head, write_card
-from .codec import Codec, Latents
-from .importance import ImportanceHead
-from .neighbours import ClassMap, class_tables
-from .photos import PhotoCrops, find_photos, held_out
-from .prior import logistic_bits
-from .quality import QUALITIES, STEPS_PER_OCTAVE, gain
-from .quantise import information
-from .quantise_kernels import scale_costs
-from .rans import predict_colours, symbol_counts
-from .rans_kernels import CONTEXT_LOOKUP
-from .swift import SwiftSynthesis
-from .tables import (
+from ..codec import Codec, Latents
+from ..network.importance import ImportanceHead
+from ..network.prior import logistic_bits
+from ..network.swift import SwiftSynthesis
+from ..network.transforms import Analysis, Synthesis
+from ..quality import QUALITIES, STEPS_PER_OCTAVE, gain
+from ..stream.quantise import information
+from ..stream.quantise_kernels import scale_costs
+from ..stream.rans import predict_colours, symbol_counts
+from ..stream.rans_kernels import CONTEXT_LOOKUP
+from ..stream.tables import (
     CLASS_GROUPS,
     CONTEXT_LEVELS,
     ESCAPE,
@@ -38,11 +36,13 @@ from .tables import (
     quality_bucket,
     quantise_frequencies,
 )
-from .training import CodecNetwork, TrainConfig
-from .training_importance import train_head
-from .training_refit import refit
-from .transforms import Analysis, Synthesis
-from .weights import Weights, find_weights, save_weights, save_with_head
+from ..weights import Weights, find_weights, save_weights, save_with_head
+from .card import RunDetails, card_with_head, write_card
+from .head import train_head
+from .neighbours import ClassMap, class_tables
+from .photos import PhotoCrops, find_photos, held_out
+from .refit import refit
+from .train import CodecNetwork, TrainConfig
 
 __all__ = ["add_head", "finish", "fit_tables"]
 

@@ -14,19 +14,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .device import send
+from ..device import send
+from ..stream.region import Window
 from .window_kernels import convolve_cells, list_cells
 
-__all__ = ["PATCH", "Cells", "Step", "Window", "everywhere", "reaches"]
-
-PATCH = 8
+__all__ = ["Cells", "Step", "everywhere", "reaches"]
 
 _I64 = npt.NDArray[np.int64]
 
@@ -44,29 +42,6 @@ def reaches(layers: int, *, exact: bool) -> list[int]:
     """How many cells around a window count before the first residual block, and after each: layers + 1 numbers down to
     0, half as many cells (rounded up) unless ``exact``."""
     return [left if exact else -(-left // 2) for left in range(layers, -1, -1)]
-
-
-class Window(NamedTuple):
-    """A rectangle of cells."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-    @classmethod
-    def over(cls, top: int, left: int, height: int, width: int) -> Window:
-        """The cells, each of 8×8 pixels, that a rectangle of pixels touches."""
-        return cls(top // PATCH, left // PATCH, -(-(top + height) // PATCH), -(-(left + width) // PATCH))
-
-    def grown(self, cells: int, h: int, w: int) -> Window:
-        """Larger by so many cells on each side, as far as a grid of h×w cells goes."""
-        return Window(
-            max(0, self.top - cells),
-            max(0, self.left - cells),
-            min(h, self.bottom + cells),
-            min(w, self.right + cells),
-        )
 
 
 class Cells:

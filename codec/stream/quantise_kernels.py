@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .compiled import compiler
+from ..compiled import compiler
 from .rans_kernels import class_context, coded_groups, next_energy, tabled_part
 from .tables import CONTEXT_LEVELS, ESCAPE, GROUP
 

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from .bitstream import block_grid
-from .latents import Latents
-from .prior import ClassPrior, PriorConfig, PriorOutput
-from .quality import STEPS_PER_OCTAVE, gain
-from .swift import SwiftSynthesis, initialise_swift, readers, synthesis_of
-from .tables import MIN_SCALE, PREDICTED
-from .transforms import Analysis, Synthesis, TransformConfig, initialise_with_klt, quality_coordinate
-from .weights import Weights
+from ...errors import ConfigError
+from ..network.prior import ClassPrior, PriorConfig, PriorOutput
+from ..network.swift import SwiftSynthesis, initialise_swift, readers, synthesis_of
+from ..network.transforms import Analysis, Synthesis, TransformConfig, initialise_with_klt, quality_coordinate
+from ..quality import STEPS_PER_OCTAVE, gain
+from ..stream.bitstream import block_grid
+from ..stream.latents import Latents
+from ..stream.tables import MIN_SCALE, PREDICTED
+from ..weights import Weights
 
 __all__ = ["CodecNetwork", "dequantised"]
 

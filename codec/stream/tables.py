@@ -24,8 +24,8 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import WeightsFormatError
-from .quality import QUALITIES, check_quality
+from ...errors import WeightsFormatError
+from ..quality import QUALITIES, check_quality
 
 __all__ = [
     "CLASS_GROUPS",
@@ -56,6 +56,9 @@ SYMBOLS = 32
 ESCAPE = SYMBOLS - 1
 GROUP = 8
 PREDICTED = 3
+# What a squared step of error is worth in bits: λ·step²·256/768 = 7.3 for an orthonormal transform,
+# a little more for trained ones.
+ROUNDING_VALUE = 9.0
 MIN_SCALE = 0.06
 _STEPS_PER_LEVEL = 4
 _LEVELS_PER_OCTAVE = 5

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, TrainingError
-from .device import resolve_precision
-from .guide import normalised, sensitivity
-from .importance import ImportanceHead
-from .perception import load_teachers
+from ...errors import ConfigError, TrainingError
+from ..device import resolve_precision
+from ..guide import normalised, sensitivity
+from ..network.importance import ImportanceHead
+from ..network.swift import SwiftSynthesis
+from ..network.transforms import Analysis, Synthesis, quality_coordinate
+from ..perception import load_teachers
 from .photos import PhotoCrops, find_photos
-from .swift import SwiftSynthesis
-from .training_ranks import Stopped
-from .transforms import Analysis, Synthesis, quality_coordinate
+from .ranks import Stopped
 
 if TYPE_CHECKING:
-    from .training_config import TrainConfig
+    from .config import TrainConfig
 
 __all__ = ["ImportanceConfig", "check_importance", "train_head"]
 
@@ -38,7 +38,7 @@ _QUALITIES = (10, 90)
 class ImportanceConfig:
     """The training of the importance head, after that of the transforms, which stay as they are.
 
-    ``teachers``: feature networks, see :func:`.perception.load_features`; none: no head. ``crops`` of ``size``² pixels
+    ``teachers``: feature networks, see :func:`..perception.load_features`; none: no head. ``crops`` of ``size``² pixels
     are looked at by all of them, with ``probes`` random vectors each; then the head is trained for ``steps`` of
     ``batch`` crops. ``only``: nothing else is trained, and all the rest is that of the starting weights, which go on
     reading each other's streams.

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from .device import resolve_device
+from ...errors import ConfigError
+from ..device import resolve_device
 
 __all__ = ["Ranks", "Stopped"]
 

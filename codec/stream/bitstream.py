@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import (
+from ...errors import (
     ImageError,
     StreamChecksumError,
     StreamHeaderError,
@@ -18,7 +18,7 @@ from ..errors import (
     StreamTruncatedError,
     StreamVersionError,
 )
-from .quality import QUALITIES
+from ..quality import QUALITIES
 
 __all__ = [
     "BLOCK",

@@ -4,7 +4,7 @@ For each block a few classes are tried. Along the channels of each, every value 
 integers and 0 minimises ``bits + value · error²``, with the bits that the entropy tables really charge in the context
 that the choices before it make; then the number of coded groups is chosen the same way. ``value`` is what a squared
 quantisation step of error is worth in bits. It is the same everywhere, or it follows the *importance* that a guide
-(:mod:`.guide`) gives each latent, and then the bits go where a network looks. A decoder need not know of it.
+(:mod:`..guide`) gives each latent, and then the bits go where a network looks. A decoder need not know of it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .device import Received
-from .prior import ROUNDING_VALUE
+from ..device import Received
 from .quantise_kernels import quantise_blocks
 from .rans import predict_colours
 from .rans_kernels import CONTEXT_LOOKUP
-from .tables import PROBABILITY_BITS, QualityTables
+from .tables import PROBABILITY_BITS, ROUNDING_VALUE, QualityTables
 
 __all__ = ["NEUTRAL", "Transformed", "importance_factors", "importance_levels", "information", "quantise"]
 

@@ -1,7 +1,7 @@
 """Training of codec weights: KLT start, rate plus distortion over all qualities at once, resumable.
 
 ``train(TrainConfig.from_toml(path))`` is what ``discernible train CONFIG`` runs. It writes into ``output``:
-``checkpoint.safetensors``, picked up again by the next run; what :mod:`.training_watch` describes; and at the end
+``checkpoint.safetensors``, picked up again by the next run; what :mod:`.watch` describes; and at the end
 ``weights.safetensors`` with its entropy tables fitted, beside its model card. docs/training.md is for its users.
 """
 
@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import TrainingError
+from ...errors import TrainingError
+from ..device import resolve_precision
+from ..weights import load_weights
 from .card import RunDetails
-from .device import resolve_precision
+from .checkpoint import TrainingState
+from .config import TrainConfig
+from .head import check_importance
+from .network import CodecNetwork
 from .objectives import Objective, ObjectiveOutput
 from .photos import PhotoCrops, find_photos
-from .training_checkpoint import TrainingState
-from .training_config import TrainConfig
-from .training_importance import check_importance
-from .training_network import CodecNetwork
-from .training_ranks import Ranks, Stopped
-from .training_watch import Watch
-from .weights import load_weights
+from .ranks import Ranks, Stopped
+from .watch import Watch
 
 __all__ = ["CodecNetwork", "TrainConfig", "train"]
 

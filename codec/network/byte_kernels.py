@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .compiled import compiler
+from ..compiled import compiler
 
 __all__ = [
     "add_large",

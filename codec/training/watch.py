@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ConfigError, TrainingError
-from .metrics import structural_similarity
+from ...errors import ConfigError, TrainingError
+from ..metrics import structural_similarity
+from ..quality import trade_off
+from .checkpoint import TrainingState
+from .network import CodecNetwork
 from .photos import centre_crop, read_photo
-from .quality import trade_off
-from .training_checkpoint import TrainingState
-from .training_network import CodecNetwork
 
 __all__ = ["CsvLog", "Measured", "Watch", "measure"]
 

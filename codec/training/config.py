@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ...errors import ConfigError
+from ..network.prior import PriorConfig
+from ..network.transforms import TransformConfig
+from ..weights import load_weights
+from .head import ImportanceConfig
 from .objectives import ObjectiveConfig
 from .photos import CropConfig
-from .prior import PriorConfig
-from .training_importance import ImportanceConfig
-from .transforms import TransformConfig
-from .weights import load_weights
 
 __all__ = ["TrainConfig"]
 

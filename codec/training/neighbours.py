@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .tables import CLASS_GROUPS, QUALITY_BUCKETS, quantise_frequencies
+from ..stream.tables import CLASS_GROUPS, QUALITY_BUCKETS, quantise_frequencies
 
 __all__ = ["ClassMap", "class_tables"]
 
@@ -28,7 +28,7 @@ _TRIPLE_WEIGHT = 120.0
 
 
 def class_tables(maps: Sequence[ClassMap], classes: int) -> tuple[npt.NDArray[np.uint8], _U16, _U16]:
-    """``class_group``, ``class_frequency`` and ``class_share`` of :class:`.tables.EntropyTables` from coded images."""
+    """``class_group``, ``class_frequency`` and ``class_share`` of ``EntropyTables`` from coded images."""
     bucket, left, upper, own = (np.concatenate(part) for part in zip(*map(_flat, maps), strict=True))
     seen = np.zeros((QUALITY_BUCKETS, classes))
     np.add.at(seen, (bucket, own), 1)

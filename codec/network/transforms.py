@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from .bitstream import BLOCK
+from ...errors import ConfigError
+from ..stream.bitstream import BLOCK
+from ..stream.region import PATCH
 from .blocks import FoldedBlocks, ResidualBlocks
-from .window import PATCH, Cells
+from .window import Cells
 
 __all__ = [
     "BLOCK",
