@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from discernible.codec.training.train import TrainConfig, train
 
-from .training_setup import config_in, vgg_tensors, write_photos
+from .training.training_setup import config_in, vgg_tensors, write_photos
 
 
 @pytest.fixture(scope="session")

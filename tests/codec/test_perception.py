@@ -22,7 +22,7 @@ from discernible.codec.perception import (
 )
 from discernible.errors import ConfigError, WeightsNotFoundError
 
-from .training_setup import vgg_tensors
+from .training.training_setup import vgg_tensors
 
 
 def direct_sum(first: Tensor, second: Tensor, bandwidths: tuple[float, ...]) -> float:

@@ -11,7 +11,7 @@ import torch
 from discernible.codec import Codec
 from discernible.codec.stream.block_bits import block_bits
 
-from .make_golden import GOLDEN
+from ..make_golden import GOLDEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -83,7 +83,7 @@ def test_paths_count_from_the_file(tmp_path: Path) -> None:
 
 
 def documented() -> dict[str, str]:
-    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8").split("## All keys")[1]
+    text = (Path(__file__).parents[3] / "docs" / "training.md").read_text("utf-8").split("## All keys")[1]
     return dict(re.findall(r"^\| `([^`]+)` \| `?([^`|]+?)`? \|", text, re.MULTILINE))
 
 

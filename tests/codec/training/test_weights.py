@@ -14,7 +14,7 @@ from discernible.errors import (
     WeightsNotFoundError,
 )
 
-from .make_golden import GOLDEN
+from ..make_golden import GOLDEN
 
 TINY = GOLDEN / "tiny.safetensors"
 
