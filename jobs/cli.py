@@ -246,7 +246,12 @@ def _show_logs(job: str, address: str, *, follow: bool, to_stderr: bool = False)
 @expanded(s3=s3_pair)
 def verify(
     destination: Destination,
-    deep: Annotated[bool, typer.Option("--deep", help="Decode every stream as well.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Decode every stream and read every sample of the source as well.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove damaged shards, so that compress makes them again.")
+    ] = False,
     device: Device = "cpu",
     threads: Threads = 0,
     *,
@@ -254,24 +259,26 @@ def verify(
     json: Json = False,
 ) -> ExitCode:
     """Check receipts, checksums, every stream's place, and that every source sample is accounted for."""
-    from .report import verify_lines, verify_table
-    from .verify import verify_destination
+    from .report import repair_lines, verify_lines, verify_table
+    from .verify import verify_and_repair, verify_destination
 
-    report = verify_destination(
-        destination,
-        deep=deep,
-        device=device,
-        threads=_threads(threads),
-        s3=s3.reading,
-        source_s3=s3.source,
-    )
+    done = None
+    if repair:
+        report, done = verify_and_repair(
+            destination, deep=deep, device=device, threads=_threads(threads), s3=s3.destination, source_s3=s3.source
+        )
+    else:
+        report = verify_destination(
+            destination, deep=deep, device=device, threads=_threads(threads), s3=s3.reading, source_s3=s3.source
+        )
     if json:
         from dataclasses import asdict
 
-        print_json({"destination": destination, "ok": report.ok, **asdict(report)})
+        repaired = {} if done is None else {"repair": asdict(done)}
+        print_json({"destination": destination, "ok": report.ok, **asdict(report), **repaired})
     else:
         print_result(verify_table(report, destination))
-    for line in verify_lines(report):
+    for line in verify_lines(report) + repair_lines(done):
         progress_console().print(line)
     return ExitCode.DONE if report.ok else ExitCode.VERIFICATION
 

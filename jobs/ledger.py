@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..errors import DestinationError
+from ..errors import DestinationError, ShardError
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -40,8 +40,15 @@ class Ledger:
         from ..pipeline.receipts import read_heads, receipt_names
 
         unknown = (name for name in receipt_names(self._storage) if name not in self.receipts)
-        for receipt in read_heads(self._storage, unknown):
-            self.add(receipt)
+        try:
+            for receipt in read_heads(self._storage, unknown):
+                self.add(receipt)
+        except ShardError as exc:
+            raise ShardError(
+                f"a receipt in {self._storage.location} is damaged: {exc.message}; discernible verify "
+                f"{self._storage.location} --repair takes it away, so that the shard can be made again",
+                shard=exc.shard,
+            ) from exc
 
     def add(self, receipt: ReceiptHead) -> None:
         """Count a shard as done. Raises DestinationError when it is none of the plan's."""

@@ -2,23 +2,27 @@
 
 ``plan.shards.jsonl.gz`` (a line of JSON a shard) and ``plan.json`` (all else, and the SHA-256 of those lines) are the
 first files a job writes into its destination, the latter last and exclusively. A later run with the same plan id goes
-on where the first one stopped; a run that would produce other bytes is refused before it touches anything.
+on where the first one stopped; a run that would produce other bytes is refused before it touches anything. A plan that
+was lost or damaged is written again by a run of the same id: every receipt names it.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import DestinationError, PipelineError, SourceError, StorageError
 from ..stored import FieldError, Fields, parse_json
+from .adopt import receipts_vouch_for
 from .spec import JobSpec, plan_identity, resolve_weights
 
 if TYPE_CHECKING:
+    from ..pipeline.listing import Listing
     from ..pipeline.storage import Staged, Storage
     from ..pipeline.tables import ShardTable
 
@@ -47,8 +51,9 @@ _LONGEST_PLAN = 1 << 22
 class Plan:
     """A frozen job. ``options`` are what shapes the output (JSON values), ``fingerprint`` names the weights exactly.
 
-    ``plan_id`` is a hash over the other fields except ``weights``, which is the name the user gave, and ``ignored``,
-    the number of files in the source that are no samples, which is not frozen.
+    ``plan_id`` is a hash over the other fields except ``weights``, which is the name the user gave, ``listing``, how
+    the shards were found (None in plans of before it was kept), and ``ignored``, the number of files in the source that
+    are no samples, which is not frozen.
     """
 
     plan_id: str
@@ -58,6 +63,7 @@ class Plan:
     fingerprint: str
     options: Mapping[str, Any]
     shards: ShardTable
+    listing: Listing | None = None
     ignored: int = 0
 
     @property
@@ -70,9 +76,16 @@ class Plan:
         """How many samples the source has; None when that is known only after reading."""
         return self.shards.samples
 
+    @property
+    def identity(self) -> str:
+        """What ``plan_id`` must be."""
+        return plan_identity(
+            source=self.source, options=self.options, weights=self.fingerprint, shards=self.shards.digest
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """The content of ``plan.json``."""
-        return {
+        """The content of ``plan.json``, with a checksum over itself."""
+        content = {
             "format": _FORMAT,
             "version": _VERSION,
             "plan_id": self.plan_id,
@@ -87,6 +100,9 @@ class Plan:
                 "sha256": self.shards.digest,
             },
         }
+        if self.listing is not None:
+            content["listing"] = self.listing.to_dict()
+        return {**content, "checksum": _checksum(content)}
 
 
 def make_plan(spec: JobSpec) -> Plan:
@@ -110,23 +126,18 @@ def make_plan(spec: JobSpec) -> Plan:
     config = spec.convert_config()
     # Workers could not load a guide that does not load here, and a frozen plan would keep its name.
     load_guide(config.guide, weights, torch.device("cpu"))
-    options = config.identity()
-    identity = plan_identity(
-        source=source.location,
-        options=options,
-        weights=weights.fingerprint,
-        shards=source.shards.digest,
-    )
-    return Plan(
-        plan_id=identity,
+    plan = Plan(
+        plan_id="",
         source=source.location,
         kind=source.kind,
         weights=spec.weights,
         fingerprint=weights.fingerprint,
-        options=options,
+        options=config.identity(),
         shards=source.shards,
+        listing=spec.listing(),
         ignored=source.ignored,
     )
+    return replace(plan, plan_id=plan.identity)
 
 
 def weights_fingerprint(weights: str) -> str:
@@ -150,7 +161,7 @@ def read_plan(storage: Storage) -> Plan | None:
     if not storage.exists(PLAN_NAME):
         return None
     try:
-        document = Fields(parse_json(storage.read(PLAN_NAME, _LONGEST_PLAN)))
+        document = Fields(_parsed(storage))
         if document.text("format") != _FORMAT:
             raise FieldError(f"its format is {document.text('format')[:40]!r}")
         if document.whole("version") != _VERSION:
@@ -164,7 +175,13 @@ def read_plan(storage: Storage) -> Plan | None:
             fingerprint=weights.text("fingerprint"),
             options=document.group("options").all(),
             shards=_read_shards(storage, document.group("shards")),
+            listing=_read_listing(document),
         )
+        if plan.plan_id != plan.identity:
+            raise FieldError(f"it was edited: its id is {plan.plan_id}, what it says has the id {plan.identity}")
+        told = document.all()
+        if told.pop("checksum", None) not in (None, _checksum(told)):
+            raise FieldError("it was edited: its checksum does not match")
     except FieldError as error:
         raise DestinationError(f"{PLAN_NAME} in {storage.location} is not a plan of discernible: {error}") from error
     return plan
@@ -173,13 +190,26 @@ def read_plan(storage: Storage) -> Plan | None:
 def check_destination(plan: Plan, storage: Storage, *, overwrite: bool = False) -> bool:
     """Whether ``plan`` is already frozen there (True), or could be (False). Writes nothing.
 
+    A plan that is lost or damaged can be frozen again where all receipts are of this one.
+
     Raises:
-        DestinationError: the destination holds another plan and that is not to be overwritten, or files but no plan.
+        DestinationError: the destination holds another plan and that is not to be overwritten, receipts of another
+            plan, or files but neither.
         StorageError: it cannot be read.
     """
-    existing = read_plan(storage)
+    try:
+        existing = read_plan(storage)
+    except DestinationError as error:
+        if not receipts_vouch_for(plan.plan_id, storage, error.message):
+            raise DestinationError(
+                f"{error.message}. No receipt is there that vouches for another plan: if nothing of worth is in it, "
+                f"remove {PLAN_NAME} and run again"
+            ) from error
+        return False
     if existing is None:
-        _refuse_foreign_files(storage)
+        lost = f"{storage.location} has no {PLAN_NAME}"
+        if not receipts_vouch_for(plan.plan_id, storage, lost):
+            _refuse_foreign_files(storage)
         return False
     if existing.plan_id != plan.plan_id:
         if overwrite:
@@ -199,7 +229,13 @@ def freeze_plan(plan: Plan, storage: Storage, *, overwrite: bool = False) -> boo
     """
     if check_destination(plan, storage, overwrite=overwrite):
         return True
-    if overwrite and (existing := read_plan(storage)) is not None:
+    try:
+        existing = read_plan(storage)
+    except DestinationError:
+        # Damaged, and vouched for by receipts: else the check would have refused it.
+        storage.delete(PLAN_NAME)
+        existing = None
+    if overwrite and existing is not None:
         from .overwrite import remove_conversion
 
         remove_conversion(existing, storage)
@@ -214,6 +250,25 @@ def freeze_plan(plan: Plan, storage: Storage, *, overwrite: bool = False) -> boo
     if not check_destination(plan, storage):
         raise DestinationError(f"{PLAN_NAME} in {storage.location} came and went: is another job at work there?")
     return True
+
+
+def _parsed(storage: Storage) -> Any:
+    """The document of ``plan.json``. Raises FieldError, StorageError."""
+    size = storage.size(PLAN_NAME)
+    if size > _LONGEST_PLAN:
+        raise FieldError(f"it has {size} bytes")
+    return parse_json(storage.read(PLAN_NAME, _LONGEST_PLAN))
+
+
+def _read_listing(document: Fields) -> Listing | None:
+    from ..pipeline.listing import Listing
+
+    return Listing.from_fields(document.group("listing")) if "listing" in document else None
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _to_bytes(plan: Plan) -> bytes:
@@ -242,6 +297,10 @@ def _read_shards(storage: Storage, told: Fields) -> ShardTable:
     from ..pipeline.tables import LONGEST_LINE, ShardTable, parse_shard
 
     digest, count = told.digits("sha256", 64), told.whole("count")
+    if told.text("file") != SHARDS_NAME:
+        raise FieldError(f"its shards are not in {SHARDS_NAME}")
+    if not storage.exists(SHARDS_NAME):
+        raise FieldError(f"{SHARDS_NAME} is missing")
 
     def lines() -> Iterator[bytes]:
         # No more than there should be: a few kilobytes of gzip can hold lines enough to fill a disk.

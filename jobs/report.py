@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .compress import CompressResult
     from .estimate import Estimate, Pilot
     from .remote import RemoteJob
+    from .repair import Repair
     from .retry import RetryResult
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "estimate_table",
     "facts",
     "job_table",
+    "repair_lines",
     "retry_table",
     "sample_words",
     "verify_lines",
@@ -187,7 +189,7 @@ def verify_table(report: VerifyReport, destination: str) -> Table:
             ("shards", format_count(report.shards)),
             ("samples", sample_words(report)),
             ("bytes", format_bytes(report.bytes)),
-            ("sources", f"{format_count(report.sources_checked)} shards compared with their source"),
+            ("source", report.sources.words),
             ("problems", format_count(len(report.problems)) if report.problems else "none"),
             ("in", destination),
         ]
@@ -246,6 +248,21 @@ def verify_lines(report: VerifyReport) -> list[str]:
     if len(report.problems) > _PROBLEMS_SHOWN:
         lines.append(f"… and {format_count(len(report.problems) - _PROBLEMS_SHOWN)} more problems; --json lists all")
     return lines + [f"note: {note}" for note in report.notes]
+
+
+def repair_lines(repair: Repair | None) -> list[str]:
+    """What ``verify --repair`` removed and what it kept, and how to go on."""
+    if repair is None:
+        return []
+    lines = [f"removed: {name}.json, {name}.tar, {name}.parquet" for name in repair.removed[:_PROBLEMS_SHOWN]]
+    if len(repair.removed) > _PROBLEMS_SHOWN:
+        lines.append(f"… and {format_count(len(repair.removed) - _PROBLEMS_SHOWN)} more shards")
+    lines += [f"kept: {each.shard}: {each.why}" for each in repair.kept[:_PROBLEMS_SHOWN]]
+    if len(repair.kept) > _PROBLEMS_SHOWN:
+        lines.append(f"… and {format_count(len(repair.kept) - _PROBLEMS_SHOWN)} more shards kept")
+    if repair.index_written:
+        lines.append("written again: index.json")
+    return [*lines, f"next: {repair.next}"]
 
 
 def decompress_lines(report: DecompressReport) -> list[str]:

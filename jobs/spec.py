@@ -15,6 +15,7 @@ from ..pipeline.s3_client import S3Options
 
 if TYPE_CHECKING:
     from ..pipeline.convert import ConvertConfig
+    from ..pipeline.listing import Listing
     from ..pipeline.sources import Source
     from ..pipeline.storage import Storage
 
@@ -126,15 +127,14 @@ class JobSpec:
 
     def open_source(self) -> Source:
         """Look at the source. Raises SourceError and StorageError."""
-        from ..pipeline.sources import open_source
+        return self.listing().open(resolve_location(self.source), self.source_s3)
 
-        return open_source(
-            resolve_location(self.source),
-            shard_size=self.shard_size,
-            limit=self.limit,
-            include=self.include or None,
-            image_column=self.image_column,
-            s3=self.source_s3,
+    def listing(self) -> Listing:
+        """How the files of the source are chosen."""
+        from ..pipeline.listing import Listing
+
+        return Listing(
+            shard_size=self.shard_size, limit=self.limit, include=self.include, image_column=self.image_column
         )
 
     def open_destination(self) -> Storage:

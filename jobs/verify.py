@@ -1,4 +1,4 @@
-"""``discernible verify`` as a function: hand the frozen plan to the pipeline's check."""
+"""``discernible verify`` as a function: hand the frozen plan to the pipeline's check, and what is damaged to repair."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DestinationError
-from .plan import read_plan
+from .plan import PLAN_NAME, Plan, read_plan
+from .repair import Repair, repair_destination
 from .spec import resolve_location
 
 if TYPE_CHECKING:
+    from ..pipeline.findings import Findings
     from ..pipeline.s3_client import S3Options
+    from ..pipeline.storage import Storage
     from ..pipeline.verify import VerifyReport
 
-__all__ = ["verify_destination"]
+__all__ = ["verify_and_repair", "verify_destination"]
 
 
 def verify_destination(
@@ -28,29 +31,83 @@ def verify_destination(
 ) -> VerifyReport:
     """Check receipts against shards, shards against the plan, and the plan against the source if it is in reach.
 
-    ``deep`` also decodes every stream. ``s3`` and ``source_s3`` say how S3 is reached. The report lists the problems;
-    ``report.ok`` says whether there are none.
+    ``deep`` also decodes every stream and reads every sample of the source. ``s3`` and ``source_s3`` say how S3 is
+    reached. The report lists the problems, among them a lost or damaged plan; ``report.ok`` says whether there are
+    none.
 
     Raises:
-        DestinationError: there is no conversion at ``destination``, or its plan is damaged.
+        DestinationError: there is no conversion at ``destination``.
         StorageError: it cannot be read.
     """
+    storage = _opened(destination, s3)
+    return _verify(storage, deep=deep, device=device, threads=threads, source_s3=source_s3, progress=progress)[0]
+
+
+def verify_and_repair(
+    destination: str,
+    *,
+    deep: bool = False,
+    device: str = "cpu",
+    threads: int = 1,
+    s3: S3Options | None = None,
+    source_s3: S3Options | None = None,
+    progress: Callable[[Any], None] | None = None,
+) -> tuple[VerifyReport, Repair]:
+    """The same, and what is damaged is removed where the next run will make it again.
+
+    The report is of before. Raises as :func:`verify_destination` does, StorageError also when removing fails.
+    """
+    from ..pipeline.verify_shard import StreamDecoder
+
+    storage = _opened(destination, s3)
+    report, plan = _verify(storage, deep=deep, device=device, threads=threads, source_s3=source_s3, progress=progress)
+    decoder = StreamDecoder(None, device, threads) if deep else None
+    return report, repair_destination(report, plan, storage, source_s3=source_s3, decoder=decoder)
+
+
+def _opened(destination: str, s3: S3Options | None) -> Storage:
     from ..pipeline.storage import open_storage
-    from ..pipeline.verify import verify
 
     storage = open_storage(resolve_location(destination), s3)
-    plan = read_plan(storage)
-    if plan is None and next(iter(storage.list()), None) is None:
+    if storage.exists(PLAN_NAME):
+        return storage
+    if next(iter(storage.list()), None) is None:
         raise DestinationError(f"there is nothing at {destination}: give the folder that compress wrote to")
-    if plan is None and not any(entry.name.endswith(".tar") for entry in storage.list()):
+    if not any(entry.name.endswith(".tar") for entry in storage.list()):
         raise DestinationError(f"{destination} holds no shards: give the folder that compress wrote to")
-    return verify(
+    return storage
+
+
+def _verify(storage: Storage, *, source_s3: S3Options | None, **options: Any) -> tuple[VerifyReport, Plan | None]:
+    from ..pipeline.findings import Findings
+    from ..pipeline.verify import verify
+
+    findings = Findings()
+    plan = _plan_of(storage, findings)
+    report = verify(
         storage,
-        deep=deep,
         shards=plan.shards if plan else None,
         plan_id=plan.plan_id if plan else None,
-        device=device,
-        threads=threads,
+        source=plan.source if plan else None,
+        listing=plan.listing if plan else None,
         source_s3=source_s3,
-        progress=progress,
+        findings=findings,
+        **options,
     )
+    return report, plan
+
+
+def _plan_of(storage: Storage, findings: Findings) -> Plan | None:
+    again = "compress with the same source and options writes it again"
+    try:
+        plan = read_plan(storage)
+    except DestinationError as error:
+        findings.problem(PLAN_NAME, "plan", f"{error.message}; {again}")
+        return None
+    if plan is None:
+        findings.problem(
+            PLAN_NAME,
+            "plan",
+            f"there is no {PLAN_NAME}, so shards that are missing and the source were not looked for; {again}",
+        )
+    return plan

@@ -39,7 +39,7 @@ from .items import Item
 from .output import SampleFacts, ShardOutput, ShardProgress
 from .pixels import DecodedImage, PixelPolicy, decode_pixels
 from .receipts import Receipt, SourceRef, read_receipt
-from .samples import Sample, choose_image
+from .samples import Sample, choose_image, sample_digest
 from .shards import check_names
 from .source_shard import SourceShard
 from .sources import SampleStream
@@ -326,7 +326,9 @@ class ShardConverter:
             index += 1
 
     def _prepared(self, index: int, sample: Sample) -> Item:
-        item = Item(index, sample, SampleFacts(sum(map(len, sample.members.values()))), fault=sample.fault)
+        digest = None if sample.fault is not None else sample_digest(sample.members)
+        facts = SampleFacts(sum(map(len, sample.members.values())), digest=digest)
+        item = Item(index, sample, facts, fault=sample.fault)
         if sample.fault is None:
             try:
                 check_names(sample.key, sample.members)

@@ -61,7 +61,7 @@ class Item:
         else:
             self.pixels, name, notes = image, "JPEG", ()
         _, height, width = self.pixels.shape
-        self.facts = SampleFacts(self.facts.bytes_read, bytes_in, height, width, name, notes)
+        self.facts = replace(self.facts, bytes_in=bytes_in, height=height, width=width, format=name, notes=notes)
 
     def stream(self) -> bytes | None:
         """Wait for the stream; None when there is none, and the fault says why."""

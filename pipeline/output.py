@@ -36,8 +36,8 @@ class ShardProgress:
 class SampleFacts:
     """What is left to know of a sample once its pixels are in the codec, so that nothing large waits for its turn.
 
-    ``bytes_read`` is of all members, ``bytes_in`` of the image file (None when none was chosen); the rest is None as
-    long as the image is not decoded.
+    ``bytes_read`` is of all members, as is ``digest`` (None when they could not all be read), ``bytes_in`` of the image
+    file (None when none was chosen); the rest is None as long as the image is not decoded.
     """
 
     bytes_read: int
@@ -46,6 +46,12 @@ class SampleFacts:
     width: int | None = None
     format: str | None = None
     notes: tuple[str, ...] = ()
+    digest: str | None = None
+
+    @property
+    def source_bytes(self) -> int | None:
+        """Bytes of all members in the source, None when they could not all be read."""
+        return None if self.digest is None else self.bytes_read
 
 
 class ShardOutput:
@@ -95,12 +101,21 @@ class ShardOutput:
             bpp=8 * len(stream) / ((facts.height or 0) * (facts.width or 0)),
             psnr=psnr,
             notes="; ".join(facts.notes),
+            source_bytes=facts.source_bytes,
+            source_digest=facts.digest,
         )
         self._keep(row, members, facts.bytes_read)
 
     def pass_through(self, sample: Sample, facts: SampleFacts) -> None:
         """Append a sample as it is; the notes of ``facts`` may say why."""
-        row = SampleRow(key=sample.key, status="passthrough", source=sample.source, notes="; ".join(facts.notes))
+        row = SampleRow(
+            key=sample.key,
+            status="passthrough",
+            source=sample.source,
+            notes="; ".join(facts.notes),
+            source_bytes=facts.source_bytes,
+            source_digest=facts.digest,
+        )
         self._keep(row, sample.members, facts.bytes_read)
 
     def leave_out(self, sample: Sample, facts: SampleFacts, extension: str, reason: CodecError | PipelineError) -> None:
@@ -112,6 +127,8 @@ class ShardOutput:
             error_type=type(reason).__name__,
             error=reason.message,
             bytes_in=facts.bytes_in,
+            source_bytes=facts.source_bytes,
+            source_digest=facts.digest,
         )
         self._record(row, facts.bytes_read)
 

@@ -35,6 +35,7 @@ __all__ = [
     "SourceRef",
     "Totals",
     "list_receipts",
+    "read_head",
     "read_heads",
     "read_receipt",
     "receipt_names",
@@ -391,14 +392,15 @@ def read_heads(storage: Storage, names: Iterable[str]) -> Iterator[ReceiptHead]:
 
     Raises ShardError for a damaged one, StorageError.
     """
+    return map_ahead(lambda name: read_head(storage, name), names, threads=_READERS, ahead=_READ_AHEAD)
 
-    def read(name: str) -> ReceiptHead:
-        data = storage.read_start(f"{name}.json", _HEAD_BYTES)
-        if _INDEX_LINE not in data:
-            data = storage.read(f"{name}.json", RECEIPT_LIMIT)
-        return ReceiptHead.from_head(data, shard=name)
 
-    return map_ahead(read, names, threads=_READERS, ahead=_READ_AHEAD)
+def read_head(storage: Storage, name: str) -> ReceiptHead:
+    """The head of the receipt of a shard. Raises ShardError when it is damaged, StorageError."""
+    data = storage.read_start(f"{name}.json", _HEAD_BYTES)
+    if _INDEX_LINE not in data:
+        data = storage.read(f"{name}.json", RECEIPT_LIMIT)
+    return ReceiptHead.from_head(data, shard=name)
 
 
 def index_entry(receipt: ReceiptHead) -> dict[str, Any]:
@@ -406,18 +408,24 @@ def index_entry(receipt: ReceiptHead) -> dict[str, Any]:
     return {"url": receipt.tar.name, "nsamples": receipt.kept, "filesize": receipt.tar.size}
 
 
+def index_lines(receipts: Iterable[ReceiptHead], dataset: str) -> Iterator[bytes]:
+    """``index.json``, piece by piece, for receipts sorted by name."""
+    named = f' "name": {json.dumps(dataset)},\n' if dataset else ""
+    yield f'{{\n "__kind__": "wids-shard-index-v1",\n "wids_version": 1,\n{named} "shardlist": ['.encode()
+    separator = "\n  "
+    for receipt in receipts:
+        yield f"{separator}{json.dumps(index_entry(receipt), allow_nan=False)}".encode("ascii")
+        separator = ",\n  "
+    yield b"\n ]\n}\n"
+
+
 def write_index(destination: str | Storage, receipts: Iterable[ReceiptHead], *, dataset: str = "") -> None:
     """Write ``index.json``, the last file of a conversion, for receipts sorted by name. Raises StorageError."""
     storage = open_storage(destination)
     staged = storage.stage(INDEX_NAME)
     try:
-        named = f' "name": {json.dumps(dataset)},\n' if dataset else ""
-        staged.write(f'{{\n "__kind__": "wids-shard-index-v1",\n "wids_version": 1,\n{named} "shardlist": ['.encode())
-        separator = "\n  "
-        for receipt in receipts:
-            staged.write(f"{separator}{json.dumps(index_entry(receipt), allow_nan=False)}".encode("ascii"))
-            separator = ",\n  "
-        staged.write(b"\n ]\n}\n")
+        for piece in index_lines(receipts, dataset):
+            staged.write(piece)
         storage.publish(staged)
     finally:
         staged.discard()

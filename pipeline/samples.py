@@ -16,8 +16,9 @@ for byte, so at most one member of a sample is ever compressed.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import ImageMissingError, PipelineError, SampleFormatError
@@ -29,6 +30,7 @@ __all__ = [
     "choose_image",
     "escape_key",
     "hidden_part",
+    "sample_digest",
     "split_member_name",
     "unescape_key",
 ]
@@ -73,13 +75,15 @@ class Sample:
 
     ``members`` maps the extension without its leading dot to the bytes, in the source's order. ``source`` says where it
     was: the path of the image file relative to its folder, or the key inside its tar. ``fault`` is set when the sample
-    could not be read properly; it is then quarantined with that error, and ``members`` may be incomplete.
+    could not be read properly; it is then quarantined with that error, and ``members`` may be incomplete. ``size`` is
+    of the members together where only the headers of a tar were read, and ``members`` are empty.
     """
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
     source: str = ""
     fault: PipelineError | None = None
+    size: int | None = field(default=None, compare=False)
 
 
 def _percent(match: re.Match[str]) -> str:
@@ -119,6 +123,15 @@ def hidden_part(path: str) -> str | None:
         if part == _MAC_FOLDER or (part.startswith(".") and part not in (".", "..")):
             return "/".join(parts[: number + 1])
     return None
+
+
+def sample_digest(members: Mapping[str, bytes]) -> str:
+    """SHA-256, in hex, over the members in their order: of each the extension, its number of bytes, the bytes."""
+    digest = hashlib.sha256()
+    for extension, content in members.items():
+        digest.update(f"{extension}\0{len(content)}\0".encode("utf-8", "surrogatepass"))
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def is_image_extension(extension: str) -> bool:

@@ -106,6 +106,7 @@ class _Group:
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
     extensions: set[str] = field(default_factory=set)
+    size: int = 0
     fault: SampleFormatError | None = None
 
 
@@ -179,12 +180,13 @@ class TarGroups:
             group.fault = group.fault or SampleFormatError(problem, key=_printable(group.key))
             return
         group.members[extension] = member.data or b""
+        group.size += member.size
 
     def _sample(self, group: _Group) -> Sample:
         key = _printable(group.key)
         if group.fault is not None:
             group.fault.shard = self.shard
-        return Sample(key=key, members=group.members, source=key, fault=group.fault)
+        return Sample(key=key, members=group.members, source=key, fault=group.fault, size=group.size)
 
 
 def iter_tar_samples(stream: BinaryIO, *, source: str, limit: int | None = None) -> Iterator[Sample]:

@@ -19,7 +19,7 @@ from .source_shard import SourceShard
 from .storage import is_remote, open_storage, split_location, storage_errors
 from .tarfiles import TarMember, iter_members
 
-__all__ = ["SourceTar", "count_samples", "iter_tar_keys", "open_location", "open_tar", "source_members"]
+__all__ = ["SourceTar", "count_samples", "list_tar", "open_location", "open_tar", "source_members"]
 
 _CHUNK = 1 << 20
 
@@ -73,18 +73,21 @@ def source_members(shard: SourceShard, s3: S3Options | None, *, data: bool = Tru
             yield _with_data(tar)
 
 
-def iter_tar_keys(shard: SourceShard, s3: S3Options | None) -> Iterator[str]:
-    """The keys of the samples that a conversion makes of a tar, in order, from its headers. Raises as it does."""
+def list_tar(shard: SourceShard, s3: S3Options | None) -> list[tuple[str, int | None]]:
+    """Of each sample that a conversion makes of a tar the key and the bytes of its members, in order, from the headers.
+
+    Raises as a conversion does.
+    """
     try:
-        keys = _keys(shard, s3)
+        return _listed(shard, s3)
     except ScatteredSampleError:
-        keys = _keys(replace(shard, grouped=True), s3)
-    return iter(keys)
+        return _listed(replace(shard, grouped=True), s3)
 
 
-def _keys(shard: SourceShard, s3: S3Options | None) -> list[str]:
+def _listed(shard: SourceShard, s3: S3Options | None) -> list[tuple[str, int | None]]:
     with source_members(shard, s3, data=False) as members:
-        return [sample.key for sample in islice(TarGroups(shard.name, strict=True).group(members), shard.limit)]
+        samples = islice(TarGroups(shard.name, strict=True).group(members), shard.limit)
+        return [(sample.key, sample.size) for sample in samples]
 
 
 def count_samples(location: str, s3: S3Options | None, *, source: str, limit: int) -> tuple[int, bool]:

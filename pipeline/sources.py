@@ -35,7 +35,7 @@ from .samples import Sample, hidden_part
 from .shards import TarGroups
 from .source_files import ARCHIVES, FoundFile, archive_kind, archive_stem, find_files, is_archive, list_entries
 from .source_shard import Kind, SourceShard
-from .source_tars import count_samples, iter_tar_keys, open_location, source_members
+from .source_tars import count_samples, list_tar, open_location, source_members
 from .storage import is_remote, local_path, open_storage, storage_errors
 from .tables import ShardTable
 
@@ -43,6 +43,7 @@ __all__ = [
     "RESERVED_NAMES",
     "SampleStream",
     "Source",
+    "is_wanted",
     "iter_keys",
     "iter_samples",
     "open_source",
@@ -160,7 +161,7 @@ def iter_keys(shard: SourceShard, s3: S3Options | None = None) -> Iterator[str]:
         yield from (file.key for file in shard.files)
         return
     if shard.kind == "tar":
-        yield from iter_tar_keys(shard, s3)
+        yield from (key for key, _ in list_tar(shard, s3))
         return
     with open_location(shard.location, s3, shard=shard.name) as stream:
         metadata = open_parquet(stream, source=shard.name).metadata
@@ -168,6 +169,11 @@ def iter_keys(shard: SourceShard, s3: S3Options | None = None) -> Iterator[str]:
         rows = [metadata.row_group(number).num_rows for number in range(stop)]
         numbers = islice(range(sum(rows[:start]), sum(rows)), shard.limit)
         yield from (row_key(_stem(shard.location), number) for number in numbers)
+
+
+def is_wanted(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a relative path or base name is one of these names, or matches one as a shell pattern."""
+    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _stem(location: str) -> str:
@@ -260,7 +266,7 @@ class _Opening:
                     left -= shard.samples or 0
 
     def _wanted(self, name: str) -> bool:
-        return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
+        return is_wanted(name, self.patterns)
 
     def _tar(self, file: FoundFile, left: int | None) -> list[SourceShard]:
         name = _stem(file.location)

@@ -52,7 +52,8 @@ class SampleRow:
     ``source`` names the image in the source. ``bytes_in`` and ``bytes_out`` are the image's bytes before and after,
     ``quality`` the stream's, ``bpp`` its bits a pixel, ``psnr`` decibels between the source's pixels and the stream's
     (infinite when they are equal). ``format`` and ``notes`` tell how the pixels were read. ``stream_offset`` is where
-    the stream's bytes start in the tar.
+    the stream's bytes start in the tar. ``source_bytes`` and ``source_digest`` (:func:`.samples.sample_digest`) are of
+    all members as they were in the source; None where they could not be read, and in files of before they were kept.
     """
 
     key: str
@@ -70,6 +71,8 @@ class SampleRow:
     psnr: float | None = None
     notes: str = ""
     stream_offset: int | None = None
+    source_bytes: int | None = None
+    source_digest: str | None = None
 
 
 SCHEMA = pa.schema(
@@ -89,6 +92,8 @@ SCHEMA = pa.schema(
         pa.field("psnr", pa.float64()),
         pa.field("notes", pa.string(), nullable=False),
         pa.field("stream_offset", pa.int64()),
+        pa.field("source_bytes", pa.int64()),
+        pa.field("source_digest", pa.string()),
     ]
 )
 
@@ -186,7 +191,7 @@ def _check_columns(columns: dict[str, list[Any]]) -> None:
 _OLDEST_COLUMNS = SCHEMA.get_field_index("notes") + 1
 _RANGES: dict[str, tuple[Any, Any]] = {
     **dict.fromkeys(("width", "height"), (0, (1 << 31) - 1)),
-    **dict.fromkeys(("bytes_in", "bytes_out", "stream_offset"), (0, LARGEST)),
+    **dict.fromkeys(("bytes_in", "bytes_out", "stream_offset", "source_bytes"), (0, LARGEST)),
     "quality": (1, 100),
     "bpp": (0.0, float(LARGEST)),
     "psnr": (0.0, math.inf),

@@ -1,0 +1,250 @@
+"""Proving that one converted shard adds up: its receipt, its tar, its statistics, each of its streams."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from ..errors import CodecError, PipelineError, ShardError, StorageError, WeightsFormatError, WeightsNotFoundError
+from .findings import Findings
+from .receipts import RECEIPT_LIMIT, FileRef, Receipt, mean_psnr
+from .samples import STREAM_EXTENSION, split_member_name
+from .shards import TarGroups
+from .statistics import KEPT, STATISTICS_LIMIT, STATUSES, SampleRow, read_rows
+from .storage import Storage
+from .tarfiles import TarMember, iter_members, padded
+
+if TYPE_CHECKING:
+    from ..codec import Codec
+
+__all__ = ["CheckedShard", "ShardChecker", "StreamDecoder"]
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedShard:
+    """What was read of a shard; ``rows`` is None when the statistics are damaged or missing."""
+
+    receipt: Receipt
+    rows: list[SampleRow] | None
+
+
+class StreamDecoder:
+    """Decodes streams to their end; loads weights at first use."""
+
+    def __init__(self, weights: str | None, device: str, threads: int) -> None:
+        self._weights = weights
+        self._device = device
+        self._threads = threads
+        self._codecs: dict[str, Codec] = {}
+
+    def decode(self, stream: bytes, weights: str) -> tuple[int, int]:
+        """Height and width of what a stream decodes to. Raises CodecError."""
+        from ..codec import Codec
+
+        name = self._weights or weights
+        if name not in self._codecs:
+            self._codecs[name] = Codec.load(name, device=self._device, threads=self._threads)
+        height, width = self._codecs[name].decode([stream])[0].shape[1:]
+        return int(height), int(width)
+
+
+class ShardChecker:
+    """Checks shards of a destination, one after the other; what is wrong goes to ``findings``.
+
+    A file that is not there is ``missing``; one that cannot be read for another reason is ``unreadable``, which may be
+    the store's fault and says nothing about the file.
+    """
+
+    def __init__(
+        self, storage: Storage, findings: Findings, plan_id: str | None, decoder: StreamDecoder | None
+    ) -> None:
+        self._storage = storage
+        self._findings = findings
+        self._plan_id = plan_id
+        self._decoder = decoder
+
+    def check(self, name: str) -> CheckedShard | None:
+        """Check a shard; None when its receipt cannot be trusted at all. Raises WeightsError."""
+        data = self._read(name, f"{name}.json", RECEIPT_LIMIT)
+        if data is None:
+            return None
+        try:
+            receipt = Receipt.from_json(data, shard=name)
+        except ShardError as exc:
+            self._findings.problem(name, "receipt", exc.message)
+            return None
+        if self._plan_id is not None and receipt.plan_id != self._plan_id:
+            self._findings.problem(name, "plan", f"the receipt belongs to plan {receipt.plan_id}, not {self._plan_id}")
+        if (receipt.tar.name, receipt.statistics.name) != (f"{name}.tar", f"{name}.parquet"):
+            self._findings.problem(name, "receipt", "the receipt names the files of another shard")
+            return CheckedShard(receipt, None)
+        rows = self._check_statistics(receipt)
+        self._check_tar(receipt, rows)
+        return CheckedShard(receipt, rows)
+
+    def _read(self, shard: str, name: str, limit: int) -> bytes | None:
+        try:
+            return self._storage.read(name, limit)
+        except PipelineError as exc:
+            self._not_read(shard, name, exc, limit)
+            return None
+
+    def _not_read(self, shard: str, name: str, exc: PipelineError | OSError, limit: int | None = None) -> None:
+        kind, message = "unreadable", f"{name}: {exc}"
+        try:
+            if not self._storage.exists(name):
+                kind, message = "missing", f"{name} is missing"
+            elif limit is not None and self._storage.size(name) > limit:
+                kind = "size"
+        except PipelineError:
+            pass  # The store does not answer: nothing is known of the file.
+        self._findings.problem(shard, kind, message)
+
+    def _is_intact(self, shard: str, told: FileRef, size: int, sha256: str) -> bool:
+        if size != told.size:
+            self._findings.problem(shard, "size", f"{told.name} has {size} bytes, the receipt says {told.size}")
+        elif sha256 != told.sha256:
+            self._findings.problem(
+                shard, "checksum", f"{told.name} was altered: its SHA-256 is not the one in the receipt"
+            )
+        else:
+            return True
+        return False
+
+    def _check_statistics(self, receipt: Receipt) -> list[SampleRow] | None:
+        name, problem = receipt.name, self._findings.problem
+        data = self._read(name, receipt.statistics.name, STATISTICS_LIMIT)
+        if data is None or not self._is_intact(name, receipt.statistics, len(data), hashlib.sha256(data).hexdigest()):
+            return None
+        try:
+            rows = read_rows(data, shard=name)
+        except ShardError as exc:
+            problem(name, "statistics", exc.message)
+            return None
+        counted = Counter(row.status for row in rows)
+        committed = [row for row in rows if row.status == "committed"]
+        sums = {
+            **{status: counted[status] for status in STATUSES},
+            "bytes_in": sum(row.bytes_in or 0 for row in committed),
+            "bytes_out": sum(row.bytes_out or 0 for row in committed),
+            "pixels": sum((row.width or 0) * (row.height or 0) for row in committed),
+            "psnr": mean_psnr(row.psnr for row in committed if row.psnr is not None),
+        }
+        for field, value in sums.items():
+            if value != getattr(receipt, field):
+                problem(name, "counts", f"the receipt says {field} {getattr(receipt, field)}, the statistics {value}")
+        poorer = next((row.key for row in committed if (row.quality or 0) < receipt.quality), None)
+        if poorer is not None:
+            problem(name, "counts", f"the receipt says quality {receipt.quality}, the statistics less", poorer)
+        kept = [row.key for row in rows if row.status in KEPT]
+        if kept != [entry.key for entry in receipt.index]:
+            problem(name, "index", "the receipt's index and the statistics list different samples")
+        return rows
+
+    def _check_tar(self, receipt: Receipt, rows: list[SampleRow] | None) -> None:
+        """Check the tar's bytes and what is in them, in one pass."""
+        try:
+            with self._storage.open(receipt.tar.name) as stream:
+                hashed = _Hashed(stream)
+                try:
+                    self._check_members(receipt, rows, hashed)
+                except ShardError as exc:
+                    self._findings.problem(receipt.name, "tar", f"{receipt.tar.name}: {exc}")
+                hashed.skip_rest()
+        except (StorageError, OSError) as exc:
+            self._not_read(receipt.name, receipt.tar.name, exc)
+            return
+        self._is_intact(receipt.name, receipt.tar, hashed.size, hashed.sha256)
+
+    def _check_members(self, receipt: Receipt, rows: list[SampleRow] | None, stream: _Hashed) -> None:
+        name, problem = receipt.name, self._findings.problem
+        by_key = {row.key: row for row in rows or () if row.status == "committed"}
+        spans: dict[str, tuple[int, int]] = {}
+        offsets: dict[str, int] = {}
+
+        def noted(member: TarMember) -> TarMember:
+            key, extension = split_member_name(member.name) or (member.name, "")
+            start = spans.get(key, (member.offset, 0))[0]
+            spans[key] = (start, member.data_offset + padded(member.size) - start)
+            if extension == STREAM_EXTENSION:
+                offsets[key] = member.data_offset
+            return member
+
+        found: list[str] = []
+        members = map(noted, iter_members(cast("BinaryIO", stream), shard=name))
+        for sample in TarGroups(name).group(members):
+            found.append(sample.key)
+            if sample.fault is not None:
+                problem(name, "sample", sample.fault.message, sample.key)
+            elif sample.key in by_key:
+                row = by_key[sample.key]
+                if row.stream_offset != offsets.get(sample.key):
+                    problem(name, "offset", "the stream is not where the statistics say", sample.key)
+                self._check_stream(receipt, row, sample.members.get(STREAM_EXTENSION))
+        listed = [entry.key for entry in receipt.index]
+        for key in sorted(set(listed) - set(found)):
+            problem(name, "sample", "the receipt lists the sample, the tar does not hold it", key)
+        for key in sorted(set(found) - set(listed)):
+            problem(name, "sample", "the tar holds the sample, the receipt does not list it", key)
+        for entry in receipt.index:
+            if entry.key in spans and spans[entry.key] != (entry.offset, entry.size):
+                problem(name, "offset", "the sample is not where the receipt says", entry.key)
+
+    def _check_stream(self, receipt: Receipt, row: SampleRow, stream: bytes | None) -> None:
+        from ..codec import read_stream_info
+
+        def problem(message: str) -> None:
+            self._findings.problem(receipt.name, "stream", message, row.key)
+
+        if stream is None:
+            problem("the sample has no stream")
+            return
+        if len(stream) != row.bytes_out:
+            problem(f"{len(stream)} bytes, not {row.bytes_out}")
+            return
+        try:
+            info = read_stream_info(stream)
+            told = (info.width, info.height, info.quality, info.fingerprint)
+            expected = (row.width, row.height, row.quality, receipt.fingerprint)
+            if told != expected:
+                problem(f"the stream's header says {told}, not {expected}")
+            elif self._decoder is not None:
+                decoded = self._decoder.decode(stream, receipt.weights)
+                if decoded != (row.height, row.width):
+                    problem(f"decodes to height and width {decoded}")
+        except (WeightsNotFoundError, WeightsFormatError):
+            raise
+        except CodecError as exc:
+            problem(f"{type(exc).__name__}: {exc.message}")
+
+
+class _Hashed:
+    """A stream that is hashed as it is read, from its start to its end."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._digest.update(data)
+        self.size += len(data)
+        return data
+
+    def seek(self, offset: int, _whence: int) -> None:
+        """Go forward, which is all that the reader of a tar does."""
+        while offset and (piece := self.read(min(offset, _CHUNK))):
+            offset -= len(piece)
+
+    def skip_rest(self) -> None:
+        while self.read(_CHUNK):
+            pass

@@ -1,0 +1,329 @@
+"""Comparing a source, as it is now, with what the statistics of converted shards say of it.
+
+The source is listed anew. Its samples are compared with those of the plan and of the statistics: by key, by their bytes
+in total, and, when it is to be read (``deep``), by a digest of their contents. Whatever could not be looked at is
+counted as such: :class:`SourceReport` claims nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from ..errors import PipelineError, ScatteredSampleError, ShardError, StorageError
+from .findings import Findings
+from .folders import FolderListing, SourceFile
+from .listing import Listing
+from .receipts import Receipt
+from .s3_client import S3Options
+from .samples import Sample, sample_digest
+from .scratch import Scratch, pack_name, unpack_name
+from .source_files import list_entries
+from .source_shard import SourceShard
+from .source_tars import list_tar
+from .sources import SampleStream, is_wanted, iter_keys
+from .statistics import SampleRow
+from .storage import Entry, open_storage, split_location, storage_errors
+from .tables import ShardTable
+
+__all__ = ["SourceChecker", "SourceReport"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceReport:
+    """What of the source was looked at.
+
+    ``shards`` is how many had their samples compared by key, ``keys`` how many samples that were, ``sizes`` and
+    ``contents`` how many of these also by their bytes in total and by digest; ``totals`` is how many shards only had
+    the bytes of their whole source compared. ``listed`` is whether the source was listed anew, so that what was added
+    is known. ``why_not`` is why nothing was compared, or why it was not listed.
+    """
+
+    shards: int = 0
+    keys: int = 0
+    sizes: int = 0
+    contents: int = 0
+    totals: int = 0
+    listed: bool = False
+    why_not: str | None = None
+
+    @property
+    def words(self) -> str:
+        """The same for people."""
+        if not self.shards:
+            return f"not compared: {self.why_not}"
+        parts = [
+            "listed anew" if self.listed else f"not listed anew, so what was added is not known ({self.why_not})",
+            f"{self.keys} samples of {self.shards} shards compared by name",
+            f"{self.sizes} by size",
+            f"{self.totals} shards by size in total" if self.totals else "",
+            f"{self.contents} by content" if self.contents else "none by content (--deep reads them)",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A sample as the source has it now; ``size`` and ``digest`` are None where they were not looked at."""
+
+    key: str
+    size: int | None = None
+    digest: str | None = None
+    fault: PipelineError | None = None
+
+
+class SourceChecker:
+    """Compares the shards of a plan with their source.
+
+    Args:
+        shards: the plan's.
+        location: the plan's source; None when it is not known, and then nothing is listed.
+        listing: how the plan's source was listed; None when that is not known, and then what was added is not.
+        s3: how the source is reached.
+        deep: read every sample.
+        findings: takes what is wrong.
+    """
+
+    def __init__(
+        self,
+        shards: ShardTable,
+        location: str | None,
+        listing: Listing | None,
+        *,
+        s3: S3Options | None,
+        deep: bool,
+        findings: Findings,
+    ) -> None:
+        self._shards = shards
+        self._location = location
+        self._listing = listing
+        self._s3 = s3
+        self._deep = deep
+        self._findings = findings
+        self._report = SourceReport(
+            why_not=None if listing else "it is not known which files were wanted: the plan is of an older release"
+        )
+        self._folders: dict[str, _Folder | PipelineError] = {}
+        self._unreached: list[tuple[SourceShard, PipelineError]] = []
+        self._now = self._listed_archives()
+
+    def _listed_archives(self) -> ShardTable | None:
+        """The shards that the source gives now, unless it is a folder of images; None when that is not known."""
+        first = next(iter(self._shards), None)
+        if self._listing is None or self._location is None or first is None or first.kind == "folder":
+            return None
+        try:
+            return self._listing.open(self._location, self._s3).shards
+        except PipelineError as exc:
+            self._count(why_not=exc.message)
+            return None
+
+    def _count(self, **changes: object) -> None:
+        self._report = replace(self._report, **changes)  # type: ignore[arg-type]
+
+    def check(self, receipt: Receipt, rows: list[SampleRow], shard: SourceShard) -> None:
+        """Compare a shard; what its statistics say is in ``rows``."""
+        problem = self._findings.problem
+        if (receipt.source.kind, receipt.source.location) != (shard.kind, shard.location):
+            problem(
+                shard.name, "source", f"the receipt is of {receipt.source.location}, the plan says {shard.location}"
+            )
+            return
+        try:
+            seen = self._seen(shard)
+        except ShardError as exc:
+            problem(shard.name, "source", exc.message)
+            return
+        except PipelineError as exc:
+            self._unreached.append((shard, exc))
+            return
+        expected, actual = Counter(each.key for each in seen), Counter(row.key for row in rows)
+        for key in sorted((expected - actual).elements()):
+            problem(shard.name, "unaccounted", "the source has the sample, the statistics do not mention it", key)
+        for key in sorted((actual - expected).elements()):
+            problem(shard.name, "unaccounted", "the statistics mention a sample that the source does not have", key)
+        self._count(shards=self._report.shards + 1, keys=self._report.keys + len(seen))
+        if [each.key for each in seen] == [row.key for row in rows]:
+            self._compare(shard, rows, seen)
+
+    def _compare(self, shard: SourceShard, rows: list[SampleRow], seen: list[_Seen]) -> None:
+        """Compare sizes and contents of a shard's samples, sample by sample."""
+        sizes = contents = 0
+        for row, now in zip(rows, seen, strict=True):
+            if row.source_digest is None:
+                # It could not be read as a whole, or the shard is older than digests are.
+                continue
+            sizes += now.size is not None
+            contents += now.digest is not None
+            if now.size is not None and now.size != row.source_bytes:
+                message = f"the source has {now.size} bytes of the sample now, it had {row.source_bytes}"
+            elif now.digest is not None and now.digest != row.source_digest:
+                message = "the source has other bytes of the sample now, of the same number"
+            elif now.fault is not None:
+                message = f"the sample in the source cannot be read: {now.fault.message}"
+            else:
+                continue
+            if row.status == "quarantined":
+                message += "; it is in quarantine, which discernible retry may end"
+            self._findings.problem(shard.name, "changed", message, row.key)
+        self._count(sizes=self._report.sizes + sizes, contents=self._report.contents + contents)
+        if not sizes:
+            self._compare_in_total(shard, seen)
+
+    def _compare_in_total(self, shard: SourceShard, seen: list[_Seen]) -> None:
+        """The bytes of a shard's source against the plan, where those of its samples are not known."""
+        now: int | None = None
+        if shard.kind == "folder" and all(each.size is not None for each in seen):
+            now = sum(each.size or 0 for each in seen)
+        elif self._now is not None and (found := self._now.find(shard.name)) is not None:
+            now = found.bytes
+        if now is None:
+            return
+        self._count(totals=self._report.totals + 1)
+        if now != shard.bytes:
+            self._findings.problem(
+                shard.name, "changed", f"the source has {now} bytes for this shard now, it had {shard.bytes}"
+            )
+
+    def _seen(self, shard: SourceShard) -> list[_Seen]:
+        """The samples of a shard as its source has them now. Raises ShardError, SourceError, StorageError."""
+        if shard.kind == "folder":
+            return self._folder_seen(shard)
+        if self._deep:
+            try:
+                return [_read(sample) for sample in SampleStream(shard, self._s3)]
+            except ScatteredSampleError:
+                return [_read(sample) for sample in SampleStream(replace(shard, grouped=True), self._s3)]
+        if shard.kind == "tar":
+            return [_Seen(key, size) for key, size in list_tar(shard, self._s3)]
+        return [_Seen(key) for key in iter_keys(shard, self._s3)]
+
+    def _folder_seen(self, shard: SourceShard) -> list[_Seen]:
+        folder = self._folder(shard.location)
+        sizes = [self._size_of(shard, file, folder) for file in shard.files]
+        if not self._deep:
+            return [_Seen(file.key, size) for file, size in zip(shard.files, sizes, strict=True)]
+        samples = map(_read, SampleStream(shard, self._s3))
+        # What is gone was told already.
+        return [each if size is not None else _Seen(each.key) for each, size in zip(samples, sizes, strict=True)]
+
+    def _size_of(self, shard: SourceShard, file: SourceFile, folder: _Folder) -> int | None:
+        total = 0
+        for path in file.paths:
+            size = folder.size(path)
+            if size is None:
+                self._findings.problem(shard.name, "gone", f"the source has no {path} any more", file.key)
+                return None
+            total += size
+        return total
+
+    def _folder(self, location: str) -> _Folder:
+        if location not in self._folders:
+            try:
+                self._folders[location] = _Folder(location, self._s3)
+            except PipelineError as exc:
+                self._folders[location] = exc
+        folder = self._folders[location]
+        if isinstance(folder, PipelineError):
+            raise folder
+        return folder
+
+    def finish(self) -> SourceReport:
+        """Look for what was added, and say what was compared."""
+        self._report_unreached()
+        if not self._report.shards:
+            if not self._unreached:
+                self._count(why_not="no shard has a receipt and statistics that can be read")
+            return self._report
+        if self._now is not None:
+            for shard in self._now:
+                if not self._shards.has(shard.name):
+                    self._findings.problem(shard.name, "added", f"the source has {shard.location}, the plan does not")
+            self._count(listed=True, why_not=None)
+        elif self._listing is not None:
+            for folder in self._folders.values():
+                if isinstance(folder, _Folder):
+                    self._report_added(folder, self._listing)
+                    self._count(listed=True, why_not=None)
+        return self._report
+
+    def _report_added(self, folder: _Folder, listing: Listing) -> None:
+        planned = Scratch("CREATE TABLE file (path BLOB PRIMARY KEY, shard BLOB, sample TEXT) WITHOUT ROWID")
+        planned.run_for_all("INSERT OR IGNORE INTO file VALUES (?, ?, ?)", _planned(self._shards))
+        for file in folder.samples(listing):
+            row = planned.one("SELECT shard, sample FROM file WHERE path = ?", pack_name(file.paths[0]))
+            if row is None:
+                self._findings.problem("", "added", f"the source has {file.paths[0]}, the plan does not", file.key)
+                continue
+            key, *paths = json.loads(row[1])
+            if key != file.key or set(file.paths) - set(paths):
+                others = ", ".join(sorted(set(file.paths) - set(paths))) or f"the key {file.key}"
+                self._findings.problem(
+                    unpack_name(row[0]), "changed", f"the source gives the sample {others} now, the plan does not", key
+                )
+
+    def _report_unreached(self) -> None:
+        """What cannot be reached: gone when the rest is there, else nothing is known."""
+        unknown = []
+        for shard, exc in self._unreached:
+            if self._report.shards and self._is_gone(shard):
+                self._findings.problem(shard.name, "gone", f"the source has no {shard.location} any more")
+            else:
+                unknown.append((shard, exc))
+        if not unknown:
+            return
+        shard, exc = unknown[0]
+        others = f", and those of {len(unknown) - 1} other shards" if len(unknown) > 1 else ""
+        self._findings.note(
+            f"{shard.name}: the source cannot be reached, so it was not compared ({exc.message}){others}"
+        )
+        if not self._report.shards:
+            self._count(why_not=f"the source cannot be reached ({exc.message})")
+
+    def _is_gone(self, shard: SourceShard) -> bool:
+        if shard.kind == "folder":
+            return False
+        parent, name = split_location(shard.location)
+        try:
+            return not open_storage(parent, self._s3).exists(name)
+        except PipelineError:
+            return False
+
+
+class _Folder:
+    """The files of a folder of images, as they are now. Raises StorageError when it cannot be listed or is empty."""
+
+    def __init__(self, location: str, s3: S3Options | None) -> None:
+        self._scratch = Scratch("CREATE TABLE file (path BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID")
+        with storage_errors(f"cannot list {location}"):
+            rows = ((pack_name(entry.name), entry.size) for entry in list_entries(location, s3))
+            self._scratch.run_for_all("INSERT OR REPLACE INTO file VALUES (?, ?)", rows)
+        if self._scratch.one("SELECT 1 FROM file") is None:
+            raise StorageError(f"nothing is at {location}; is it mounted?")
+
+    def size(self, path: str) -> int | None:
+        """The size of a file in bytes, None when it is not there."""
+        row = self._scratch.one("SELECT size FROM file WHERE path = ?", pack_name(path))
+        return None if row is None else int(row[0])
+
+    def samples(self, listing: Listing) -> Iterator[SourceFile]:
+        """The samples that a conversion would find now."""
+        rows = self._scratch.rows("SELECT path, size FROM file")
+        entries = (Entry(unpack_name(path), size) for path, size in rows)
+        found = FolderListing(entries, image=lambda path: is_wanted(path, listing.include or ("*",)))
+        return (each.source for each in islice(found, listing.limit))
+
+
+def _planned(shards: ShardTable) -> Iterator[tuple[bytes, bytes, str]]:
+    for shard in shards:
+        for file in shard.files:
+            yield pack_name(file.paths[0]), pack_name(shard.name), json.dumps([file.key, *file.paths])
+
+
+def _read(sample: Sample) -> _Seen:
+    if sample.fault is not None:
+        return _Seen(sample.key, fault=sample.fault)
+    return _Seen(sample.key, sum(map(len, sample.members.values())), sample_digest(sample.members))
