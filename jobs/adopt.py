@@ -1,7 +1,8 @@
-"""Writing a plan again that was lost or damaged, where the receipts say that it was this one."""
+"""Whether receipts vouch for a plan, so that it can be written again where it was lost, damaged or replaced."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import DestinationError, ShardError
@@ -12,24 +13,40 @@ if TYPE_CHECKING:
     from ..pipeline.receipts import ReceiptHead
     from ..pipeline.storage import Storage
 
-__all__ = ["receipts_vouch_for"]
+__all__ = ["Vouching", "receipts_for"]
 
 _READERS = 32
 _READ_AHEAD = 128
 
 
-def receipts_vouch_for(plan_id: str, storage: Storage, problem: str) -> bool:
-    """Whether the destination has receipts, all of the plan of this id; damaged ones count for nothing.
+@dataclass(frozen=True, kw_only=True)
+class Vouching:
+    """What the receipts of a destination say of a plan: ``ours`` is one of its id, ``other`` the first of another."""
 
-    Args:
-        plan_id: that of the job which is asked for.
-        storage: a destination whose plan cannot be read.
-        problem: what is wrong with its plan, for the message.
+    plan_id: str
+    ours: ReceiptHead | None = None
+    other: ReceiptHead | None = None
 
-    Raises:
-        DestinationError: there are receipts of another plan.
-        StorageError: they cannot be read.
-    """
+    @property
+    def agreed(self) -> bool:
+        """Whether there are receipts, and all are of this plan."""
+        return self.ours is not None and self.other is None
+
+    def refusal(self, problem: str) -> DestinationError | None:
+        """The error for a destination with receipts of another plan; ``problem`` is what is wrong with its own."""
+        if self.other is None:
+            return None
+        return DestinationError(
+            f"{problem}; its shards belong to the plan {self.other.plan_id}, this job is {self.plan_id}. Run with the "
+            f"source and the options it was made with (source {self.other.source.location}, quality "
+            f"{self.other.quality}, weights {self.other.weights}, as {self.other.name}.json says): then the plan is "
+            "written again. Or choose another destination",
+            shard=self.other.name,
+        )
+
+
+def receipts_for(plan_id: str, storage: Storage) -> Vouching:
+    """Ask the receipts of a destination about a plan; damaged ones count for nothing. Raises StorageError."""
 
     def read(name: str) -> ReceiptHead | None:
         try:
@@ -37,17 +54,11 @@ def receipts_vouch_for(plan_id: str, storage: Storage, problem: str) -> bool:
         except ShardError:
             return None
 
-    found = False
+    ours = None
     for receipt in map_ahead(read, receipt_names(storage), threads=_READERS, ahead=_READ_AHEAD):
         if receipt is None:
             continue
         if receipt.plan_id != plan_id:
-            raise DestinationError(
-                f"{problem}; its shards belong to the plan {receipt.plan_id}, this job is {plan_id}. Run with the "
-                f"source and the options it was made with (source {receipt.source.location}, quality "
-                f"{receipt.quality}, weights {receipt.weights}, as {receipt.name}.json says): then the plan is "
-                "written again. Or choose another destination",
-                shard=receipt.name,
-            )
-        found = True
-    return found
+            return Vouching(plan_id=plan_id, ours=ours, other=receipt)
+        ours = receipt
+    return Vouching(plan_id=plan_id, ours=ours)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import DestinationError, PipelineError, SourceError, StorageError
 from ..stored import FieldError, Fields, parse_json
-from .adopt import receipts_vouch_for
+from .adopt import receipts_for
 from .spec import JobSpec, plan_identity, resolve_weights
 
 if TYPE_CHECKING:
@@ -190,32 +190,52 @@ def read_plan(storage: Storage) -> Plan | None:
 def check_destination(plan: Plan, storage: Storage, *, overwrite: bool = False) -> bool:
     """Whether ``plan`` is already frozen there (True), or could be (False). Writes nothing.
 
-    A plan that is lost or damaged can be frozen again where all receipts are of this one.
+    A plan that was lost, damaged or replaced can be frozen again where all receipts are of this one.
 
     Raises:
         DestinationError: the destination holds another plan and that is not to be overwritten, receipts of another
             plan, or files but neither.
         StorageError: it cannot be read.
     """
+    return _look(plan, storage, overwrite=overwrite).frozen
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Whether a plan is frozen already; if not, the other conversion that is to go first, or a plan.json that is no
+    plan of what is there."""
+
+    frozen: bool = False
+    other: Plan | None = None
+    stale: bool = False
+
+
+def _look(plan: Plan, storage: Storage, *, overwrite: bool) -> _Look:
+    """What is in the way of freezing a plan. Raises as :func:`check_destination` does."""
     try:
         existing = read_plan(storage)
     except DestinationError as error:
-        if not receipts_vouch_for(plan.plan_id, storage, error.message):
-            raise DestinationError(
-                f"{error.message}. No receipt is there that vouches for another plan: if nothing of worth is in it, "
-                f"remove {PLAN_NAME} and run again"
-            ) from error
-        return False
+        vouching = receipts_for(plan.plan_id, storage)
+        if vouching.agreed:
+            return _Look(stale=True)
+        raise vouching.refusal(error.message) or DestinationError(
+            f"{error.message}. No receipt says which it was: if nothing of worth is there, remove {PLAN_NAME}"
+        ) from error
     if existing is None:
-        lost = f"{storage.location} has no {PLAN_NAME}"
-        if not receipts_vouch_for(plan.plan_id, storage, lost):
+        vouching = receipts_for(plan.plan_id, storage)
+        refusal = vouching.refusal(f"{storage.location} has no {PLAN_NAME}")
+        if refusal is not None:
+            raise refusal
+        if not vouching.agreed:
             _refuse_foreign_files(storage)
-        return False
-    if existing.plan_id != plan.plan_id:
-        if overwrite:
-            return False
-        raise DestinationError(_explain_difference(existing, plan, storage.location))
-    return True
+        return _Look()
+    if existing.plan_id == plan.plan_id:
+        return _Look(frozen=True)
+    if receipts_for(plan.plan_id, storage).agreed:
+        return _Look(stale=True)
+    if overwrite:
+        return _Look(other=existing)
+    raise DestinationError(_explain_difference(existing, plan, storage.location))
 
 
 def freeze_plan(plan: Plan, storage: Storage, *, overwrite: bool = False) -> bool:
@@ -227,18 +247,15 @@ def freeze_plan(plan: Plan, storage: Storage, *, overwrite: bool = False) -> boo
         DestinationError: the destination holds another plan, or files but no plan.
         StorageError: it cannot be read or written.
     """
-    if check_destination(plan, storage, overwrite=overwrite):
+    found = _look(plan, storage, overwrite=overwrite)
+    if found.frozen:
         return True
-    try:
-        existing = read_plan(storage)
-    except DestinationError:
-        # Damaged, and vouched for by receipts: else the check would have refused it.
-        storage.delete(PLAN_NAME)
-        existing = None
-    if overwrite and existing is not None:
+    if found.other is not None:
         from .overwrite import remove_conversion
 
-        remove_conversion(existing, storage)
+        remove_conversion(found.other, storage)
+    elif found.stale:
+        storage.delete(PLAN_NAME)
     staged = storage.stage(SHARDS_NAME)
     try:
         _write_shards(plan.shards, staged)

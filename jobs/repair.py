@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import CodecError, ConfigError, PipelineError
+from ..errors import CodecError, ConfigError, DestinationError, PipelineError, ShardError
 from .plan import INDEX_NAME, PLAN_NAME, Plan, weights_fingerprint
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _write_index(report: VerifyReport, plan: Plan, storage: Storage) -> bool:
         return False
     try:
         ledger = read_ledger(plan, storage)
-    except PipelineError:
+    except (DestinationError, ShardError):
         return False
     if ledger.left:
         return False

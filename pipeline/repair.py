@@ -21,7 +21,8 @@ __all__ = ["Kept", "remove_damaged", "remove_shards"]
 _REQUESTS = 32
 # Problems that say nothing of a shard's own files: one that is whole but of another plan, and a store that failed.
 _NOT_DAMAGE = {
-    "plan": "it is whole, but of another plan; move its files elsewhere",
+    "plan": "it is of another plan than plan.json: move its files elsewhere; if all are, run compress with the options "
+    "that they were made with, which writes their plan again",
     "unreadable": "it could not be read, so nobody knows whether it is damaged; try again",
 }
 

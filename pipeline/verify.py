@@ -111,7 +111,7 @@ def verify(
                 shard.name, "missing", "the shard has no receipt: it is not converted yet, or its receipt was deleted"
             )
     _note_leftovers(storage, lambda name: name in receipts or name in damaged, findings)
-    if not storage.exists(INDEX_NAME):
+    if shards is None and not storage.exists(INDEX_NAME):
         findings.note(f"there is no {INDEX_NAME}; the conversion has not finished")
     elif not damaged:
         # Without all receipts nobody knows what it should list, and there is a problem already.
@@ -142,6 +142,9 @@ def _note_leftovers(storage: Storage, has_receipt: Callable[[str], bool], findin
 
 def _check_index(storage: Storage, receipts: ReceiptTable, source: str | None, findings: Findings) -> None:
     """Compare the index, byte for byte, with what the receipts give."""
+    if not storage.exists(INDEX_NAME):
+        findings.problem(INDEX_NAME, "missing", f"there is no {INDEX_NAME}: it is written again by compress")
+        return
     try:
         dataset = _dataset_of(storage) if source is None else source
         with storage.open(INDEX_NAME) as stream:
