@@ -14,7 +14,7 @@ from discernible.jobs.retry import retry
 from discernible.jobs.spec import JobSpec
 from discernible.jobs.verify import verify_destination
 from discernible.pipeline.convert import ShardConverter
-from discernible.pipeline.receipts import list_receipts
+from discernible.pipeline.receipts import list_receipts, write_index
 from discernible.pipeline.retry import retry_shard
 from discernible.pipeline.shards import iter_tar_samples
 from discernible.pipeline.sources import iter_keys, open_source
@@ -73,6 +73,7 @@ def test_what_is_mended_joins_its_shard(
     for key, members in before.items():
         assert after[key] == members
     assert all(set(members) == {"dci", "txt"} for members in after.values())
+    write_index(storage, [mended])
     assert verify(storage, shards=ShardTable([shard]), plan_id=PLAN, deep=True).problems == ()
     assert retry_shard(converter, shard, storage, mended) == mended
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from discernible.codec import Codec
-from discernible.pipeline.receipts import FileRef, Receipt, ReceiptHead, SampleIndex, list_receipts
+from discernible.pipeline.receipts import FileRef, Receipt, ReceiptHead, SampleIndex, list_receipts, write_index
 from discernible.pipeline.sources import open_source
 from discernible.pipeline.statistics import encode_rows, read_rows
 from discernible.pipeline.verify import VerifyReport, verify
@@ -62,10 +62,24 @@ def edit(old: str, new: str) -> Callable[[Path], None]:
     return damage
 
 
-def change_index(root: Path) -> None:
-    index = json.loads((root / "index.json").read_text())
-    index["shardlist"][0]["nsamples"] += 1
-    (root / "index.json").write_text(json.dumps(index))
+def change_index(change: Callable[[list[dict[str, int]]], object]) -> Callable[[Path], None]:
+    """Change the list of shards in the index, which is laid out as before."""
+
+    def damage(root: Path) -> None:
+        index = json.loads((root / "index.json").read_text())
+        change(index["shardlist"])
+        entries = ",\n  ".join(map(json.dumps, index["shardlist"]))
+        (root / "index.json").write_text(
+            f'{{\n "__kind__": "wids-shard-index-v1",\n "wids_version": 1,\n "shardlist": [\n  {entries}\n ]\n}}\n'
+        )
+
+    return damage
+
+
+def test_the_layout_of_the_index_is_that_of_the_damages(converted: Path) -> None:
+    before = (converted / "index.json").read_bytes()
+    change_index(lambda entries: None)(converted)
+    assert (converted / "index.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -82,7 +96,11 @@ def change_index(root: Path) -> None:
         (edit('"quality": 50', '"quality": 51'), "receipt"),
         (edit('"committed": 8', '"committed": 7'), "receipt"),
         (edit("{", "["), "receipt"),
-        (change_index, "index"),
+        (change_index(lambda entries: entries[0].update(nsamples=9)), "index"),
+        (change_index(lambda entries: entries.pop(0)), "index"),
+        (change_index(lambda entries: entries.pop()), "index"),
+        (change_index(lambda entries: entries.append(entries[0])), "index"),
+        (delete("index.json"), "missing"),
         (lambda root: (root / "index.json").write_text("no JSON"), "index"),
         (lambda root: shutil.copy(root / "00000.json", root / "00009.json"), "receipt"),
     ],
@@ -147,6 +165,9 @@ def test_a_sample_missing_from_the_source_or_the_shard(
     path = make_tar("x.tar", samples)
     shards = open_source(str(path)).shards
     convert_tar(path, tmp_path / "out")
+    (problem,) = verify(str(tmp_path / "out"), shards=shards).problems
+    assert (problem.shard, problem.kind) == ("index.json", "missing")
+    write_index(tmp_path / "out", list_receipts(tmp_path / "out").values())
     assert verify(str(tmp_path / "out"), shards=shards).ok
     make_tar("x.tar", {**samples, "new": {"jpg": b"?"}})
     report = verify(str(tmp_path / "out"), shards=shards)

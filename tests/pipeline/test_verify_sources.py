@@ -17,7 +17,7 @@ import pytest
 
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.listing import Listing
-from discernible.pipeline.receipts import FileRef, list_receipts
+from discernible.pipeline.receipts import FileRef, list_receipts, write_index
 from discernible.pipeline.statistics import SCHEMA, encode_rows, read_rows
 from discernible.pipeline.storage import open_storage
 from discernible.pipeline.tables import ShardTable
@@ -34,6 +34,7 @@ class Conversion:
         self.shards: ShardTable = listing.open(location).shards
         for shard in self.shards:
             converter.convert(shard, destination, PLAN)
+        write_index(destination, list_receipts(destination).values(), dataset=location)
 
     def check(self, *, deep: bool = False, listing: Listing | None = None) -> VerifyReport:
         return verify(
