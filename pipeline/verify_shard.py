@@ -127,7 +127,7 @@ class ShardChecker:
             return None
         counted = Counter(row.status for row in rows)
         committed = [row for row in rows if row.status == "committed"]
-        sums = {
+        sums: dict[str, float | None] = {
             **{status: counted[status] for status in STATUSES},
             "bytes_in": sum(row.bytes_in or 0 for row in committed),
             "bytes_out": sum(row.bytes_out or 0 for row in committed),

@@ -112,6 +112,47 @@ def test_resume_does_only_what_is_missing(
     assert files_of(folder) == files_of(converted)
 
 
+def test_a_damaged_destination_is_healed(
+    run: Run, converted: Path, photo_folder: Path, tmp_path: Path, files_of: Callable[[Path], dict[str, bytes]]
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(converted, folder)
+    with (folder / "00001.tar").open("r+b") as tar:
+        tar.seek(700)
+        tar.write(b"damage")
+    (folder / "00002.tar").unlink()
+    again = ["compress", photo_folder, folder, "--shard-size", 6, "--workers", 2]
+    assert run(*again).code == 0, "receipts are all that it looks at"
+    answer = run("verify", folder, "--json")
+    assert (answer.code, answer.json["ok"]) == (4, False)
+    assert "repair" not in answer.json
+    answer = run("verify", folder, "--repair")
+    assert answer.code == 4
+    assert "removed: 00001.json, 00001.tar, 00001.parquet" in answer.err
+    assert "next: run compress again" in answer.err
+    answer = run("verify", folder, "--repair", "--json")
+    assert answer.code == 4
+    assert answer.json["repair"]["removed"] == []
+    assert {(each["shard"], each["kind"]) for each in answer.json["problems"]} == {
+        ("00001", "missing"),
+        ("00002", "missing"),
+    }
+    assert run(*again, "--json").json["shards"] == {"total": 4, "resumed": 2, "converted": 2, "failed": 0}
+    answer = run("verify", folder)
+    assert answer.code == 0
+    assert "listed anew, 24 samples of 4 shards compared by name, 24 by size, none by content" in answer.out
+    (folder / "plan.json").unlink()
+    answer = run("verify", folder, "--repair")
+    assert answer.code == 4
+    assert "not compared: there is no plan" in answer.out
+    assert "which writes the plan again" in answer.err
+    answer = run("compress", photo_folder, folder, "--shard-size", 5)
+    assert answer.code == 1
+    assert "Run with the source and the options it was made with" in answer.err
+    assert run(*again).code == 0
+    assert files_of(folder) == files_of(converted)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
