@@ -116,6 +116,7 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
         DestinationError: the destination holds another job or foreign files.
         WorkerError: workers kept dying.
         JobError: Ray cannot be started or reached.
+        ShardError: a shard that was converted before is damaged, as far as that shows without reading it.
         StorageError: the destination cannot be read or written.
     """
     from ..pipeline.receipts import write_index
@@ -127,6 +128,7 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
     freeze_plan(plan, storage, overwrite=spec.overwrite)
     storage.sweep()
     ledger = read_ledger(plan, storage)
+    ledger.check_files()
     resumed = len(ledger.receipts)
     run = _Run()
     if ledger.left:

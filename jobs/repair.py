@@ -61,7 +61,7 @@ def repair_destination(
     damaged, kept, absent = [], [], False
     for name, kinds in _kinds_by_shard(report).items():
         if not plan.shards.has(name):
-            if name not in ("", INDEX_NAME, PLAN_NAME):
+            if name not in (INDEX_NAME, PLAN_NAME) and kinds - _OF_SOURCES:
                 kept.append(Kept(name, "the plan has no such shard; move its files elsewhere"))
         elif not storage.exists(f"{name}.json"):
             absent = True
@@ -102,6 +102,8 @@ def _why_not_again(plan: Plan, source_s3: S3Options | None) -> str | None:
         now = (plan.listing or Listing()).open(plan.source, source_s3).shards
     except PipelineError as exc:
         return f"its source cannot be read ({exc.message})"
+    if now != plan.shards and plan.listing is None:
+        return "its plan, of an older release, does not say which files of the source were wanted"
     if now != plan.shards:
         return f"the source {plan.source} is not as it was when it was converted"
     try:

@@ -9,7 +9,10 @@ __all__ = ["Findings", "Problem"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that does not add up. ``kind`` is a short fixed word such as ``checksum``; ``key`` names the sample."""
+    """Something that does not add up. ``kind`` is a short fixed word such as ``checksum``; ``key`` names the sample.
+
+    ``shard`` is the name of a file for what is no shard's, such as ``plan.json``, and empty for a sample that none has.
+    """
 
     shard: str
     key: str | None

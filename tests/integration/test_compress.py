@@ -120,15 +120,20 @@ def test_a_damaged_destination_is_healed(
     with (folder / "00001.tar").open("r+b") as tar:
         tar.seek(700)
         tar.write(b"damage")
-    (folder / "00002.tar").unlink()
     again = ["compress", photo_folder, folder, "--shard-size", 6, "--workers", 2]
-    assert run(*again).code == 0, "receipts are all that it looks at"
+    assert run(*again).code == 0, "what is in the files is not read"
+    (folder / "00002.tar").unlink()
+    answer = run(*again)
+    assert answer.code == 1
+    assert "00002.tar" in answer.err
+    assert "--repair" in answer.err
     answer = run("verify", folder, "--json")
     assert (answer.code, answer.json["ok"]) == (4, False)
     assert "repair" not in answer.json
     answer = run("verify", folder, "--repair")
     assert answer.code == 4
-    assert "removed: 00001.json, 00001.tar, 00001.parquet" in answer.err
+    for name in ("00001", "00002"):
+        assert f"removed: {name}.json, {name}.tar, {name}.parquet" in answer.err
     assert "next: run compress again" in answer.err
     answer = run("verify", folder, "--repair", "--json")
     assert answer.code == 4

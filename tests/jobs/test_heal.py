@@ -7,19 +7,22 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from discernible.errors import DestinationError, ShardError
+from discernible.errors import DestinationError, ShardError, StorageError
 from discernible.jobs.ledger import read_ledger
 from discernible.jobs.plan import SHARDS_NAME, Plan, freeze_plan, make_plan, read_plan
+from discernible.jobs.repair import repair_destination
 from discernible.jobs.spec import JobSpec
 from discernible.jobs.verify import verify_and_repair, verify_destination
 from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.local_storage import LocalStorage
 from discernible.pipeline.receipts import write_index
-from discernible.pipeline.storage import Storage, open_storage
+from discernible.pipeline.storage import open_storage
 
 PLAN, INDEX = "plan.json", "index.json"
 FILES = ("00000.tar", "00000.parquet", "00000.json", INDEX, PLAN, SHARDS_NAME)
@@ -52,6 +55,7 @@ class World:
         freeze_plan(plan, storage)
         storage.sweep()
         ledger = read_ledger(plan, storage)
+        ledger.check_files()
         for shard in ledger.missing():
             ledger.add(self.converter(spec).convert(shard, storage, plan.plan_id).head())
         write_index(storage, ledger.receipts, dataset=plan.source)
@@ -263,6 +267,62 @@ def test_without_the_weights_nothing_is_removed(world: World, folder: Path, monk
     assert "weights" in repair.kept[0].why
 
 
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(
+    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(folder)
+    real = LocalStorage.open
+
+    def fail(self: LocalStorage, name: str) -> BinaryIO:
+        if name == "00000.tar":
+            raise StorageError("the network is down")
+        return real(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "open", fail)
+        report, repair = verify_and_repair(str(folder))
+    assert [(each.shard, each.kind) for each in report.problems] == [("00000", "unreadable")]
+    assert repair.removed == ()
+    assert "could not be read" in repair.kept[0].why
+    assert contents(folder) == before
+
+
+def test_a_shard_that_was_made_again_meanwhile_is_kept(world: World, folder: Path) -> None:
+    whole = (folder / "00000.tar").read_bytes()
+    flip(0.5)(folder / "00000.tar", world.other)
+    report = verify_destination(str(folder))
+    (folder / "00000.tar").write_bytes(whole)
+    storage = open_storage(folder)
+    repair = repair_destination(report, read_plan(storage), storage)
+    assert repair.removed == ()
+    assert "whole now" in repair.kept[0].why
+
+
+@pytest.mark.parametrize("damage", [remove, cut])
+@pytest.mark.parametrize("file", ["00001.tar", "00001.parquet"])
+def test_a_run_that_finds_nothing_to_do_looks_for_its_files(
+    world: World, folder: Path, damage: Callable[[Path, Path], None], file: str
+) -> None:
+    damage(folder / file, world.other)
+    with pytest.raises(ShardError, match=rf"{file} .* --repair"):
+        world.compress(world.spec(folder))
+
+
+def test_a_plan_of_an_older_release(world: World, folder: Path) -> None:
+    document = json.loads((folder / PLAN).read_text())
+    del document["listing"], document["checksum"]
+    (folder / PLAN).write_text(json.dumps(document))
+    report = verify_destination(str(folder))
+    assert report.ok
+    assert "what was added is not known" in report.sources.words
+    before = contents(folder)
+    world.compress(world.spec(folder))
+    assert contents(folder) == before
+    flip(0.5)(folder / "00000.tar", world.other)
+    _, repair = verify_and_repair(str(folder))
+    assert "older release" in repair.kept[0].why
+
+
 def test_files_that_are_not_ours_are_kept(world: World, folder: Path) -> None:
     (folder / "labels.json").write_text('{"cat": 1}')
     flip(0.5)(folder / "00000.tar", world.other)
@@ -279,16 +339,15 @@ def test_a_repair_that_is_killed_is_taken_up_again(
     before = contents(folder)
     for name in ("00000.tar", "00001.parquet"):
         flip(0.5)(folder / name, world.other)
-    storage_type = type(open_storage(folder))
-    real, calls = storage_type.delete, iter(range(100))
+    real, calls = LocalStorage.delete, iter(range(100))
 
-    def delete(self: Storage, name: str) -> None:
+    def delete(self: LocalStorage, name: str) -> None:
         if next(calls) >= step:
             raise KeyboardInterrupt
         real(self, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage_type, "delete", delete)
+        patch.setattr(LocalStorage, "delete", delete)
         if step < 7:
             with pytest.raises(KeyboardInterrupt):
                 verify_and_repair(str(folder))
