@@ -202,8 +202,7 @@ def check_destination(plan: Plan, storage: Storage, *, overwrite: bool = False) 
 
 @dataclass(frozen=True)
 class _Look:
-    """Whether a plan is frozen already; if not, the other conversion that is to go first, or a plan.json that is no
-    plan of what is there."""
+    """Whether a plan is frozen already; if not, what goes first: another conversion, or a plan.json that is none."""
 
     frozen: bool = False
     other: Plan | None = None

@@ -57,9 +57,9 @@ class SourceReport:
             return f"not compared: {self.why_not}"
         parts = [
             "listed anew" if self.listed else f"not listed anew, so what was added is not known ({self.why_not})",
-            f"{self.keys} samples of {self.shards} shards compared by name",
+            f"{_counted(self.keys, 'sample')} of {_counted(self.shards, 'shard')} compared by name",
             f"{self.sizes} by size",
-            f"{self.totals} shards by size in total" if self.totals else "",
+            f"{_counted(self.totals, 'shard')} by size in total" if self.totals else "",
             f"{self.contents} by content" if self.contents else "none by content (--deep reads them)",
         ]
         return ", ".join(part for part in parts if part)
@@ -315,6 +315,10 @@ class _Folder:
         entries = (Entry(unpack_name(path), size) for path, size in rows)
         found = FolderListing(entries, image=lambda path: is_wanted(path, listing.include or ("*",)))
         return (each.source for each in islice(found, listing.limit))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _planned(shards: ShardTable) -> Iterator[tuple[bytes, bytes, str]]:

@@ -259,7 +259,7 @@ def test_parquet_files_that_changed(converter: ShardConverter, images: list[byte
     write(images[:3])
     rows = Conversion(converter, str(path), str(tmp_path / "out"), Listing())
     assert rows.kinds() == rows.kinds(deep=True) == set()
-    assert "1 shards by size in total" in rows.check().sources.words
+    assert "1 shard by size in total" in rows.check().sources.words
     write([*images[:2], images[2][:-1] + b"\0"])
     assert rows.kinds() == set()
     ((kind, _),) = rows.kinds(deep=True)
