@@ -23,6 +23,7 @@ __all__ = [
     "as_whole",
     "dump_json",
     "parse_json",
+    "shown",
 ]
 
 LARGEST = 1 << 53
@@ -70,7 +71,7 @@ class Fields:
 
     def __init__(self, value: object, what: str = "the file") -> None:
         if not isinstance(value, dict):
-            raise FieldError(f"{what} must be an object, not {_shown(value)}")
+            raise FieldError(f"{what} must be an object, not {shown(value)}")
         self._values: dict[str, object] = value
 
     def __contains__(self, name: str) -> bool:
@@ -102,21 +103,21 @@ class Fields:
         """A text that names a file within a folder."""
         text = self.text(name)
         if text in ("", ".", "..") or "/" in text or "\0" in text:
-            raise FieldError(f"{name} must be the name of a file, not {_shown(text)}")
+            raise FieldError(f"{name} must be the name of a file, not {shown(text)}")
         return text
 
     def flag(self, name: str) -> bool:
         """True or false."""
         value = self.raw(name)
         if not isinstance(value, bool):
-            raise FieldError(f"{name} must be true or false, not {_shown(value)}")
+            raise FieldError(f"{name} must be true or false, not {shown(value)}")
         return value
 
     def digits(self, name: str, count: int) -> str:
         """So many lower-case hexadecimal digits."""
         text = self.text(name)
         if len(text) != count or text.strip("0123456789abcdef"):
-            raise FieldError(f"{name} must be {count} hexadecimal digits, not {_shown(text)}")
+            raise FieldError(f"{name} must be {count} hexadecimal digits, not {shown(text)}")
         return text
 
     def group(self, name: str) -> Fields:
@@ -127,14 +128,14 @@ class Fields:
         """A list, whatever is in it."""
         value = self.raw(name)
         if not isinstance(value, list):
-            raise FieldError(f"{name} must be a list, not {_shown(value)}")
+            raise FieldError(f"{name} must be a list, not {shown(value)}")
         return value
 
     def only(self, names: Collection[str]) -> None:
         """Refuse fields of other names."""
         for name in self._values:
             if name not in names:
-                raise FieldError(f"the field {_shown(name)} is not known")
+                raise FieldError(f"the field {shown(name)} is not known")
 
     def maybe(self, read: Callable[..., _T], name: str, **bounds: Any) -> _T | None:
         """What the method ``read`` gives, or None where the field is not there or null."""
@@ -144,21 +145,21 @@ class Fields:
 def as_whole(value: object, what: str, *, least: int = 0, most: int = LARGEST) -> int:
     """A whole number within bounds, both included. Raises FieldError."""
     if type(value) is not int or not least <= value <= most:
-        raise FieldError(f"{what} must be a whole number from {least} to {most}, not {_shown(value)}")
+        raise FieldError(f"{what} must be a whole number from {least} to {most}, not {shown(value)}")
     return value
 
 
 def as_number(value: object, what: str, *, least: float, most: float) -> float:
     """A number within bounds, both included. Raises FieldError."""
     if type(value) not in (int, float) or not least <= value <= most:  # type: ignore[operator]
-        raise FieldError(f"{what} must be a number from {least} to {most}, not {_shown(value)}")
+        raise FieldError(f"{what} must be a number from {least} to {most}, not {shown(value)}")
     return float(value)  # type: ignore[arg-type]
 
 
 def as_text(value: object, what: str, *, longest: int = _LONGEST_TEXT) -> str:
     """A text of so many characters or fewer. Raises FieldError."""
     if not isinstance(value, str):
-        raise FieldError(f"{what} must be a text, not {_shown(value)}")
+        raise FieldError(f"{what} must be a text, not {shown(value)}")
     if len(value) > longest:
         raise FieldError(f"{what} must be a text of at most {longest} characters, not {len(value)}")
     return value
@@ -172,8 +173,8 @@ def _refuse(constant: str) -> None:
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
-def _shown(value: object) -> str:
-    """A value for a message, which must not be as long as a forged value may be."""
+def shown(value: object) -> str:
+    """A value for a message, which must not be as long as a damaged or forged one may be."""
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     if isinstance(value, int) and abs(value) > LARGEST:

@@ -96,16 +96,24 @@ def find_weights(name: str | Path) -> Path:
     text = str(name)
     if text.endswith(".safetensors") or "/" in text or "\\" in text:
         path = Path(text)
-        if not path.is_file():
-            raise WeightsNotFoundError(f"there is no weights file at {path}")
+        if not _is_file(path):
+            raise WeightsNotFoundError(f"there is no weights file at {text[:_LONGEST_NAME]}")
         return path
     path = _SHIPPED / f"{text}.safetensors"
-    if not path.is_file():
+    if not _is_file(path):
         known = ", ".join(entry.name for entry in list_weights()) or "none"
         raise WeightsNotFoundError(
-            f"there are no shipped weights named {text!r} (shipped: {known}); name one of these or a .safetensors file"
+            f"there are no shipped weights named {text[:_LONGEST_NAME]!r} (shipped: {known}); name one of these or a .safetensors file"
         )
     return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # A name that no file can have, or a folder that may not be looked into.
+        return False
 
 
 def load_weights(name: str | Path = "default") -> Weights:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
+from ...stored import LARGEST, shown
 from ..network.prior import PriorConfig
 from ..network.transforms import TransformConfig
 from ..weights import load_weights
@@ -127,8 +128,11 @@ class TrainConfig:
             table = tomllib.loads(path.read_text("utf-8"))
         except OSError as exc:
             raise ConfigError(f"cannot read training configuration {path}: {exc.strerror}") from exc
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"training configuration {path} is not valid TOML: {exc}") from exc
+        except RecursionError as exc:
+            raise ConfigError(f"training configuration {path} is nested too deeply") from exc
+        except ValueError as exc:
+            # No TOML, no UTF-8, or a number of thousands of digits.
+            raise ConfigError(f"training configuration {path} is not valid TOML: {str(exc)[:200]}") from exc
         objective = table.pop("objective", {})
         if not isinstance(objective, Mapping):
             raise ConfigError(f"training configuration {path}: objective must be a table")
@@ -172,14 +176,14 @@ def _checked(kind: type, table: Mapping[str, Any], where: str) -> dict[str, Any]
     values: dict[str, Any] = {}
     for name, value in table.items():
         if name not in hints:
-            raise ConfigError(f"{where}: unknown key {name!r}; there are {', '.join(hints)}")
+            raise ConfigError(f"{where}: unknown key {shown(name)}; there are {', '.join(hints)}")
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}: {name} must be a table, not {value!r}")
+                raise ConfigError(f"{where}: {name} must be a table, not {shown(value)}")
             inner = typing.cast("type", hints[name])
             values[name] = inner(**_checked(inner, value, f"{where}: [{name}]"))
         elif not _fits(value, hints[name]):
-            raise ConfigError(f"{where}: {name} must be {_in_words(hints[name])}, not {value!r}")
+            raise ConfigError(f"{where}: {name} must be {_in_words(hints[name])}, not {shown(value)}")
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
     for field in dataclasses.fields(kind):
@@ -199,10 +203,11 @@ def _fits(value: object, hint: Any) -> bool:
         if parts[-1] is Ellipsis:
             return all(_fits(item, parts[0]) for item in value)
         return len(value) == len(parts) and all(map(_fits, value, parts))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float and isinstance(value, float):
+        return True
+    if hint in (float, int):
+        # TOML's whole numbers may have any number of digits.
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
     return isinstance(value, str if hint is Path else hint)
 
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...stored import shown
 from ..metrics import structural_similarity
 from ..perception import (
     FeatureNetwork,
@@ -116,16 +117,18 @@ class ObjectiveConfig:
             if name == "network":
                 continue
             if not isinstance(values, Mapping):
-                raise ConfigError(f"objective.{name} must be a table such as {{ weight = 1.0 }}, not {values!r}")
+                raise ConfigError(
+                    f"objective.{name[:100]} must be a table such as {{ weight = 1.0 }}, not {shown(values)}"
+                )
             try:
                 terms[name] = TermConfig(**values)
             except TypeError as exc:
-                raise ConfigError(f"objective.{name}: {exc}") from exc
+                raise ConfigError(f"objective.{name[:100]}: {str(exc)[:300]}") from exc
         named = table.get("network", _DEFAULT_NETWORK)
         networks = tuple(named) if isinstance(named, list) else (named,)
         if not all(isinstance(network, str) for network in networks):
             raise ConfigError(
-                f"objective: network must be a string such as {_DEFAULT_NETWORK!r}, or a list of them, not {named!r}"
+                f"objective: network must be a string such as {_DEFAULT_NETWORK!r}, or a list of them, not {shown(named)}"
             )
         return cls(terms=terms, networks=networks) if terms else cls(networks=networks)
 
