@@ -68,7 +68,11 @@ def _used(head: ReceiptHead) -> Hashable:
 
 
 def receipt_seeds() -> list[bytes]:
-    return [receipt("b", "/data").to_json(), receipt("é/x", "s3://b/k").to_json(), Receipt.of((), **_fields()).to_json()]
+    return [
+        receipt("b", "/data").to_json(),
+        receipt("é/x", "s3://b/k").to_json(),
+        Receipt.of((), **_fields()).to_json(),
+    ]
 
 
 def _fields() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import discernible
 from discernible.errors import DiscernibleError
@@ -56,7 +56,7 @@ class Format:
 
     ``target`` reads a file; it returns what tells results apart, or raises. ``seeds`` makes files to begin with,
     ``mutate`` alters one (``other`` is another one, to take parts from). With ``own`` an error of the tree that hides a
-    failure of our own code, not of a library's, counts as a finding, too.
+    failure of our own code, not of a library's, counts as a finding, too. ``memory`` is what an input may take, in bytes.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Format:
     seeds: Callable[[], list[bytes]]
     mutate: Callable[[bytes, Random, bytes], bytes]
     own: bool = False
+    memory: int = MEMORY
 
 
 @dataclass(kw_only=True)
@@ -111,7 +112,7 @@ def _check_error(exc: DiscernibleError, *, own: bool) -> None:
         raise AssertionError(f"a message of {len(str(exc))} characters: {str(exc)[:200]}") from exc
     root = _root(exc)
     if isinstance(root, MemoryError):
-        raise AssertionError(f"more than {MEMORY >> 20} MiB: {exc}") from exc
+        raise AssertionError(f"more memory than there is: {exc}") from exc
     if own and not isinstance(root, DiscernibleError) and _last(root.__traceback__)[0].startswith(_PRODUCT):
         raise AssertionError(f"{type(root).__name__} in our own code, told as: {exc}") from exc
 
@@ -184,12 +185,16 @@ def _one_process(
     if child == 0:
         os.close(reading)
         status = 1
+        # Libraries tell of each damaged file on the standard error output.
+        told = os.fdopen(os.dup(2), "w")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         try:
-            result = _work(made, seeds, shared, report.inputs, inputs, seed, out, deadline)
+            result = _work(made, seeds, shared, report.inputs, inputs, seed, out, deadline, told)
             os.write(writing, json.dumps(result).encode())
             status = 0
         except BaseException:
-            traceback.print_exc()
+            traceback.print_exc(file=told)
+            told.flush()
         finally:
             os._exit(status)
     os.close(writing)
@@ -241,12 +246,8 @@ def _processor_time(process: int) -> float:
 
 def _work(
     made: Format, seeds: list[bytes], shared: mmap.mmap, done: int, inputs: int, seed: int, out: Path,
-    deadline: float | None,
+    deadline: float | None, told: TextIO,
 ) -> dict[str, Any]:  # fmt: skip
-    # Libraries tell there of each damaged file.
-    told = os.fdopen(os.dup(2), "w")
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 2)
     faulthandler.enable(told)
     warnings.simplefilter("ignore")
     # Of our own arithmetic; libraries warn of damaged files, as they should.
@@ -277,7 +278,7 @@ def _work(
     for data in seeds:
         one(data)
     kept.clear()
-    _limit_memory()
+    _limit_memory(made.memory)
     before = _peak()
     accepted = count = 0
     slowest = 0.0
@@ -305,9 +306,9 @@ def _work(
     }
 
 
-def _limit_memory() -> None:
+def _limit_memory(more: int) -> None:
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (taken + more, resource.RLIM_INFINITY))
 
 
 def _peak() -> int:

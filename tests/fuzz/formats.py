@@ -11,4 +11,6 @@ __all__ = ["CORPUS", "FORMATS"]
 CORPUS = Path(__file__).parent / "corpus"
 """Files that were findings once, in a folder for each format."""
 
-FORMATS = {made.name: made for module in (streams, tars, documents, tables, training, images) for made in module.FORMATS}
+FORMATS = {
+    made.name: made for module in (streams, tars, documents, tables, training, images) for made in module.FORMATS
+}

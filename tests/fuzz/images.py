@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Hashable
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -24,9 +25,17 @@ _GREY = np.arange(20 * 24, dtype=np.uint32).reshape(20, 24, 1) % 256
 _RGB = np.concatenate([_GREY, 255 - _GREY, _GREY // 2], axis=2)
 _RGBA = np.concatenate([_RGB, _GREY], axis=2)
 _NOTES = 4
+# Decoding takes a few times the pixels; some libraries keep tables of megabytes.
+_MEMORY = 64 << 20
 
 
 def target(data: bytes) -> Hashable:
+    # Some of Pillow's plugins make room for a picture as soon as they open it, up to Pillow's own limit.
+    with patch.object(Image, "MAX_IMAGE_PIXELS", _POLICY.max_pixels // 2):
+        return _read(data)
+
+
+def _read(data: bytes) -> Hashable:
     shorter = lighter(data)
     assert shorter is None or len(shorter[0]) < len(data)
     plain = outcome_of(lambda: plain_jpeg_size(data, _POLICY))
@@ -64,7 +73,12 @@ def tiff_seeds() -> list[bytes]:
             tiff((_GREY % 16).astype(np.uint32), bits=4, photometric=3, order=order, tags={320: list(range(48))}),
             tiff(eight[..., :2], bits=8, photometric=1, order=order, tags={338: [2], 274: [6]}),
         ]
-    for options in ({"compression": "jpeg"}, {"compression": "tiff_lzw"}, {"compression": "group4"}, {"big_tiff": True}):
+    for options in (
+        {"compression": "jpeg"},
+        {"compression": "tiff_lzw"},
+        {"compression": "group4"},
+        {"big_tiff": True},
+    ):
         image = Image.fromarray(_RGB.astype(np.uint8)).convert("1" if "group4" in options.values() else "RGB")
         found.append(_saved(image, "TIFF", **options))
     return found
@@ -97,7 +111,9 @@ def mutate_tiff(data: bytes, draw: Random, other: bytes) -> bytes:
         way = draw.randrange(8)
         if way <= 3:
             short = struct.unpack_from(f"{order}H", buffer, entry + 8)[0]
-            wanted = draw.choice(_OF_TAGS[tag]) if tag in _OF_TAGS and draw.random() < 0.8 else altered_number(short, draw)
+            wanted = (
+                draw.choice(_OF_TAGS[tag]) if tag in _OF_TAGS and draw.random() < 0.8 else altered_number(short, draw)
+            )
             if kind == 3 and length <= 2:
                 struct.pack_into(f"{order}H", buffer, entry + 8, wanted & 0xFFFF)
             elif kind == 3 and value + 2 * length <= len(buffer) and length < 99:
@@ -105,7 +121,9 @@ def mutate_tiff(data: bytes, draw: Random, other: bytes) -> bytes:
             else:
                 struct.pack_into(f"{order}I", buffer, entry + 8, altered_number(value, draw) & 0xFFFFFFFF)
         elif way == 4:
-            struct.pack_into(f"{order}H", buffer, entry + 2, draw.choice((1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 0)))
+            struct.pack_into(
+                f"{order}H", buffer, entry + 2, draw.choice((1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 0))
+            )
         elif way == 5:
             struct.pack_into(f"{order}I", buffer, entry + 4, altered_number(length, draw) & 0xFFFFFFFF)
         elif way == 6:
@@ -120,7 +138,9 @@ def mutate_tiff(data: bytes, draw: Random, other: bytes) -> bytes:
 
 def png_seeds() -> list[bytes]:
     rgb = Image.fromarray(_RGB.astype(np.uint8))
-    points = b"".join(struct.pack(">I", round(100_000 * each)) for each in (0.31, 0.33, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06))
+    points = b"".join(
+        struct.pack(">I", round(100_000 * each)) for each in (0.31, 0.33, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+    )
     profile = png_chunk(b"iCCP", b"x\0\0" + zlib.compress(_profile()))
     text = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(b"text"))
     more = png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"<x/>"))
@@ -130,7 +150,10 @@ def png_seeds() -> list[bytes]:
         [png_chunk(b"cICP", bytes([9, 8, 0, 1]))],
         [png_chunk(b"sRGB", b"\0"), profile, text, more],
         [png_chunk(b"tRNS", bytes(6)), png_chunk(b"eXIf", b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0")],
-        [png_chunk(b"acTL", struct.pack(">II", 1, 0)), png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\n49492a00")],
+        [
+            png_chunk(b"acTL", struct.pack(">II", 1, 0)),
+            png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\n49492a00"),
+        ],
     ]
     return [
         *(png(_RGB, bits=8, colour=2, chunks=chunks) for chunks in extra),
@@ -158,12 +181,31 @@ def mutate_png(data: bytes, draw: Random, other: bytes) -> bytes:
         elif way == 2 and chunks:
             chunks.insert(at, chunks[at])
         elif way == 3 and chunks:
-            kind = draw.choice((b"gAMA", b"cHRM", b"cICP", b"sRGB", b"iCCP", b"tRNS", b"PLTE", b"zTXt", b"iTXt", b"eXIf", b"fcTL", b"fdAT"))
+            kind = draw.choice(
+                (
+                    b"gAMA",
+                    b"cHRM",
+                    b"cICP",
+                    b"sRGB",
+                    b"iCCP",
+                    b"tRNS",
+                    b"PLTE",
+                    b"zTXt",
+                    b"iTXt",
+                    b"eXIf",
+                    b"fcTL",
+                    b"fdAT",
+                )
+            )
             chunks[at] = (kind, chunks[at][1])
         elif way == 4:
-            points = [draw.choice((0, 1, 33000, 64000, draw.randrange(1 << 17), (1 << 31) - 1, 1 << 31)) for _ in range(8)]
+            points = [
+                draw.choice((0, 1, 33000, 64000, draw.randrange(1 << 17), (1 << 31) - 1, 1 << 31)) for _ in range(8)
+            ]
             chunks.insert(min(1, len(chunks)), (b"cHRM", struct.pack(">8I", *points)))
-            chunks.insert(min(1, len(chunks)), (b"gAMA", struct.pack(">I", draw.choice((45455, 100_000, 30_000, 1, 0)))))
+            chunks.insert(
+                min(1, len(chunks)), (b"gAMA", struct.pack(">I", draw.choice((45455, 100_000, 30_000, 1, 0))))
+            )
         elif chunks:
             chunks[at] = (chunks[at][0], altered_bytes(chunks[at][1], draw, most=2))
     return data[:8] + b"".join(
@@ -243,7 +285,9 @@ def mutate_jpeg(data: bytes, draw: Random, other: bytes) -> bytes:
         elif way == 1 and len(parts) > 1:
             del parts[at]
         elif way == 2:
-            marker = bytes([0xFF, draw.choice((0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE, 0xC0, 0xC2, 0xDB, 0xC4, 0xDD, 0xD8))])
+            marker = bytes(
+                [0xFF, draw.choice((0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE, 0xC0, 0xC2, 0xDB, 0xC4, 0xDD, 0xD8))]
+            )
             parts[at] = marker + parts[at][2:]
         elif way == 3 and len(parts[at]) > 4:
             parts[at] = parts[at][: draw.randrange(4, len(parts[at]) + 1)]
@@ -311,10 +355,10 @@ def _saved(image: Image.Image, name: str, **options: Any) -> bytes:
 
 
 FORMATS = [
-    Format(name="tiff", target=target, seeds=tiff_seeds, mutate=mutate_tiff, own=True),
-    Format(name="png", target=target, seeds=png_seeds, mutate=mutate_png, own=True),
-    Format(name="jpeg2000", target=target, seeds=jpeg2000_seeds, mutate=mutate_jpeg2000, own=True),
-    Format(name="jpeg", target=target, seeds=jpeg_seeds, mutate=mutate_jpeg, own=True),
-    Format(name="raster", target=target, seeds=other_seeds, mutate=altered_bytes, own=True),
-    Format(name="webp-avif", target=target, seeds=coded_seeds, mutate=altered_bytes, own=True),
+    Format(name="tiff", target=target, seeds=tiff_seeds, mutate=mutate_tiff, own=True, memory=_MEMORY),
+    Format(name="png", target=target, seeds=png_seeds, mutate=mutate_png, own=True, memory=_MEMORY),
+    Format(name="jpeg2000", target=target, seeds=jpeg2000_seeds, mutate=mutate_jpeg2000, own=True, memory=_MEMORY),
+    Format(name="jpeg", target=target, seeds=jpeg_seeds, mutate=mutate_jpeg, own=True, memory=_MEMORY),
+    Format(name="raster", target=target, seeds=other_seeds, mutate=altered_bytes, own=True, memory=_MEMORY),
+    Format(name="webp-avif", target=target, seeds=coded_seeds, mutate=altered_bytes, own=True, memory=_MEMORY),
 ]

@@ -60,7 +60,12 @@ def mutate(data: bytes, draw: Random, other: bytes) -> bytes:
 def _coded(draw: Random) -> bytes:
     """A stream that decodes, of any symbols that there can be."""
     tables = _codec().weights.tables
-    height, width, quality, lanes = draw.randrange(1, 65), draw.randrange(1, 65), draw.randint(1, 100), draw.choice((1, 2, 4))
+    height, width, quality, lanes = (
+        draw.randrange(1, 65),
+        draw.randrange(1, 65),
+        draw.randint(1, 100),
+        draw.choice((1, 2, 4)),
+    )
     rows, columns = block_grid(height, width)
     numbers = np.random.default_rng(draw.randrange(1 << 32))
     largest = draw.choice((1, 3, 20, 2000, 32767))
@@ -68,7 +73,9 @@ def _coded(draw: Random) -> bytes:
     symbols[numbers.random(symbols.shape) < draw.random()] = 0
     classes = numbers.integers(0, tables.classes, rows * columns).astype(np.uint8)
     words = encode_blocks(symbols, classes, columns, lanes, tables.at(quality))
-    return pack_stream(words, fingerprint=_codec().fingerprint, height=height, width=width, quality=quality, lanes=lanes)
+    return pack_stream(
+        words, fingerprint=_codec().fingerprint, height=height, width=width, quality=quality, lanes=lanes
+    )
 
 
 def _forged(data: bytes, draw: Random) -> bytes:
@@ -110,7 +117,9 @@ def _forged(data: bytes, draw: Random) -> bytes:
 
 def _side(value: int, draw: Random) -> int:
     # Seldom so large that decoding takes long: each block costs its room.
-    return draw.choice((0, 1, 15, 16, 17, 33, 64, 65, 255, draw.randrange(300), value, value ^ 1, draw.choice((4096, 65535))))
+    return draw.choice(
+        (0, 1, 15, 16, 17, 33, 64, 65, 255, draw.randrange(300), value, value ^ 1, draw.choice((4096, 65535)))
+    )
 
 
 def _leb128(count: int, draw: Random) -> bytes:

@@ -79,7 +79,7 @@ def _other_columns(draw: Random) -> bytes:
     column = pa.array(values, kind)
     if draw.random() < 0.2:
         return _written(table.drop_columns([name]))
-    return _written(table.set_column(at, pa.field(name, kind, SCHEMA.field(at).nullable and count > 0), column))
+    return _written(table.set_column(at, pa.field(name, kind, SCHEMA.field(at).nullable or None in values), column))
 
 
 def mutate_parquet(data: bytes, draw: Random, other: bytes) -> bytes:
@@ -125,7 +125,9 @@ def source_seeds() -> list[bytes]:
     ]
     return [
         _written(table, compression=name, row_group_size=size)
-        for table, name, size in zip(tables * 2, ("zstd", "none", "snappy", "none", "zstd", "gzip"), (9, 2, 7) * 2, strict=True)
+        for table, name, size in zip(
+            tables * 2, ("zstd", "none", "snappy", "none", "zstd", "gzip"), (9, 2, 7) * 2, strict=True
+        )
     ]
 
 

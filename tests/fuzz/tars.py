@@ -36,7 +36,9 @@ def target(data: bytes) -> Hashable:
     index = scan_tar(io.BytesIO(data), source="x")
     is_whole = not (whole and isinstance(whole, tuple) and isinstance(whole[0], str))
     assert is_whole == (index.fault is None), (whole, index.fault)
-    parts = {outcome_of(lambda at=at: _shape(sample_of(data[at[0] : at[0] + at[1]], source="x"))) for at in _places(index)}
+    parts = {
+        outcome_of(lambda at=at: _shape(sample_of(data[at[0] : at[0] + at[1]], source="x"))) for at in _places(index)
+    }
     quick = _ordinary_members(data)
     if quick is not None:
         assert quick == list(iter_members(io.BytesIO(data + bytes(1024)), shard="x"))
@@ -102,7 +104,12 @@ def seeds() -> list[bytes]:
                 info = tarfile.TarInfo(name)
                 info.size = 5
                 tar.addfile(info, io.BytesIO(b"bytes"))
-            for name, what in (("d", tarfile.DIRTYPE), ("s.jpg", tarfile.SYMTYPE), ("h.jpg", tarfile.LNKTYPE), ("f", tarfile.FIFOTYPE)):
+            for name, what in (
+                ("d", tarfile.DIRTYPE),
+                ("s.jpg", tarfile.SYMTYPE),
+                ("h.jpg", tarfile.LNKTYPE),
+                ("f", tarfile.FIFOTYPE),
+            ):
                 info = tarfile.TarInfo(name)
                 info.type, info.linkname = what, "a.jpg"
                 tar.addfile(info)
@@ -173,7 +180,9 @@ def _alter_header(block: bytearray, draw: Random) -> None:
         elif way <= 4:
             text = (value & ((1 << 8 * size - 1) - 1) | 1 << 8 * size - 1).to_bytes(size, "big")
         else:
-            text = draw.choice((b"-1", b"0x10", b" 12", b"1_0", b"8", b"\xff" * size, b"\x80", b"", b"+5", b"1e3", b"\xd9\xa3"))
+            text = draw.choice(
+                (b"-1", b"0x10", b" 12", b"1_0", b"8", b"\xff" * size, b"\x80", b"", b"+5", b"1e3", b"\xd9\xa3")
+            )
         block[at : at + size] = text[:size].ljust(size, b"\0")
 
 

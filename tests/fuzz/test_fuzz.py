@@ -105,7 +105,10 @@ def test_a_seed_stands_for_its_inputs(tmp_path: Path) -> None:
         return data[0] % 3
 
     made = Format(
-        name="x", target=note, seeds=lambda: [b"\0"], mutate=lambda data, draw, other: bytes([data[0] ^ draw.randrange(256)])
+        name="x",
+        target=note,
+        seeds=lambda: [b"\0"],
+        mutate=lambda data, draw, other: bytes([data[0] ^ draw.randrange(256)]),
     )
     seen = []
     for seed in (5, 5, 6):

@@ -180,7 +180,13 @@ begin = 0.5
 
 @cache
 def _lines() -> list[str]:
-    return [*_MORE.splitlines(), *example_configuration().splitlines(), 'start = "x/y.safetensors"', "[[x]]", "a.b.c = 1"]
+    return [
+        *_MORE.splitlines(),
+        *example_configuration().splitlines(),
+        'start = "x/y.safetensors"',
+        "[[x]]",
+        "a.b.c = 1",
+    ]
 
 
 def config_seeds() -> list[bytes]:
