@@ -34,6 +34,10 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int], notes: list[str
     ``image`` is loaded already. Raises ImageUnreadableError for sample values that have no defined white.
     """
     profile = image.info.get("icc_profile")
+    if profile and not isinstance(profile, bytes):
+        # A tag of TIFF may hold numbers instead.
+        notes.append("colour profile ignored: unreadable")
+        profile = None
     colour, alpha = _split_alpha(image, notes)
     rgb = _apply_profile(colour, profile, notes)
     if alpha is not None and alpha.getextrema() != (255, 255):

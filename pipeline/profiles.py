@@ -74,7 +74,8 @@ def gamma_profile(gamma: float, chromaticities: Sequence[float] | None) -> bytes
         return None
     try:
         return _profile(points, None if like_srgb else 1 / gamma, f"gamma {gamma:g}")
-    except (ZeroDivisionError, np.linalg.LinAlgError):
+    except (ArithmeticError, ValueError, struct.error):
+        # Points on a line, on the axis, or so far out that no profile holds their colours.
         return None
 
 

@@ -133,7 +133,9 @@ def test_png_gamma(colour: int) -> None:
     check(data(gamma_chunk(1), png_chunk(b"sRGB", b"\0")), values, 0)
     for nonsense in (0, 1e-5, 2000):
         check(data(gamma_chunk(nonsense)), values, 0)
-    check(data(gamma_chunk(0.45455), png_chunk(b"cHRM", bytes(32))), values, 0)
+    # White, red, green and blue in one place; so far out that no profile holds them.
+    for points in (bytes(32), struct.pack(">8I", 1, 33000, 1 << 30, 1 << 31, 77036, 1 << 31, 1 << 31, 64000)):
+        check(data(gamma_chunk(0.45455), png_chunk(b"cHRM", points)), values, 0)
 
 
 def test_png_primaries() -> None:

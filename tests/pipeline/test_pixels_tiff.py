@@ -422,6 +422,13 @@ def test_big_tiff_in_planes() -> None:
     check(data, values)
 
 
+def test_a_profile_that_is_no_profile_costs_no_image() -> None:
+    samples, values = quantised(smooth(3), 8)
+    for planar in (False, True):
+        result = check(tiff(samples, bits=8, photometric=2, planar=planar, tags={34675: [1]}), values)
+        assert result.notes in ((), ("colour profile ignored: unreadable",))
+
+
 def test_damage_in_planes_gives_one_of_two_errors() -> None:
     rng = np.random.default_rng(0)
     for compression in ("none", "deflate"):
