@@ -123,10 +123,10 @@ def _a_bit_deeper(data: bytes) -> bytes:
     for component in range(components):
         result[at + 42 + 3 * component] += 1
     place = at + 2
-    while data[place] == 0xFF and data[place + 1] != _SOT:
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != _SOT:
         end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        if data[place + 1] in (_QCD, _QCC):
-            style = place + 4 + (0 if data[place + 1] == _QCD else 1 if components < 257 else 2)
+        style = place + 4 + (0 if data[place + 1] == _QCD else 1 if components < 257 else 2)
+        if data[place + 1] in (_QCD, _QCC) and style < end <= len(data):
             # Without quantisation nothing depends on the depth. With it all steps are relative to it, so that they are
             # halved; of the bit planes, which are counted from the exponents, there are as many as before.
             if data[style] & _SCALED != _FIXED:

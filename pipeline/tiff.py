@@ -167,6 +167,8 @@ def _grey(data: bytes, layout: TiffLayout, strips: _Strips, times: int) -> _Arra
 
 def _with_directory(data: bytes, order: str, entries: dict[int, tuple[int, ...]], tables: bytes | None) -> bytes:
     """The file with another directory behind it, which is the one that counts; ``tables`` are those of JPEG."""
+    if not all(0 <= number < 1 << 32 for value in entries.values() for number in value):
+        raise ImageUnreadableError("the TIFF file has sizes or places below zero, or larger than any file")
     numbers = {tag: struct.pack(f"{order}{len(value)}I", *value) for tag, value in entries.items()}
     fields = {tag: (4, len(raw) // 4, raw) for tag, raw in numbers.items()}
     if tables is not None:
