@@ -58,7 +58,8 @@ def open_parquet(stream: BinaryIO, *, source: str) -> pq.ParquetFile:
     try:
         # Without the buffer a row group is read page by page as it is needed, not all at once.
         return pq.ParquetFile(stream, pre_buffer=False)
-    except (pa.ArrowException, OSError) as exc:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
+        # The last one for names of columns.
         raise ShardError(f"not a readable Parquet file: {_first_line(exc)}", shard=source) from exc
 
 
@@ -164,7 +165,7 @@ def iter_parquet_samples(
                     return
                 yield _sample(row_key(stem, row), values, column)
                 row += 1
-    except (pa.ArrowException, OSError) as exc:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
         raise ShardError(f"the Parquet file is damaged: {_first_line(exc)}", shard=source) from exc
 
 
