@@ -126,14 +126,14 @@ def _a_bit_deeper(data: bytes) -> bytes:
     while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != _SOT:
         end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         style = place + 4 + (0 if data[place + 1] == _QCD else 1 if components < 257 else 2)
-        if data[place + 1] in (_QCD, _QCC) and style < end <= len(data):
-            # Without quantisation nothing depends on the depth. With it all steps are relative to it, so that they are
-            # halved; of the bit planes, which are counted from the exponents, there are as many as before.
-            if data[style] & _SCALED != _FIXED:
-                if data[style] < 32:
-                    raise ImageUnreadableError("JPEG 2000 colours of more than 8 bits without guard bits are not read")
-                result[style] -= 32
-                for step in range(style + 1, end - 1, 2):
-                    result[step] = (result[step] + 8) & 0xFF
+        quantisation = data[place + 1] in (_QCD, _QCC) and style < end <= len(data)
+        # Without quantisation nothing depends on the depth. With it all steps are relative to it, so that they are
+        # halved; of the bit planes, which are counted from the exponents, there are as many as before.
+        if quantisation and data[style] & _SCALED != _FIXED:
+            if data[style] < 32:
+                raise ImageUnreadableError("JPEG 2000 colours of more than 8 bits without guard bits are not read")
+            result[style] -= 32
+            for step in range(style + 1, end - 1, 2):
+                result[step] = (result[step] + 8) & 0xFF
         place = end
     return bytes(result)
