@@ -8,7 +8,10 @@ first version, plain or by a dictionary.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import io
+from typing import TYPE_CHECKING
+
+from .parquet_footer import ThriftStruct, column_chunks
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -40,15 +43,14 @@ def check_pages(data: bytes, metadata: pq.FileMetaData, *, most_rows: int, most_
         raise ValueError(f"it claims more than {most_rows} rows in {len(data)} bytes")
     left = most_bytes
     # Of a group without rows no page is read, and its offsets mean nothing.
-    for group in (group for group in groups if group.num_rows):
-        for number in range(group.num_columns):
-            column = group.column(number)
-            if column.num_values != group.num_rows:
+    for group, columns in zip(groups, column_chunks(io.BytesIO(data)), strict=True):
+        for column in columns if group.num_rows else ():
+            if column.values != group.num_rows:
                 raise ValueError("its columns have other numbers of rows")
-            start = column.data_page_offset
-            if column.dictionary_page_offset is not None and 0 < column.dictionary_page_offset < start:
-                start = column.dictionary_page_offset
-            end = start + column.total_compressed_size
+            start = column.data_page
+            if 0 < column.dictionary_page < start:
+                start = column.dictionary_page
+            end = start + column.stored
             if not 0 <= start <= end <= len(data):
                 raise ValueError("a column lies outside of it")
             while start < end:
@@ -60,7 +62,7 @@ def check_pages(data: bytes, metadata: pq.FileMetaData, *, most_rows: int, most_
 
 def _page(data: bytes, at: int, end: int, rows: int) -> tuple[int, int]:
     """Bytes that a page has decompressed, and where it ends. Raises ValueError."""
-    header, at = _Struct(data, at, min(end, at + _LONGEST_HEADER)).read(0)
+    header, at = ThriftStruct(data, at, min(end, at + _LONGEST_HEADER)).read(_DEEPEST)
     kind, size, stored = header.get(1), header.get(2), header.get(3)
     if not isinstance(kind, int) or kind not in _MORE:
         raise ValueError("a page is of another kind")
@@ -75,54 +77,3 @@ def _page(data: bytes, at: int, end: int, rows: int) -> tuple[int, int]:
     if size < 0 or stored < 0 or at + stored > end:
         raise ValueError("a page ends outside of its column")
     return size, at + stored
-
-
-class _Struct:
-    """Reads a structure of Thrift's compact protocol: what is no number or structure is passed over."""
-
-    def __init__(self, data: bytes, at: int, end: int) -> None:
-        self._data, self._at, self._end = data, at, end
-
-    def read(self, depth: int) -> tuple[dict[int, Any], int]:
-        """Fields by their number, and where the structure ends. Raises ValueError."""
-        if depth > _DEEPEST:
-            raise ValueError("a page header is nested too deeply")
-        fields: dict[int, Any] = {}
-        number = 0
-        while (head := self._byte()) != 0:
-            number = number + (head >> 4) if head >> 4 else self._zigzag()
-            kind = head & 15
-            if kind in (1, 2):
-                fields[number] = kind == 1
-            elif kind == 3:
-                fields[number] = self._byte()
-            elif kind in (4, 5, 6):
-                fields[number] = self._zigzag()
-            elif kind == 8:
-                length = self._varint()
-                self._at += length
-            elif kind == 12:
-                fields[number], self._at = _Struct(self._data, self._at, self._end).read(depth + 1)
-            else:
-                raise ValueError("a page header is damaged")
-        return fields, self._at
-
-    def _byte(self) -> int:
-        if not self._at < self._end:
-            raise ValueError("a page header is cut short")
-        self._at += 1
-        return self._data[self._at - 1]
-
-    def _varint(self) -> int:
-        value = shift = 0
-        while shift < 64:
-            byte = self._byte()
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value
-            shift += 7
-        raise ValueError("a page header is damaged")
-
-    def _zigzag(self) -> int:
-        value = self._varint()
-        return (value >> 1) ^ -(value & 1)

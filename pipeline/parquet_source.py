@@ -29,12 +29,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import SampleFormatError, ShardError, SourceError
 from ..stored import dump_json
+from .parquet_footer import column_chunks
 from .samples import Sample, escape_key, is_image_extension
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-__all__ = ["check_columns", "image_column", "iter_parquet_samples", "open_parquet", "row_key"]
+__all__ = ["check_columns", "image_column", "iter_parquet_samples", "open_parquet", "row_key", "stored_bytes"]
 
 _BATCH = 64
 _NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
@@ -121,6 +122,14 @@ def check_columns(file: pq.ParquetFile, image: str, *, source: str) -> None:
                     f"the columns {other!r} and {field.name!r} of {source} would become members whose names differ in "
                     f"case alone ({member!r}), which readers take for one; rename or drop one"
                 )
+
+
+def stored_bytes(stream: BinaryIO, *, source: str) -> list[int]:
+    """Bytes of each row group in a Parquet file. Raises ShardError when its footer does not tell."""
+    try:
+        return [sum(column.stored for column in columns) for columns in column_chunks(stream)]
+    except ValueError as exc:
+        raise ShardError(f"not a readable Parquet file: {exc}", shard=source) from exc
 
 
 def _has_twins(pa: Any, kind: Any) -> bool:

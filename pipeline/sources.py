@@ -24,11 +24,10 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from pathlib import PurePath
-from typing import Any
 
 from ..errors import ConfigError, SourceError, StorageError
 from .folders import FolderListing
-from .parquet_source import check_columns, image_column, iter_parquet_samples, open_parquet, row_key
+from .parquet_source import check_columns, image_column, iter_parquet_samples, open_parquet, row_key, stored_bytes
 from .prefetch import map_ahead
 from .s3_client import S3Options
 from .samples import Sample, hidden_part
@@ -283,6 +282,7 @@ class _Opening:
             column = image_column(parquet, self.image_column, source=file.location)
             check_columns(parquet, column, source=file.location)
             groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+            stored = stored_bytes(stream, source=file.location)
         parts: list[tuple[int, int]] = []
         rows = 0
         for number, group in enumerate(groups):
@@ -303,7 +303,7 @@ class _Opening:
                     name=stem if len(parts) == 1 else f"{stem}-{number:05d}",
                     kind="parquet",
                     location=file.location,
-                    bytes=sum(_stored(group) for group in groups[start:stop]),
+                    bytes=sum(stored[start:stop]),
                     column=column,
                     groups=(start, stop),
                     limit=limit,
@@ -311,11 +311,6 @@ class _Opening:
                 )
             )
         return shards
-
-
-def _stored(group: Any) -> int:
-    """Bytes of a row group in the file."""
-    return sum(group.column(number).total_compressed_size for number in range(group.num_columns))
 
 
 def _what(name: str) -> str:

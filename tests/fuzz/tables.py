@@ -12,7 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from discernible.pipeline.parquet_source import check_columns, image_column, iter_parquet_samples, open_parquet
+from discernible.pipeline.parquet_source import (
+    check_columns,
+    image_column,
+    iter_parquet_samples,
+    open_parquet,
+    stored_bytes,
+)
 from discernible.pipeline.statistics import SCHEMA, SampleRow, encode_rows, read_rows
 
 from .alter import altered_bytes, altered_number
@@ -105,9 +111,11 @@ def mutate_parquet(data: bytes, draw: Random, other: bytes) -> bytes:
 
 
 def source_target(data: bytes) -> Hashable:
-    file = open_parquet(io.BytesIO(data), source="x")
+    stream = io.BytesIO(data)
+    file = open_parquet(stream, source="x")
     column = image_column(file, None, source="x")
     check_columns(file, column, source="x")
+    assert all(stored >= 0 for stored in stored_bytes(stream, source="x"))
     count = faults = 0
     groups = range(file.metadata.num_row_groups)
     for sample in iter_parquet_samples(file, source="x", stem="x", column=column, groups=groups, limit=1000):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from discernible.errors import SampleFormatError, ShardError, SourceError
+from discernible.pipeline.parquet_footer import column_chunks
 from discernible.pipeline.samples import choose_image
 from discernible.pipeline.source_shard import SourceShard
 from discernible.pipeline.sources import iter_keys, iter_samples, open_source
@@ -234,3 +235,17 @@ def test_files_that_would_become_hidden_shards(tmp_path: Path, name: str) -> Non
     path = write(tmp_path / name, [{"image": picture(1)}])
     with pytest.raises(SourceError, match="hidden file"):
         open_source(path)
+
+
+def test_where_columns_lie_is_told_as_pyarrow_tells_it() -> None:
+    sink = io.BytesIO()
+    numbers = list(range(200))
+    columns = {"n": numbers, "t": [str(each) for each in numbers], "l": [[each, None] for each in numbers]}
+    columns |= {"s": [{"a": each, "b": b"x" * each} for each in numbers], "f": [each / 3 for each in numbers]}
+    pq.write_table(pa.table(columns), sink, row_group_size=60, use_dictionary=["t"])
+    metadata = pq.read_metadata(sink)
+    told = [[metadata.row_group(group).column(number) for number in range(6)] for group in range(4)]
+    assert [list(map(tuple, columns)) for columns in column_chunks(sink)] == [
+        [(c.num_values, c.total_compressed_size, c.data_page_offset, c.dictionary_page_offset or 0) for c in group]
+        for group in told
+    ]
