@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST_ARGS ?=
 OUT ?= out
+FUZZ_INPUTS ?= 100000
+FUZZ_SEED ?= 0
 
 export PIP_NO_INPUT := 1
 
@@ -34,6 +36,10 @@ test: $(VENV)/.installed-dev build/ministack/ministack build/lightning/lightning
 .PHONY: chaos
 chaos: $(VENV)/.installed-dev  ## only the tests that kill processes at random moments, long
 	DISCERNIBLE_CHAOS_SHARDS=200 DISCERNIBLE_CHAOS_KILLS=30 DISCERNIBLE_CHAOS_S3_SEEDS=3 $(BIN)/pytest -m chaos $(PYTEST_ARGS)
+
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-dev  ## damaged and forged files for every reader; FUZZ_INPUTS for each format, FUZZ_SEED: docs/fuzzing.md
+	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS) --seed $(FUZZ_SEED) --out $(OUT)/fuzz
 
 .PHONY: format
 format: $(VENV)/.installed-dev  ## rewrite the sources in the project's format

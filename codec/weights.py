@@ -103,7 +103,8 @@ def find_weights(name: str | Path) -> Path:
     if not _is_file(path):
         known = ", ".join(entry.name for entry in list_weights()) or "none"
         raise WeightsNotFoundError(
-            f"there are no shipped weights named {text[:_LONGEST_NAME]!r} (shipped: {known}); name one of these or a .safetensors file"
+            f"there are no shipped weights named {text[:_LONGEST_NAME]!r} (shipped: {known}); name one of these or a "
+            ".safetensors file"
         )
     return path
 

@@ -128,7 +128,8 @@ class ObjectiveConfig:
         networks = tuple(named) if isinstance(named, list) else (named,)
         if not all(isinstance(network, str) for network in networks):
             raise ConfigError(
-                f"objective: network must be a string such as {_DEFAULT_NETWORK!r}, or a list of them, not {shown(named)}"
+                f"objective: network must be a string such as {_DEFAULT_NETWORK!r}, or a list of them, "
+                f"not {shown(named)}"
             )
         return cls(terms=terms, networks=networks) if terms else cls(networks=networks)
 

@@ -8,10 +8,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from .engine import judged, run
+from .engine import Report, judged, run
 from .formats import CORPUS, FORMATS
 
 _EXIT_FOUND = 1
+_COUNTS = "counts.jsonl"
 
 
 def main() -> int:
@@ -23,7 +24,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/fuzz"), help="folder for findings and counts")
     parser.add_argument("--replay", type=Path, nargs="+", help="files to give to one format, without any limit")
+    parser.add_argument("--totals", action="store_true", help="only add up the counts of all runs in --out")
     given = parser.parse_args()
+    if given.totals:
+        _print_totals(given.out / _COUNTS)
+        return 0
     unknown = set(given.formats) - FORMATS.keys()
     if unknown or (given.replay and len(given.formats) != 1):
         parser.error(f"no such format: {', '.join(unknown)}" if unknown else "--replay needs one format")
@@ -45,10 +50,25 @@ def main() -> int:
         print(report.line(), flush=True)
         for finding in report.findings:
             print(f"    {finding}", flush=True)
-        with (given.out / "counts.jsonl").open("a") as file:
+        with (given.out / _COUNTS).open("a") as file:
             file.write(json.dumps({"seed": given.seed, **asdict(report)}) + "\n")
         found = found or bool(report.findings)
     return _EXIT_FOUND if found else 0
+
+
+def _print_totals(counts: Path) -> None:
+    totals = {name: Report(format=name) for name in FORMATS}
+    for line in counts.read_text().splitlines():
+        told = json.loads(line)
+        total = totals[told["format"]]
+        for name in ("inputs", "accepted", "seconds"):
+            setattr(total, name, getattr(total, name) + told[name])
+        for name in ("slowest", "grown", "outcomes"):
+            setattr(total, name, max(getattr(total, name), told[name]))
+        total.findings += told["findings"]
+    for total in totals.values():
+        print(total.line())
+    print(f"{sum(total.inputs for total in totals.values())} inputs")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,35 @@ _NUMBERS = (0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 63, 64, 100, 127, 128, 255, 25
             1 << 32, (1 << 40) + 1, (1 << 53) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)  # fmt: skip
 _DEEP, _HUGE = "@deep@", "@huge@"
 _NESTED, _DIGITS = "[" * 5000 + "]" * 5000, "1" + "0" * 4400
-_TEXTS = ("", "0", "a", "/", "..", "../x", "a/b", ".", "a.tar", "\0", "é", "\udcff", "\ud800", "0" * 64, "g" * 64, "A" * 64,
-          "x" * 300, "NaN", "s3://b/k", "\n", "\\", '"', "%2e", "ﬀ", "_" * 9, _DEEP, _HUGE)  # fmt: skip
+_TEXTS = (
+    "",
+    "0",
+    "a",
+    "/",
+    "..",
+    "../x",
+    "a/b",
+    ".",
+    "a.tar",
+    "\0",
+    "é",
+    "\udcff",
+    "\ud800",
+    "0" * 64,
+    "g" * 64,
+    "A" * 64,
+    "x" * 300,
+    "NaN",
+    "s3://b/k",
+    "\n",
+    "\\",
+    '"',
+    "%2e",
+    "ﬀ",
+    "_" * 9,
+    _DEEP,
+    _HUGE,
+)
 
 
 def altered_number(value: int, draw: Random) -> int:
@@ -30,7 +57,7 @@ def altered_number(value: int, draw: Random) -> int:
 
 
 def altered_bytes(data: bytes, draw: Random, other: bytes = b"", most: int = 6) -> bytes:
-    """The bytes with one to ``most`` changes: bits, bytes, numbers, and pieces that go, come again or from ``other``."""
+    """With one to ``most`` changes: bits, bytes, numbers, pieces that go or come again, or come from ``other``."""
     buffer = bytearray(data)
     for _ in range(draw.choice((1, 1, 1, 2, 3, most))):
         size = len(buffer)

@@ -56,7 +56,8 @@ class Format:
 
     ``target`` reads a file; it returns what tells results apart, or raises. ``seeds`` makes files to begin with,
     ``mutate`` alters one (``other`` is another one, to take parts from). With ``own`` an error of the tree that hides a
-    failure of our own code, not of a library's, counts as a finding, too. ``memory`` is what an input may take, in bytes.
+    failure of our own code, not of a library's, counts as a finding, too. ``memory`` is
+    what an input may take, in bytes.
     """
 
     name: str

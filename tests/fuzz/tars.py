@@ -26,8 +26,11 @@ _FIELDS = {
     "name": (0, 100), "mode": (100, 8), "uid": (108, 8), "gid": (116, 8), "size": (124, 12), "mtime": (136, 12),
     "type": (156, 1), "link": (157, 100), "magic": (257, 8), "devmajor": (329, 8), "prefix": (345, 155),
 }  # fmt: skip
-_NAMES = (b"a.jpg", b"a.txt", b"b.jpg", b"../a.jpg", b"/a.jpg", b"a", b".a.jpg", b"__x__/a.jpg", b"a.JPG", b"a/", b"", b"\xff.jpg",
-          b"a\\b.jpg", b"a\n.jpg", b"a.dci", b"d/a.b.c", b"./a.jpg", b"a..jpg", b"__MACOSX/a.jpg", b"x" * 100, b"\xed\xa0\x80.jpg")  # fmt: skip
+_NAMES = (
+    b"a.jpg", b"a.txt", b"b.jpg", b"../a.jpg", b"/a.jpg", b"a", b".a.jpg", b"__x__/a.jpg", b"a.JPG", b"a/", b"",
+    b"\xff.jpg", b"a\\b.jpg", b"a\n.jpg", b"a.dci", b"d/a.b.c", b"./a.jpg", b"a..jpg", b"__MACOSX/a.jpg", b"x" * 100,
+    b"\xed\xa0\x80.jpg",
+)  # fmt: skip
 _TYPES = b"0\x001234567gxXLKSVMDNA\xff"
 
 
@@ -42,7 +45,8 @@ def target(data: bytes) -> Hashable:
     quick = _ordinary_members(data)
     if quick is not None:
         assert quick == list(iter_members(io.BytesIO(data + bytes(1024)), shard="x"))
-    outcome_of(lambda: len(members_of(data, shard="x")))
+    if zlib.crc32(data) % 16 == 0:
+        outcome_of(lambda: len(members_of(data, shard="x")))
     keys = outcome_of(lambda: tuple(sample.key for sample in _sorted(data))) if zlib.crc32(data) % 32 == 0 else None
     if index.fault is not None:
         raise index.fault
@@ -50,7 +54,7 @@ def target(data: bytes) -> Hashable:
 
 
 def _places(index: object) -> list[tuple[int, int]]:
-    return list(zip(index.offsets.tolist(), index.sizes.tolist(), strict=True))[:8]  # type: ignore[attr-defined]
+    return list(zip(index.offsets.tolist(), index.sizes.tolist(), strict=True))[:2]  # type: ignore[attr-defined]
 
 
 def _shape(sample: Sample) -> Hashable:
@@ -93,27 +97,22 @@ def _listed(tar: SourceTar, data: bool) -> Hashable:
 def seeds() -> list[bytes]:
     sink = io.BytesIO()
     writer = ShardWriter(sink)
-    for key in ("a", "b/c", "é", "k" * 120):
-        writer.add(key, {"dci": key.encode() * 9, "cls": b"1", "json": b"{}"})
+    for key in ("a", "b/c", "é" * 60):
+        writer.add(key, {"dci": key.encode(), "cls": b"1"})
     writer.finish()
     found = [_short(sink.getvalue())]
-    for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
-        raw = io.BytesIO()
-        with tarfile.open(fileobj=raw, mode="w", format=kind) as tar:
-            for name in ("a.jpg", "a.txt", "d/b.jpg", "l" * 90 + "/" + "n" * 90 + ".jpg"):
-                info = tarfile.TarInfo(name)
+    kinds = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE)
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+        for name, kind in zip(("d", "s.jpg", "a.txt", "l" * 90 + "/" + "n" * 90 + ".jpg"), kinds, strict=True):
+            raw = io.BytesIO()
+            with tarfile.open(fileobj=raw, mode="w", format=form) as tar:
+                info = tarfile.TarInfo("a.jpg")
                 info.size = 5
                 tar.addfile(info, io.BytesIO(b"bytes"))
-            for name, what in (
-                ("d", tarfile.DIRTYPE),
-                ("s.jpg", tarfile.SYMTYPE),
-                ("h.jpg", tarfile.LNKTYPE),
-                ("f", tarfile.FIFOTYPE),
-            ):
                 info = tarfile.TarInfo(name)
-                info.type, info.linkname = what, "a.jpg"
+                info.type, info.linkname = kind, "a.jpg"
                 tar.addfile(info)
-        found.append(_short(raw.getvalue()))
+            found.append(_short(raw.getvalue()))
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x"}) as tar:
         info = tarfile.TarInfo("é.jpg")

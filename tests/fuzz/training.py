@@ -38,6 +38,30 @@ from .engine import Format
 training_config.load_weights = cache(load_weights)
 
 
+_DTYPES = (
+    "F16",
+    "F32",
+    "F64",
+    "BF16",
+    "I8",
+    "U8",
+    "I16",
+    "U16",
+    "I32",
+    "U32",
+    "I64",
+    "U64",
+    "BOOL",
+    "F8_E4M3",
+    "F8_E5M2",
+    "F4",
+    "F6_E2M3",
+    "F6_E3M2",
+    "F8_E8M0",
+    "C64",
+    "x",
+)
+
 # Weights: safetensors, a length, a header in JSON, and tensors
 
 
@@ -126,8 +150,7 @@ def _alter_part(document: dict[str, Any], draw: Random) -> None:
         return
     way = draw.randrange(5)
     if way == 0:
-        tensor["dtype"] = draw.choice(("F16", "F32", "F64", "BF16", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64",
-                                       "BOOL", "F8_E4M3", "F8_E5M2", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "C64"))  # fmt: skip
+        tensor["dtype"] = draw.choice(_DTYPES)
     elif way == 1 and isinstance(tensor.get("shape"), list):
         shape = tensor["shape"]
         draw.choice((shape.reverse, lambda: shape.append(1), lambda: shape.insert(0, 1), shape.clear))()
@@ -194,10 +217,46 @@ def config_seeds() -> list[bytes]:
             example_configuration().encode()]  # fmt: skip
 
 
-_VALUES = ("0", "-1", "1", "nan", "inf", "-inf", "1e400", "1e308", "true", '""', '"x"', "[]", "[1]", '[""]', "{}", "{a = 1}", "0x7f",
-           "9223372036854775808", "1" + "0" * 400, "1" + "0" * 4400, "[" * 2000 + "]" * 2000, "{a=" * 900 + "1" + "}" * 900,
-           "2020-01-01", "10:00:00", "2020-13-99", '"\\u0000"', '"' + "x" * 5000 + '"', '"\\ud800"', '"/"', '"a/b.safetensors"',
-           '"' + "x" * 300 + '.safetensors"', '"\\u0000.safetensors"', "[[1, 2], [3]]", "[10, 90, 5]", "0.5", '"auto"', "1_0", "")  # fmt: skip
+_VALUES = (
+    "0",
+    "-1",
+    "1",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "1e308",
+    "true",
+    '""',
+    '"x"',
+    "[]",
+    "[1]",
+    '[""]',
+    "{}",
+    "{a = 1}",
+    "",
+    "0x7f",
+    "9223372036854775808",
+    "1" + "0" * 400,
+    "1" + "0" * 4400,
+    "[" * 2000 + "]" * 2000,
+    "2020-01-01",
+    "10:00:00",
+    "{a=" * 900 + "1" + "}" * 900,
+    "2020-13-99",
+    '"\\u0000"',
+    '"' + "x" * 5000 + '"',
+    '"\\ud800"',
+    '"/"',
+    "0.5",
+    '"auto"',
+    '"a/b.safetensors"',
+    '"' + "x" * 300 + '.safetensors"',
+    '"\\u0000.safetensors"',
+    "[[1, 2], [3]]",
+    "[10, 90, 5]",
+    "1_0",
+)
 
 
 def mutate_config(data: bytes, draw: Random, other: bytes) -> bytes:
