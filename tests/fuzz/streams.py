@@ -12,8 +12,8 @@ from random import Random
 import numpy as np
 
 from discernible.codec import Codec
-from discernible.codec.bitstream import block_grid, pack_stream, parse_stream, read_stream_info
-from discernible.codec.rans import encode_blocks
+from discernible.codec.stream.bitstream import block_grid, pack_stream, parse_stream, read_stream_info
+from discernible.codec.stream.rans import encode_blocks
 from discernible.errors import StreamError
 
 from .alter import altered_bytes, altered_number

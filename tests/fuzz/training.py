@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from discernible.codec import training_config
-from discernible.codec.importance import ImportanceHead
-from discernible.codec.swift import SwiftSynthesis
-from discernible.codec.tables import (
+from discernible.codec.network.importance import ImportanceHead
+from discernible.codec.network.swift import SwiftSynthesis
+from discernible.codec.stream.tables import (
     CLASS_GROUPS,
     CONTEXT_LEVELS,
     GROUP,
@@ -25,8 +25,8 @@ from discernible.codec.tables import (
     EntropyTables,
     quantise_frequencies,
 )
-from discernible.codec.training_config import TrainConfig
-from discernible.codec.transforms import Analysis, Synthesis, TransformConfig
+from discernible.codec.training.config import TrainConfig
+from discernible.codec.network.transforms import Analysis, Synthesis, TransformConfig
 from discernible.codec.weights import load_weights, save_weights
 from discernible.jobs.train import example_configuration
 
