@@ -47,8 +47,8 @@ class WeightsFile:
 
     def layer(self, name: str, x: Array) -> Array:
         """weight · x + bias along the last axis, in float32."""
-        weight, bias = self[f"{name}.weight"].astype(np.float32), self[f"{name}.bias"].astype(np.float32)
-        return x @ weight.T + bias
+        product: Array = x @ self[f"{name}.weight"].astype(np.float32).T
+        return product + self[f"{name}.bias"].astype(np.float32) if f"{name}.bias" in self.tensors else product
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -209,8 +209,12 @@ def decode_value(coder: EntropyDecoder, lane: int, level: int, energy: int, weig
     else:
         symbol = -(entry + 1) // 2 if entry % 2 else entry // 2
     if bits:
-        return symbol, (symbol << bits) + coder.raw(lane, bits) - (1 << (bits - 1))
-    return symbol, symbol
+        return symbol, wrapped((symbol << bits) + coder.raw(lane, bits) - (1 << (bits - 1)))
+    return symbol, wrapped(symbol)
+
+
+def wrapped(value: int) -> int:
+    return (value + 2**15) % 2**16 - 2**15
 
 
 def restore_colours(values: Array) -> None:
@@ -228,20 +232,20 @@ def restore_colours(values: Array) -> None:
                     prediction = upper
                 else:
                     prediction = sorted((left, upper, left + upper - corner))[1]
-                values[y, x, channel] = (values[y, x, channel] + prediction + 2**15) % 2**16 - 2**15
+                values[y, x, channel] = wrapped(values[y, x, channel] + prediction)
 
 
 def synthesise(classes: Array, values: Array, quality: int, weights: WeightsFile) -> Array:
     """Pixels uint8 (16·rows, 16·columns, 3)."""
     rows, columns, _ = values.shape
+    config = json.loads(weights.config)
     gain = 2 ** ((quality - 50) / 20) / 48
     means = weights["class_means"].astype(np.float32)[classes]
     means[..., :3] = 0
     latents = values.astype(np.float32) / np.float32(gain) + means
-    cells = weights.layer("synthesis.split", latents).reshape(rows, columns, 2, 2, -1)
-    z = cells.transpose(0, 2, 1, 3, 4).reshape(2 * rows, 2 * columns, -1)
+    z = as_cells(weights.layer("synthesis.split", latents))
     t = np.float32((quality - 50.5) / 49.5)
-    for number in range(json.loads(weights.config)["synthesis_blocks"]):
+    for number in range(config["synthesis_blocks"]):
         name = f"synthesis.body.blocks.{number}."
         factors = weights[f"{name}quality_gain"].astype(np.float32)
         first, second = 1 + t * factors[:, 0] + t * t * factors[:, 1]
@@ -250,9 +254,17 @@ def synthesise(classes: Array, values: Array, quality: int, weights: WeightsFile
         z = z + first * weights.layer(f"{name}spatial_out", depthwise(u, weights, f"{name}depthwise"))
         p, q = np.split(weights.layer(f"{name}gate_in", z), 2, axis=-1)
         z = z + second * weights.layer(f"{name}gate_out", p / (1 + np.exp(-q)))
-    pixels = np.clip(np.rint(weights.layer("synthesis.patch", z) + 127.5), 0, 255).astype(np.uint8)
-    patches = pixels.reshape(2 * rows, 2 * columns, 3, 8, 8)
+    pixels = weights.layer("synthesis.patch", z) + 127.5
+    if "swift_channels" in config:
+        pixels += as_cells(weights.layer("synthesis.straight", latents))
+    patches = np.clip(np.rint(pixels), 0, 255).astype(np.uint8).reshape(2 * rows, 2 * columns, 3, 8, 8)
     return patches.transpose(0, 3, 1, 4, 2).reshape(16 * rows, 16 * columns, 3)
+
+
+def as_cells(quads: Array) -> Array:
+    """What a layer made of each block, (rows, columns, 4·n), as n numbers for each cell, (2·rows, 2·columns, n)."""
+    rows, columns, _ = quads.shape
+    return quads.reshape(rows, columns, 2, 2, -1).transpose(0, 2, 1, 3, 4).reshape(2 * rows, 2 * columns, -1)
 
 
 def depthwise(u: Array, weights: WeightsFile, name: str) -> Array:

@@ -12,6 +12,8 @@ import pytest
 
 from discernible import Codec
 from discernible.codec import Latents
+from discernible.codec.swift import SwiftSynthesis
+from discernible.codec.training import TrainConfig
 from discernible.codec.weights import find_weights, list_weights
 
 from . import plain_decoder
@@ -48,6 +50,16 @@ def test_streams_of_shipped_weights_decode_to_the_same(
     codec = Codec.load(weights, device="cpu", precision="float32")
     photo = np.ascontiguousarray(next(iter(photos.values()))[:, 90:165, 60:146])
     compare(codec, find_weights(weights), codec.encode([photo], quality)[0])
+
+
+def test_streams_of_swift_weights_decode_to_the_same(
+    photos: Mapping[str, np.ndarray], swift_training: TrainConfig
+) -> None:
+    file = swift_training.output / "weights.safetensors"
+    photo = np.ascontiguousarray(next(iter(photos.values()))[:, 90:165, 60:146])
+    codec = Codec.load(file, device="cpu", precision="float32")
+    assert isinstance(codec.weights.synthesis, SwiftSynthesis)
+    compare(codec, file, codec.encode([photo], 60)[0])
 
 
 @pytest.mark.parametrize(("quality", "lanes"), [(1, 1), (45, 2), (100, 4)])
