@@ -31,6 +31,7 @@ from .stream.rans import decode_blocks, encode_blocks, predict_colours, restore_
 from .stream.region import PATCH, Window
 from .stream.tables import MIN_SCALE, PREDICTED, quality_bucket
 from .weights import Weights, load_weights
+from .weights_file import WeightsFile
 
 __all__ = ["Codec", "Image", "Latents"]
 
@@ -100,7 +101,7 @@ class Codec:
     @classmethod
     def load(
         cls,
-        weights: str | Path = "default",
+        weights: str | Path | WeightsFile = "default",
         *,
         device: str | torch.device = "auto",
         precision: str = "auto",
@@ -111,7 +112,7 @@ class Codec:
         """Load weights by name or from a ``.safetensors`` file.
 
         Args:
-            weights: name of shipped weights, or a path.
+            weights: name of shipped weights, a path, or a file that was read already.
             device: ``auto`` (CUDA when there is one), ``cpu``, ``cuda``, ``cuda:1``, or a ``torch.device``.
             precision: ``float32``, ``bfloat16`` (inside the residual blocks), or ``auto``: bfloat16 where the hardware
                 multiplies it faster, and the synthesis in bytes where a CPU multiplies these faster still. Streams
