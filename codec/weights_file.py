@@ -50,7 +50,7 @@ _DTYPES = ("float16", "float32", "int16", "uint8", "uint16")
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """A weights file as it was read. ``place`` is where, for messages, ``data`` all its bytes and ``sha256`` their hash.
+    """A weights file as it was read. ``place`` is where, for messages, ``data`` its bytes and ``sha256`` their hash.
 
     ``name`` is what the weights call themselves, ``config`` the configuration as JSON, ``tensors`` NumPy arrays by
     name. ``fingerprint`` and ``head_fingerprint`` are those of :class:`.weights.Weights`.
@@ -163,7 +163,7 @@ def parse_weights_file(data: bytes, place: str) -> WeightsFile:
 
 
 def fingerprint_of(path: Path) -> str | None:
-    """The fingerprint of a file, None when it is no weights file or cannot be read; worked out again when it changes."""
+    """The fingerprint of a file, None when it is no weights file or cannot be read; worked out anew when it changes."""
     try:
         facts = path.stat()
     except OSError:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
+from ..errors import DestinationError
 from .dispatch import Dispatcher, DispatchPolicy, ShardFailure, Task
 from .ledger import Ledger, read_ledger
-from .plan import Plan, freeze_plan, make_plan
+from .plan import Plan, freeze_plan, make_plan, read_plan
 from .progress import Counts, Meter, NullDisplay, ProgressMode, announce, make_display
 from .quarantine import QuarantinedSample, quarantine_of
 from .signals import stop_on_signals
@@ -125,11 +126,12 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
     _check_device(spec)
     plan = make_plan(spec)
     storage = spec.open_destination()
-    freeze_plan(plan, storage, overwrite=spec.overwrite)
+    resumed = freeze_plan(plan, storage, overwrite=spec.overwrite)
+    _carry_weights(spec, storage, resumed=resumed)
     storage.sweep()
     ledger = read_ledger(plan, storage)
     ledger.check_files()
-    resumed = len(ledger.receipts)
+    before = len(ledger.receipts)
     run = _Run()
     if ledger.left:
         run = _dispatch(spec, storage, plan, ledger, progress, console or Console(stderr=True))
@@ -148,7 +150,7 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
         weights=plan.weights,
         fingerprint=plan.fingerprint,
         shards=len(plan.shards),
-        resumed=resumed,
+        resumed=before,
         converted=run.converted,
         totals=ledger.receipts.totals(),
         failures=run.failures,
@@ -160,6 +162,25 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
         images_per_second=run.images_per_second,
         stages=run.stages,
     )
+
+
+def _carry_weights(spec: JobSpec, storage: Storage, *, resumed: bool) -> None:
+    """Put the weights into the destination before its first shard, where the plan says which file that is.
+
+    Raises DestinationError when they are gone from it and these are not that file.
+    """
+    from ..pipeline.carried_weights import carried_name, carry_weights
+
+    file = spec.read_weights()
+    name = carried_name(file.fingerprint)
+    if resumed and not storage.exists(name):
+        frozen = read_plan(storage)
+        if frozen is not None and frozen.weights_sha256 not in (None, file.sha256):
+            raise DestinationError(
+                f"{name} is missing in {storage.location}, and {file.place} is another file with the same weights (it "
+                "has another name or importance head inside): name the file that the conversion was begun with"
+            )
+    carry_weights(storage, file)
 
 
 def _check_device(spec: JobSpec) -> None:

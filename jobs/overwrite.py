@@ -18,10 +18,12 @@ def remove_conversion(plan: Plan, storage: Storage) -> None:
     Receipts go before what they vouch for and the plan goes last, so that a run which is killed on the way leaves an
     unfinished conversion that can be removed again. Raises StorageError.
     """
+    from ..pipeline.carried_weights import carried_name
     from ..pipeline.repair import remove_shards
 
     storage.sweep()
     storage.delete(INDEX_NAME)
     remove_shards((shard.name for shard in plan.shards), storage)
+    storage.delete(carried_name(plan.fingerprint))
     storage.delete(PLAN_NAME)
     storage.delete(SHARDS_NAME)

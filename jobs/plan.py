@@ -51,9 +51,11 @@ _LONGEST_PLAN = 1 << 22
 class Plan:
     """A frozen job. ``options`` are what shapes the output (JSON values), ``fingerprint`` names the weights exactly.
 
-    ``plan_id`` is a hash over the other fields except ``weights``, which is the name the user gave, ``listing``, how
-    the shards were found (None in plans of before it was kept), and ``ignored``, the number of files in the source that
-    are no samples, which is not frozen.
+    ``weights_sha256`` is that of the weights file, which the destination carries; None in plans of before it did.
+
+    ``plan_id`` is a hash over the other fields except ``weights``, which is the name the user gave, ``weights_sha256``,
+    which an importance head that is not used changes, ``listing``, how the shards were found (None in plans of before
+    it was kept), and ``ignored``, the number of files in the source that are no samples, which is not frozen.
     """
 
     plan_id: str
@@ -64,6 +66,7 @@ class Plan:
     options: Mapping[str, Any]
     shards: ShardTable
     listing: Listing | None = None
+    weights_sha256: str | None = None
     ignored: int = 0
 
     @property
@@ -90,7 +93,8 @@ class Plan:
             "version": _VERSION,
             "plan_id": self.plan_id,
             "source": {"kind": self.kind, "location": self.source},
-            "weights": {"name": self.weights, "fingerprint": self.fingerprint},
+            "weights": {"name": self.weights, "fingerprint": self.fingerprint}
+            | ({} if self.weights_sha256 is None else {"sha256": self.weights_sha256}),
             "options": dict(self.options),
             "shards": {
                 "file": SHARDS_NAME,
@@ -122,7 +126,8 @@ def make_plan(spec: JobSpec) -> Plan:
     source = spec.open_source()
     if not source.shards:
         raise SourceError(f"nothing to convert in {spec.source}")
-    weights = load_weights(resolve_weights(spec.weights))
+    file = spec.read_weights()
+    weights = load_weights(file)
     config = spec.convert_config()
     # Workers could not load a guide that does not load here, and a frozen plan would keep its name.
     load_guide(config.guide, weights, torch.device("cpu"))
@@ -135,6 +140,7 @@ def make_plan(spec: JobSpec) -> Plan:
         options=config.identity(),
         shards=source.shards,
         listing=spec.listing(),
+        weights_sha256=file.sha256,
         ignored=source.ignored,
     )
     return replace(plan, plan_id=plan.identity)
@@ -172,7 +178,8 @@ def read_plan(storage: Storage) -> Plan | None:
             source=source.text("location", longest=_LONGEST_PLAN),
             kind=source.text("kind"),
             weights=weights.text("name"),
-            fingerprint=weights.text("fingerprint"),
+            fingerprint=weights.digits("fingerprint", 8),
+            weights_sha256=weights.maybe(weights.digits, "sha256", count=64),
             options=document.group("options").all(),
             shards=_read_shards(storage, document.group("shards")),
             listing=_read_listing(document),

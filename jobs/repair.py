@@ -49,6 +49,7 @@ def repair_destination(
     Raises:
         StorageError: reading or removing failed.
     """
+    from ..pipeline.carried_weights import WEIGHTS_FOLDER
     from ..pipeline.repair import Kept, remove_damaged
 
     if report.ok:
@@ -61,7 +62,7 @@ def repair_destination(
     damaged, kept, absent = [], [], False
     for name, kinds in _kinds_by_shard(report).items():
         if not plan.shards.has(name):
-            if name not in (INDEX_NAME, PLAN_NAME) and kinds - _OF_SOURCES:
+            if name not in (INDEX_NAME, PLAN_NAME, WEIGHTS_FOLDER) and kinds - _OF_SOURCES:
                 kept.append(Kept(name, "the plan has no such shard; move its files elsewhere"))
         elif not storage.exists(f"{name}.json"):
             absent = True

@@ -61,17 +61,20 @@ def retry(
 ) -> RetryResult:
     """Try the quarantined samples again, here, with the options of the plan; what is converted now joins its shard.
 
-    ``weights`` names the plan's weights where they lie elsewhere now. ``dry_run`` changes nothing. ``s3`` and
+    The plan's weights are those that the destination carries, or that are found where readers look; ``weights`` names
+    another file of them. ``dry_run`` changes nothing. ``s3`` and
     ``source_s3`` say how S3 is reached.
 
     Raises:
         DestinationError: there is no plan, shards are missing, or the weights are not those of the plan.
         ShardError, StorageError, WeightsError: a shard is damaged, something cannot be read or written.
     """
+    from ..codec import Codec
     from ..pipeline.convert import ConvertConfig, ShardConverter
     from ..pipeline.receipts import write_index
     from ..pipeline.retry import retry_shard
     from ..pipeline.storage import open_storage
+    from ..pipeline.stream_weights import weights_of
 
     storage = open_storage(resolve_location(destination), s3)
     plan = read_plan(storage)
@@ -90,7 +93,11 @@ def retry(
             config = ConvertConfig.from_dict(options)
         except ConfigError as exc:
             raise DestinationError(f"{PLAN_NAME} in {storage.location} is not a plan of discernible: {exc}") from exc
-        converter = ShardConverter(config)
+        codec = None
+        if weights is None:
+            file = weights_of(plan.fingerprint, storage.location, s3=storage.options)
+            codec = Codec.load(file, device=device, threads=threads, guide=config.guide)
+        converter = ShardConverter(config, codec=codec)
         if converter.fingerprint != plan.fingerprint:
             raise DestinationError(
                 f"the plan was made with the weights {plan.weights} ({plan.fingerprint}), these are "

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..pipeline.s3_client import S3Options
 
 if TYPE_CHECKING:
+    from ..codec.weights_file import WeightsFile
     from ..pipeline.convert import ConvertConfig
     from ..pipeline.listing import Listing
     from ..pipeline.sources import Source
@@ -136,6 +137,12 @@ class JobSpec:
         return Listing(
             shard_size=self.shard_size, limit=self.limit, include=self.include, image_column=self.image_column
         )
+
+    def read_weights(self) -> WeightsFile:
+        """The weights file. Raises WeightsError."""
+        from ..codec.weights_file import find_weights, read_weights_file
+
+        return read_weights_file(find_weights(resolve_weights(self.weights)))
 
     def open_destination(self) -> Storage:
         """The storage that the shards go to."""

@@ -61,7 +61,7 @@ def verify_and_repair(
 
     storage = _opened(destination, s3)
     report, plan = _verify(storage, deep=deep, device=device, threads=threads, source_s3=source_s3, progress=progress)
-    decoder = StreamDecoder(None, device, threads) if deep else None
+    decoder = StreamDecoder(storage, None, device, threads) if deep else None
     return report, repair_destination(report, plan, storage, source_s3=source_s3, decoder=decoder)
 
 
@@ -79,6 +79,7 @@ def _opened(destination: str, s3: S3Options | None) -> Storage:
 
 
 def _verify(storage: Storage, *, source_s3: S3Options | None, **options: Any) -> tuple[VerifyReport, Plan | None]:
+    from ..pipeline.carried_weights import RecordedWeights
     from ..pipeline.findings import Findings
     from ..pipeline.verify import verify
 
@@ -90,6 +91,7 @@ def _verify(storage: Storage, *, source_s3: S3Options | None, **options: Any) ->
         plan_id=plan.plan_id if plan else None,
         source=plan.source if plan else None,
         listing=plan.listing if plan else None,
+        plan_weights=RecordedWeights(plan.fingerprint, plan.weights_sha256) if plan else None,
         source_s3=source_s3,
         findings=findings,
         **options,

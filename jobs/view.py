@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..codec import Codec
     from ..pipeline.s3_client import S3Options
     from ..pipeline.samples import Sample
     from ..pipeline.source_shard import SourceShard
+    from ..pipeline.worker_codec import Codecs
     from .page import Comparison, Picture
 
 __all__ = ["ViewResult", "lossless_picture", "write_view"]
@@ -69,9 +69,10 @@ class _Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """Streams of one shard, or one loose file, with where their originals may be."""
+    """Streams of one shard, or one loose file, with the folder that they are in and where their originals may be."""
 
     name: str
+    folder: str
     entries: tuple[_Entry, ...]
     source: str | None
 
@@ -94,15 +95,16 @@ def write_view(
     or one image file) or, when that is None, from where the receipt beside a shard says that it was made, and for a
     loose ``.dci`` from an image file of the same name beside it; without an original the reconstruction stands alone.
     At most ``limit`` images are shown, spread evenly over the shards; no more of these is read than that takes.
-    ``weights`` None takes those that the receipts name.
+    ``weights`` None takes those that made each stream.
 
     Raises ConfigError when ``limit`` is below 1, SourceError when an input or the given source is missing,
     StreamError and WeightsError when a stream cannot be decoded, StorageError when an input cannot be read or the page
     cannot be written.
     """
-    from ..codec import Codec
+    from ..codec.device import resolve_device
     from ..pipeline.locations import base_name, is_local, shown
-    from ..pipeline.shardlist import list_shards, recorded_weights
+    from ..pipeline.shardlist import list_shards
+    from ..pipeline.worker_codec import CodecCache, Codecs
     from .page import render_page
 
     if limit < 1:
@@ -128,14 +130,15 @@ def write_view(
         groups.append(group)
         rest -= len(group.entries)
 
-    name = weights or (recorded_weights(shards, s3) if shards else None) or "default"
-    codec = Codec.load(name, device=device)
+    codecs = Codecs(weights=weights, device=str(resolve_device(device)), s3=s3, cache=CodecCache())
+    used: dict[str, None] = {}
     comparisons: list[Comparison] = []
     originals = 0
     for group in groups:
         found = _originals(group, source, s3)
         for entry in group.entries:
-            pixels = _decode(codec, entry)
+            pixels, name = _decode(codecs, entry, group.folder)
+            used[name] = None
             comparisons.append(_compare(entry, pixels, found.get(entry.key)))
             originals += len(comparisons[-1].pictures) - 1
     if not comparisons:
@@ -147,7 +150,7 @@ def write_view(
     page = Path(out_html)
     document = render_page(
         title=title or "Originals and reconstructions",
-        lead=_lead(len(comparisons), total, originals, codec.name),
+        lead=_lead(len(comparisons), total, originals, list(used)),
         comparisons=comparisons,
         footer="Both sides are shown losslessly, so 1:1 shows exactly the pixels a training run gets.",
     )
@@ -171,26 +174,29 @@ def lossless_picture(label: str, pixels: NDArray[np.uint8], facts: Sequence[str]
     return Picture(label=label, mime="image/webp", data=buffer.getvalue(), facts=tuple(facts))
 
 
-def _decode(codec: Codec, entry: _Entry) -> NDArray[np.uint8]:
+def _decode(codecs: Codecs, entry: _Entry, folder: str) -> tuple[NDArray[np.uint8], str]:
+    """The pixels of a stream, and the name of the weights that made it."""
     try:
+        codec = codecs.of(entry.stream, folder)
         image = codec.decode([entry.stream])[0]
     except CodecError as exc:
         exc.shard, exc.key = exc.shard or entry.place, exc.key or entry.key
         raise
     pixels: NDArray[np.uint8] = image.cpu().permute(1, 2, 0).contiguous().numpy()
-    return pixels
+    return pixels, codec.name
 
 
-def _lead(shown: int, total: int | None, originals: int, weights: str) -> str:
+def _lead(shown: int, total: int | None, originals: int, weights: Sequence[str]) -> str:
     of = f" of {total:,}" if total is not None and total != shown else ""
-    text = f"{shown:,}{of} image{'s' if (total or shown) != 1 else ''}, decoded with the weights “{weights}”."
+    names = ", ".join(f"“{name}”" for name in weights)
+    text = f"{shown:,}{of} image{'s' if (total or shown) != 1 else ''}, decoded with the weights {names}."
     if originals < shown:
         text += f" {shown - originals} without an original: name its folder or tars with --source to compare."
     return text
 
 
 def _loose(place: str, s3: S3Options | None) -> _Group:
-    from ..pipeline.locations import base_name, beside, file_exists, read_file
+    from ..pipeline.locations import base_name, beside, file_exists, folder_of, read_file
     from ..pipeline.samples import IMAGE_EXTENSIONS, escape_key
 
     name = base_name(place)
@@ -202,11 +208,11 @@ def _loose(place: str, s3: S3Options | None) -> _Group:
     images = (beside(place, f"{stem}.{extension}") for extension in IMAGE_EXTENSIONS)
     source = next((image for image in images if file_exists(image, s3)), None)
     entry = _Entry(key=escape_key(stem), stream=stream, place=name, members=frozenset())
-    return _Group(name=stem, entries=(entry,), source=source)
+    return _Group(name=stem, folder=folder_of(place), entries=(entry,), source=source)
 
 
 def _from_shard(place: str, limit: int, s3: S3Options | None) -> _Group:
-    from ..pipeline.locations import base_name, open_file, read_receipt_head, shown
+    from ..pipeline.locations import base_name, folder_of, open_file, read_receipt_head, shown
     from ..pipeline.shards import iter_tar_samples
 
     entries: list[_Entry] = []
@@ -226,7 +232,7 @@ def _from_shard(place: str, limit: int, s3: S3Options | None) -> _Group:
         raise SourceError(f"{shown(place)} cannot be read: {exc.strerror or exc}") from exc
     receipt = read_receipt_head(place, s3)
     source = receipt.source.location if receipt is not None else None
-    return _Group(name=name.removesuffix(".tar"), entries=tuple(entries), source=source)
+    return _Group(name=name.removesuffix(".tar"), folder=folder_of(place), entries=tuple(entries), source=source)
 
 
 def _originals(group: _Group, given: str | None, s3: S3Options | None) -> dict[str, bytes]:

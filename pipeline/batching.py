@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import zip_longest
@@ -31,6 +31,7 @@ from .resample import scale_together
 
 if TYPE_CHECKING:
     from ..codec import Codec
+    from .worker_codec import Codecs, StreamWeights
 
 __all__ = [
     "Chunk",
@@ -74,6 +75,8 @@ class LoadedSample:
     original: bool = False
     """Whether the image is kept in its original form, so that it has ``pixels`` and no ``latents``."""
     latents: CompactLatents | None = None
+    weights: StreamWeights | None = None
+    """What the latents are to be decoded with; None where that is the same for all."""
     pixels: NDArray[np.uint8] | None = None
     """uint8 (3, H, W)."""
 
@@ -108,7 +111,8 @@ class Chunk:
     frames: tuple[Latents | LatentsPart, ...]
     """What the latents are of, in the order of the samples that have some; without arrays."""
     slots: tuple[_Slot, ...]
-    """Where the arrays are: four of all latents together (see :class:`CompactLatents`), then those of pixels."""
+    """Where the arrays are: four of all latents of the same weights together (see :class:`CompactLatents`), weights in
+    order of first appearance, then those of pixels."""
     buffer: torch.Tensor
     """uint8 (bytes,): the arrays behind one another."""
     finished: bool = False
@@ -139,13 +143,19 @@ def pack_chunk(
 ) -> Chunk:
     """Lay the arrays of ``samples`` behind one another in one buffer."""
     latents = [sample.latents for sample in samples if sample.latents is not None]
-    groups: list[list[NDArray[Any]]] = [
-        [one.symbols for one in latents],
-        [one.groups for one in latents],
-        [one.colours for one in latents],
-        [one.classes for one in latents],
-    ]
-    groups = [arrays for arrays in groups if arrays] + [[one.pixels] for one in samples if one.pixels is not None]
+    together: dict[StreamWeights | None, list[CompactLatents]] = {}
+    for sample in samples:
+        if sample.latents is not None:
+            together.setdefault(sample.weights, []).append(sample.latents)
+    groups: list[list[NDArray[Any]]] = []
+    for alike in together.values():
+        groups += [
+            [one.symbols for one in alike],
+            [one.groups for one in alike],
+            [one.colours for one in alike],
+            [one.classes for one in alike],
+        ]
+    groups += [[one.pixels] for one in samples if one.pixels is not None]
     slots: list[_Slot] = []
     end = 0
     for arrays in groups:
@@ -166,21 +176,20 @@ def pack_chunk(
     )
 
 
-def decode_samples(samples: Sequence[LoadedSample], codec: Codec) -> list[torch.Tensor]:
+def decode_samples(samples: Sequence[LoadedSample], codecs: Codecs) -> list[torch.Tensor]:
     """The images of samples in the process that loaded them, uint8 (3, H, W) each."""
-    coded = [(sample.latents, sample.reduce) for sample in samples if sample.latents is not None]
-    decoded = iter(codec.synthesise([latents for latents, _ in coded], [reduce for _, reduce in coded]))
-    return [next(decoded) if sample.pixels is None else torch.from_numpy(sample.pixels) for sample in samples]
+    items = [torch.from_numpy(sample.pixels) if sample.latents is None else sample.latents for sample in samples]
+    return _decoded(samples, items, _chosen(samples, codecs))
 
 
 def decode_ahead(
-    samples: Sequence[LoadedSample], codec: Codec, finish: ImageFinish, skipped: Sequence[SkippedSample]
+    samples: Sequence[LoadedSample], codecs: Codecs, finish: ImageFinish, skipped: Sequence[SkippedSample]
 ) -> Chunk:
     """A chunk of pixels instead of latents, for a training process that has no GPU: workers do all that there is to do.
 
     Images without a common size are decoded, and finished where they arrive.
     """
-    images = decode_samples(samples, codec)
+    images = decode_samples(samples, codecs)
     if finish.size is None:
         pixels = [
             replace(each, latents=None, original=True, pixels=image.numpy())
@@ -197,10 +206,10 @@ def decode_ahead(
     return Chunk(samples=plain, frames=(), slots=(slot,), buffer=buffer, skipped=tuple(skipped), finished=True)
 
 
-def finished_pictures(chunk: Chunk, codec: Codec, finish: ImageFinish) -> torch.Tensor | list[torch.Tensor]:
-    """The images of a chunk as ``finish`` makes them, on the codec's device."""
+def finished_pictures(chunk: Chunk, codecs: Codecs, finish: ImageFinish) -> torch.Tensor | list[torch.Tensor]:
+    """The images of a chunk as ``finish`` makes them, on the codecs' device."""
     if not chunk.finished:
-        return finish(decode_chunk(chunk, codec), [sample.flip for sample in chunk.samples])
+        return finish(decode_chunk(chunk, codecs), [sample.flip for sample in chunk.samples])
     pictures = _view(chunk.buffer, chunk.slots[0])
     return pictures.permute(0, 3, 1, 2) if finish.channels_last else pictures
 
@@ -227,27 +236,57 @@ def _view(buffer: torch.Tensor, slot: _Slot) -> torch.Tensor:
     return buffer[slot.offset : slot.offset + size].view(slot.dtype).view(slot.shape)
 
 
-def unpack_chunk(chunk: Chunk, device: torch.device, channels: int) -> list[Latents | LatentsPart | torch.Tensor]:
-    """For each sample of a chunk its latents, with so many channels, or uint8 pixels (3, H, W), on ``device``.
+def unpack_chunk(
+    chunk: Chunk, device: torch.device, channels: Callable[[StreamWeights | None], int]
+) -> list[Latents | LatentsPart | torch.Tensor]:
+    """For each sample of a chunk its latents, or uint8 pixels (3, H, W), on ``device``. ``channels`` tells how many
+    latent channels weights have.
 
     One transfer, and what is returned are views.
     """
     buffer = chunk.buffer.to(device, non_blocking=True)
-    arrays = [_view(buffer, slot) for slot in chunk.slots]
-    latents: Iterator[Latents | LatentsPart] = iter(())
-    if chunk.frames:
-        latents = iter(expand_compact(arrays[0], arrays[1], arrays[2], arrays[3], chunk.frames, channels))
-        arrays = arrays[4:]
-    pixels = iter(arrays)
-    return [next(pixels) if sample.original else next(latents) for sample in chunk.samples]
+    arrays = iter([_view(buffer, slot) for slot in chunk.slots])
+    frames: dict[StreamWeights | None, list[Latents | LatentsPart]] = {}
+    coded = (sample for sample in chunk.samples if not sample.original)
+    for sample, frame in zip(coded, chunk.frames, strict=True):
+        frames.setdefault(sample.weights, []).append(frame)
+    latents = {
+        weights: iter(expand_compact(next(arrays), next(arrays), next(arrays), next(arrays), alike, channels(weights)))
+        for weights, alike in frames.items()
+    }
+    return [next(arrays) if sample.original else next(latents[sample.weights]) for sample in chunk.samples]
 
 
-def decode_chunk(chunk: Chunk, codec: Codec) -> list[torch.Tensor]:
-    """The images of a chunk, uint8 (3, H, W) each, on the codec's device."""
-    items = unpack_chunk(chunk, codec.device, codec.channels)
-    latents = [item for item in items if not isinstance(item, torch.Tensor)]
-    decoded = iter(codec.synthesise(latents, [sample.reduce for sample in chunk.samples if not sample.original]))
-    return [item if isinstance(item, torch.Tensor) else next(decoded) for item in items]
+def decode_chunk(chunk: Chunk, codecs: Codecs) -> list[torch.Tensor]:
+    """The images of a chunk, uint8 (3, H, W) each, on the codecs' device. Raises WeightsError."""
+    chosen = _chosen(chunk.samples, codecs)
+    items = unpack_chunk(chunk, codecs.place, lambda weights: chosen[weights].channels)
+    return _decoded(chunk.samples, items, chosen)
+
+
+def _chosen(samples: Sequence[LoadedSample], codecs: Codecs) -> dict[StreamWeights | None, Codec]:
+    """The codecs for the weights of samples, held for as long as a batch takes."""
+    wanted = dict.fromkeys(sample.weights for sample in samples if not sample.original)
+    return {weights: codecs.made_with(weights) for weights in wanted}
+
+
+def _decoded(
+    samples: Sequence[LoadedSample],
+    items: Sequence[Latents | LatentsPart | CompactLatents | torch.Tensor],
+    chosen: Mapping[StreamWeights | None, Codec],
+) -> list[torch.Tensor]:
+    """The images of samples, given the latents or the pixels of each. Those of one codec share its passes."""
+    images: dict[int, torch.Tensor] = {}
+    work: dict[Codec, dict[int, Latents | LatentsPart | CompactLatents]] = {}
+    for number, (sample, item) in enumerate(zip(samples, items, strict=True)):
+        if isinstance(item, torch.Tensor):
+            images[number] = item
+        else:
+            work.setdefault(chosen[sample.weights], {})[number] = item
+    for codec, latents in work.items():
+        reductions = [samples[number].reduce for number in latents]
+        images |= zip(latents, codec.synthesise(list(latents.values()), reductions), strict=True)
+    return [images[number] for number in range(len(items))]
 
 
 def _text(data: bytes) -> object:

@@ -12,7 +12,7 @@ from .batching import ImageFinish, decode_samples
 from .crops import Crop
 from .shardset import Shards, ShardSet
 from .shardstream import load_sample
-from .worker_codec import located_weights, worker_codec
+from .worker_codec import Codecs, located_weights
 
 if TYPE_CHECKING:
     from .s3_client import S3Options
@@ -52,9 +52,12 @@ class CompressedDataset(Dataset[tuple[Any, ...]]):
         self._reader = self._set.reader()
         self._ends = torch.tensor(self._set.counts).cumsum(0)
         self._labels = tuple(labels.split()) if isinstance(labels, str) else tuple(labels)
-        self._weights = located_weights(weights) if weights is not None else self._set.recorded_weights() or "default"
+        self._codecs = Codecs(
+            weights=None if weights is None else located_weights(weights),
+            exact_crops=exact_crops,
+            files=self._reader.files,
+        )
         self._crop = crop
-        self._exact_crops = exact_crops
         self._finish = ImageFinish(size=None if crop is None else crop.size, stretch=True)
         self._transform = transform
 
@@ -66,7 +69,6 @@ class CompressedDataset(Dataset[tuple[Any, ...]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, ...]]:
         """Several samples at once, as PyTorch's DataLoader asks for them: images of one size share a synthesis."""
-        codec = worker_codec(self._weights, exact_crops=self._exact_crops)
         self._reader.begin()
         samples = []
         for index in indices:
@@ -79,13 +81,14 @@ class CompressedDataset(Dataset[tuple[Any, ...]]):
                 load_sample(
                     self._reader.read(shard, within),
                     self._reader.location(shard),
+                    self._reader.folder(shard),
                     self._labels,
-                    codec,
+                    self._codecs,
                     self._crop,
                     _draws(),
                 )
             )
-        images = decode_samples(samples, codec)
+        images = decode_samples(samples, self._codecs)
         finished = self._finish(images, [sample.flip for sample in samples])
         return [
             (image if self._transform is None else self._transform(image), *sample.labels)

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CodecError, ConfigError, DiscernibleError, PipelineError, SourceError, WeightsMismatchError
+from ..errors import (
+    CodecError,
+    ConfigError,
+    DiscernibleError,
+    PipelineError,
+    SourceError,
+    StreamError,
+    WeightsMismatchError,
+)
 from .grouping import BatchComposer
 from .receipts import ReceiptHead, read_heads, read_receipt, receipt_names
 from .restore import FilesOutput, ImageFormat, TarOutput, encode_image, restored_extensions
@@ -24,6 +32,7 @@ from .shards import iter_tar_samples
 from .stages import Channel, Stages
 from .storage import Storage, is_remote, local_path, open_storage, split_location
 from .tables import ReceiptTable
+from .worker_codec import CodecCache, Codecs, StreamWeights
 
 if TYPE_CHECKING:
     from ..codec import Codec, Latents
@@ -37,8 +46,8 @@ class DecompressConfig:
     """How shards are restored.
 
     ``form`` is ``files`` or ``tar`` (one a shard, with the shard's name). ``format`` is that of the images; ``quality``
-    (1..100) is for ``jpeg`` and ``webp``. ``weights`` None takes what the receipts name. ``threads`` threads decode
-    entropy and write images.
+    (1..100) is for ``jpeg`` and ``webp``. ``weights`` None takes those that made each stream. ``threads`` threads
+    decode entropy and write images.
     """
 
     form: Literal["files", "tar"] = "files"
@@ -149,6 +158,7 @@ class _Item:
     index: int
     sample: Sample
     fault: DiscernibleError | None = None
+    codec: Codec | None = None
     decoding: Future[Latents] | None = None
     latents: Latents | None = None
     encoding: Future[bytes] | None = None
@@ -163,12 +173,20 @@ class _Restorer:
         total: int,
         progress: Callable[[DecompressProgress], None] | None,
     ) -> None:
+        from ..codec.device import resolve_device
+
         self._source = source
         self._destination = destination
         self._config = config
         self._total = total
         self._progress = progress
-        self._codecs: dict[str, Codec] = {}
+        self._codecs = Codecs(
+            weights=config.weights,
+            device=str(resolve_device(config.device)),
+            threads=config.threads,
+            s3=source.options,
+            cache=CodecCache(),
+        )
         self._failures: list[Failure] = []
         self._shards = self._samples = self._images = self._carried = self._bytes = 0
 
@@ -178,7 +196,7 @@ class _Restorer:
         )
 
     def restore(self, shard: _Shard) -> None:
-        codec = self._codec(shard)
+        self._check_weights(shard)
         threads = self._config.threads
         writer: FilesOutput | TarOutput
         if self._config.form == "files":
@@ -202,12 +220,12 @@ class _Restorer:
                         for index, sample in enumerate(samples):
                             item = _Item(index, sample, fault=sample.fault)
                             if item.fault is None and STREAM_EXTENSION in sample.members:
-                                item.decoding = pool.submit(codec.entropy_decode, sample.members[STREAM_EXTENSION])
+                                self._decode(item, sample.members[STREAM_EXTENSION], pool)
                             decoding.put(item)
                         decoding.close()
 
                     stages.run("read", read)
-                    stages.run("codec", lambda: self._synthesise(codec, decoding, pool, encoding))
+                    stages.run("codec", lambda: self._synthesise(decoding, pool, encoding))
                     self._write(shard, encoding, writer)
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -215,22 +233,27 @@ class _Restorer:
         self._shards += 1
         self._report_progress()
 
-    def _codec(self, shard: _Shard) -> Codec:
-        from ..codec import Codec
-
-        name = self._config.weights or (shard.receipt.weights if shard.receipt else "default")
-        if name not in self._codecs:
-            self._codecs[name] = Codec.load(name, device=self._config.device, threads=self._config.threads)
-        codec = self._codecs[name]
-        if shard.receipt is not None and shard.receipt.fingerprint != codec.fingerprint:
+    def _check_weights(self, shard: _Shard) -> None:
+        """Refuse at once what could not restore a single image of a shard. Raises WeightsError."""
+        if shard.receipt is None:
+            return
+        codec = self._codecs.made_with(StreamWeights(shard.receipt.fingerprint, self._source.location))
+        if shard.receipt.fingerprint != codec.fingerprint:
             raise WeightsMismatchError(
-                f"the shard was made with weights {shard.receipt.fingerprint}, but {name!r} are {codec.fingerprint}; "
-                "name the right ones",
+                f"the shard was made with weights {shard.receipt.fingerprint}, but {self._config.weights!r} are "
+                f"{codec.fingerprint}; name the right ones, or none",
                 shard=shard.name,
             )
-        return codec
 
-    def _synthesise(self, codec: Codec, source: Channel[_Item], pool: ThreadPoolExecutor, out: Channel[_Item]) -> None:
+    def _decode(self, item: _Item, stream: bytes, pool: ThreadPoolExecutor) -> None:
+        try:
+            item.codec = self._codecs.of(stream, self._source.location)
+        except StreamError as exc:
+            item.fault = exc
+        else:
+            item.decoding = pool.submit(item.codec.entropy_decode, stream)
+
+    def _synthesise(self, source: Channel[_Item], pool: ThreadPoolExecutor, out: Channel[_Item]) -> None:
         from ..codec.network.transforms import BLOCK
 
         composer: BatchComposer[_Item] = BatchComposer(
@@ -238,11 +261,13 @@ class _Restorer:
         )
 
         def emit(batch: list[_Item]) -> None:
-            images = codec.synthesise([item.latents for item in batch if item.latents is not None])
-            for item, image in zip(batch, images, strict=True):
-                item.latents = None
-                item.encoding = pool.submit(self._encode, image.cpu().numpy())
-                out.put(item)
+            for codec in dict.fromkeys(item.codec for item in batch if item.codec is not None):
+                alike = [item for item in batch if item.codec is codec]
+                images = codec.synthesise([item.latents for item in alike if item.latents is not None])
+                for item, image in zip(alike, images, strict=True):
+                    item.codec = item.latents = None
+                    item.encoding = pool.submit(self._encode, image.cpu().numpy())
+                    out.put(item)
 
         for item in source:
             if item.decoding is not None:

@@ -31,7 +31,7 @@ from .locations import shown
 from .order import Shuffle
 from .shardset import Shards, ShardSet
 from .shardstream import LoaderConfig, ShardStream
-from .worker_codec import located_weights
+from .worker_codec import CodecCache, Codecs, located_weights
 
 if TYPE_CHECKING:
     from .s3_client import S3Options
@@ -78,7 +78,8 @@ class CompressedLoader:
     ``workers`` processes read and entropy-decode, and where the device is a CPU they also make the images; 0 does all
     of it in the training process. Each has up to ``prefetch``
     batches ready. They live until ``close()``, the end of a ``with`` block, or the loader's own end. ``weights`` None
-    takes the weights that the receipts name. ``s3`` says how S3 is reached; what is not local is fetched into
+    takes for each stream the weights that made it: those that its shards carry, else installed ones, else one of the
+    folders in ``DISCERNIBLE_WEIGHTS_PATH``. ``s3`` says how S3 is reached; what is not local is fetched into
     ``cache``, where each worker holds up to 16 shards.
 
     ``on_error="raise"`` ends the iteration with the error of the first sample that cannot be decoded; ``"skip"`` leaves
@@ -139,13 +140,24 @@ class CompressedLoader:
         self._set = ShardSet(shards, s3=s3, cache=cache)
         kind: Shuffle = shuffle if isinstance(shuffle, str) else "window" if shuffle else "none"
         self._order = self._set.order(shuffle=kind, window=shuffle_window, seed=seed)
-        weights = located_weights(weights) if weights is not None else self._set.recorded_weights() or "default"
 
-        from ..codec import Codec
+        from ..codec.device import resolve_device
 
-        self._codec = Codec.load(weights, device=device, exact_crops=exact_crops)
+        reader = self._set.reader()
+        # Codecs of its own: what one makes on the stream of one loader must not be used on that of another.
+        self._codecs = Codecs(
+            weights=None if weights is None else located_weights(weights),
+            device=str(resolve_device(device)),
+            exact_crops=exact_crops,
+            files=reader.files,
+            cache=CodecCache(),
+        )
+        first = None if weights is not None else self._set.recorded_weights()
+        if weights is not None or first is not None:
+            # Missing ones are told at once; of shards without receipts only the streams know.
+            self._codecs.made_with(first)
         self.config = LoaderConfig(
-            weights=weights,
+            weights=self._codecs.weights,
             labels=tuple(labels.split()) if isinstance(labels, str) else tuple(labels),
             crop=crop,
             exact_crops=exact_crops,
@@ -180,7 +192,7 @@ class CompressedLoader:
         self._active: weakref.ref[_Iteration] | None = None
         self._closed = False
 
-        self._stream = ShardStream(self._set.reader(), self._order, self.config)
+        self._stream = ShardStream(reader, self._order, self.config)
         self._dataloader: DataLoader[Chunk] | None = None
         if workers:
             self._dataloader = DataLoader(
@@ -190,12 +202,12 @@ class CompressedLoader:
                 prefetch_factor=prefetch,
                 persistent_workers=True,
                 multiprocessing_context=mp_context,
-                pin_memory=self._codec.device.type == "cuda",
+                pin_memory=self.device.type == "cuda",
                 # Its own, so that the training script's random numbers do not depend on its data.
                 generator=torch.Generator(),
             )
         else:
-            self._stream.codec = self._codec
+            self._stream.codecs = self._codecs
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -205,7 +217,7 @@ class CompressedLoader:
     @property
     def device(self) -> torch.device:
         """Where the images arrive."""
-        return self._codec.device
+        return self._codecs.place
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of ``epoch``, from its beginning, or from where a state that was loaded says.
@@ -371,7 +383,7 @@ class CompressedLoader:
         samples = chunk.samples
         if not samples:
             return None
-        pictures = finished_pictures(chunk, self._codec, self._finish)
+        pictures = finished_pictures(chunk, self._codecs, self._finish)
         columns = [
             collate_label(column, self.device) for column in zip(*(sample.labels for sample in samples), strict=True)
         ]

@@ -217,10 +217,11 @@ class LocalStorage(Storage):
     def sweep(self) -> int:
         """Unlink temporaries that no living process has locked."""
         removed = 0
-        with suppress(FileNotFoundError), os.scandir(self.root) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") and entry.name.endswith(_PART):
-                    removed += _is_abandoned(Path(entry.path))
+        for folder, folders, files in os.walk(self.root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in files:
+                if name.startswith(".") and name.endswith(_PART):
+                    removed += _is_abandoned(Path(folder, name))
         return removed
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "base_name",
     "beside",
     "file_exists",
+    "folder_of",
     "is_local",
     "is_receipt",
     "look_at",
@@ -39,6 +40,7 @@ __all__ = [
     "read_receipt_head",
     "receipt_location",
     "shown",
+    "within",
 ]
 
 _BUFFER = 1 << 20
@@ -72,6 +74,22 @@ def beside(location: str, name: str) -> str:
         return f"{path.rpartition('/')[0]}/{quote(name)}{mark}{query}"
     parent = split_location(location)[0]
     return f"{parent}/{name}" if is_remote(location) else os.path.join(parent, name)  # noqa: PTH118
+
+
+def folder_of(location: str) -> str:
+    """The location of the folder, prefix or URL path that a file is in; a query is kept."""
+    if is_url(location):
+        path, mark, query = location.partition("?")
+        return f"{path.rpartition('/')[0]}{mark}{query}"
+    return location.rpartition("/")[0] if is_remote(location) else str(local_path(location).parent)
+
+
+def within(folder: str, name: str) -> str:
+    """The location of a file in a folder, prefix or URL path."""
+    if is_url(folder):
+        path, mark, query = folder.partition("?")
+        return beside(f"{path.rstrip('/')}/{mark}{query}", name)
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else str(local_path(folder) / name)
 
 
 def receipt_location(tar: str) -> str:

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..codec.stream.bitstream import read_stream_info
-from ..codec.weights import weights_of
 from ..errors import ConfigError, DiscernibleError, ImageMissingError
 from .batching import ImageFinish
-from .worker_codec import worker_codec
+from .worker_codec import Codecs, located_weights, shards_folder
 
 if TYPE_CHECKING:
     from ..codec import Codec, Latents
+    from .s3_client import S3Options
 
 __all__ = ["DecodeBatch"]
 
@@ -36,8 +35,9 @@ class DecodeBatch:
 
     With a ``size`` (an int for squares, or height and width) the column ``to`` is one uint8 array (B, 3, h, w): the
     central part of each image is cut out and scaled. Without, it is an object array of uint8 arrays (3, H, W). Other
-    columns stay as they are. ``weights`` is a name of shipped weights or a file; None takes the shipped ones that each
-    stream names. ``device`` is ``auto`` (CUDA where there is a GPU), ``cpu`` or ``cuda:N``. Raises ConfigError.
+    columns stay as they are. ``weights`` is a name of installed weights or a file; None takes those that made each
+    stream: ``shards`` names the folder, prefix or URL whose ``weights/`` is looked into first, and ``s3`` says how S3
+    is reached. ``device`` is ``auto`` (CUDA where there is a GPU), ``cpu`` or ``cuda:N``. Raises ConfigError.
 
     >>> from discernible import Codec, DecodeBatch
     >>> streams = Codec.load().encode([torch.zeros(3, 48, 64, dtype=torch.uint8)] * 2)
@@ -53,12 +53,15 @@ class DecodeBatch:
         to: str = "image",
         size: int | tuple[int, int] | None = None,
         weights: str | os.PathLike[str] | None = None,
+        shards: str | os.PathLike[str] | None = None,
+        s3: S3Options | None = None,
         device: str = "auto",
     ) -> None:
         self.column = column
         self.to = to
-        self.weights = weights if weights is None else os.fspath(weights)
-        self.device = device
+        named = None if weights is None else located_weights(os.fspath(weights))
+        self._codecs = Codecs(weights=named, device=device, s3=s3)
+        self._folder = None if shards is None else shards_folder(shards)
         self._finish = ImageFinish(size=(size, size) if isinstance(size, int) else size)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +103,7 @@ class DecodeBatch:
         if isinstance(stream, np.bytes_):
             raise ConfigError("NumPy drops zeros at the end of bytes from arrays of its dtype S; use dtype=object")
         data = bytes(stream)
-        codec = worker_codec(self.weights or weights_of(read_stream_info(data).fingerprint), self.device)
+        codec = self._codecs.of(data, self._folder)
         return codec, codec.entropy_decode(data)
 
     def _collate(self, images: list[torch.Tensor]) -> NDArray[Any]:

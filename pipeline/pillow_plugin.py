@@ -31,8 +31,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..codec.quality import check_quality
 from ..codec.stream.bitstream import HEADER_BYTES, check_size, parse_stream, read_stream_info
-from ..errors import StreamError, WeightsError, WeightsNotFoundError
-from .worker_codec import worker_codec
+from ..errors import DiscernibleError, StorageError, StreamError, WeightsError, WeightsNotFoundError
+from .worker_codec import Codecs, worker_codec
 
 __all__ = ["DciImageFile", "UnidentifiedStreamError", "UnknownWeightsError", "UnreadableStreamError", "register_pillow"]
 
@@ -119,24 +119,29 @@ class DciImageFile(ImageFile.ImageFile):
         return self.fp.read()
 
     def _decode(self, stream: bytes) -> bytes:
-        from ..codec.weights import weights_of
-
         try:
             head = read_stream_info(stream)
             if (head.width, head.height) != self._whole:
                 raise StreamError(f"the image has {head.width}×{head.height} pixels now; open it again")
-            codec = worker_codec(weights_of(head.fingerprint, tuple(_own_weights)))
+            # What shards carry lies beside what was unpacked from them.
+            name = self._name()
+            folder = str(Path(os.fsdecode(name)).parent) if name else None
+            codec = Codecs(own=tuple(_own_weights)).of(stream, folder)
             (pixels,) = codec.decode([stream], reduce=self._reduce)
         except StreamError as exc:
             raise UnreadableStreamError(self._about(exc)) from exc
-        except WeightsError as exc:
+        except (WeightsError, StorageError) as exc:
             raise UnknownWeightsError(self._about(exc)) from exc
         return pixels.permute(1, 2, 0).numpy().tobytes()
 
-    def _about(self, exc: StreamError | WeightsError) -> str:
+    def _about(self, exc: DiscernibleError) -> str:
+        name = self._name()
+        return f"{os.fsdecode(name)}: {exc.message}" if name else exc.message
+
+    def _name(self) -> str | bytes:
         # torchvision hands over an open file instead of a path.
         name = self.filename or getattr(self.fp, "name", "")
-        return f"{os.fsdecode(name)}: {exc.message}" if isinstance(name, str | bytes) and name else exc.message
+        return name if isinstance(name, str | bytes) else ""
 
 
 def _accept(prefix: bytes) -> bool:
@@ -161,7 +166,8 @@ def register_pillow(*, weights: Iterable[str | os.PathLike[str]] = ()) -> None:
 
     Call it once a process, as often as you like; that is cheap. Worker processes that are not forks of this one need a
     call of their own: put it where the module that defines the dataset is imported. ``weights`` are files of your own
-    weights; those of an image are found among them and the shipped ones by the fingerprint in its stream. Raises
+    weights. Those of an image are found by the fingerprint in its stream: among these files, in the folder ``weights``
+    beside the image, among the installed ones, and in the folders of ``DISCERNIBLE_WEIGHTS_PATH``. Raises
     WeightsNotFoundError when one of the files is not there.
 
     >>> from PIL import Image

@@ -68,7 +68,7 @@ class S3Storage(Storage):
     def __init__(self, url: str, options: S3Options | None = None) -> None:
         bucket, prefix = split_s3_url(url.rstrip("/"))
         self.bucket = bucket
-        self.options = options or S3Options()
+        self.options: S3Options = options or S3Options()
         self.location = f"s3://{bucket}/{prefix}".rstrip("/")
         self._prefix = f"{prefix}/" if prefix else ""
 

@@ -35,7 +35,7 @@ from .locations import (
 from .receipts import RECEIPT_LIMIT
 from .s3_client import S3Options, s3_client
 from .shard_cache import ShardCache, TemporaryFolder, cache_name
-from .storage import absolute
+from .storage import absolute, check_size
 
 __all__ = ["CacheOptions", "ShardFiles"]
 
@@ -110,6 +110,21 @@ class ShardFiles:
             copy = self._shard_cache().open(name, version.size, partial(_fetch, location, self.s3, version))
             self._versions[location] = version
             return copy
+
+    def read(self, location: str, limit: int) -> bytes | None:
+        """A file that lies among shards, kept in the cache as they are; None when it is not there or may not be read.
+
+        Raises StorageError, also when it has more than ``limit`` bytes.
+        """
+        if is_local(location):
+            return read_if_there(location, limit=limit)
+        if location not in self._versions and read_if_there(location, self.s3, size=1) is None:
+            return None
+        version = self._versions.get(location) or self._identify(location)
+        check_size(shown(location), version.size, limit)
+        self._versions[location] = version
+        with self.open(location) as file:
+            return file.read()
 
     def read_receipt(self, location: str) -> bytes | None:
         """The receipt beside a shard, or None when it has none. Raises StorageError."""

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from ..errors import DiscernibleError, ShardError, StorageError
-from .locations import base_name, is_local, shown
+from .locations import base_name, folder_of, is_local, shown
 from .samples import Sample
 from .shard_index import ShardIndex, index_of_receipt, scan_tar
 from .shards import sample_of
@@ -69,6 +69,15 @@ class ShardReader:
     def location(self, shard: int) -> str:
         """Path or URL of a shard, as messages show it."""
         return self._shown[shard]
+
+    def folder(self, shard: int) -> str:
+        """Where a shard lies, as it is reached."""
+        return folder_of(self._shards[shard].location)
+
+    @property
+    def files(self) -> ShardFiles:
+        """What opens them, and keeps copies."""
+        return self._files
 
     def index(self, shard: int) -> ShardIndex:
         """Where the samples of a shard are. Raises ShardError, StorageError."""

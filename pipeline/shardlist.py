@@ -13,14 +13,23 @@ from ..errors import ShardError, SourceError, StorageError
 from ..stored import FieldError, Fields, parse_json
 from .braces import has_braces
 from .http_reader import is_url
-from .locations import base_name, beside, file_exists, is_local, read_if_there, read_receipt_head, shown
+from .locations import (
+    base_name,
+    file_exists,
+    folder_of,
+    is_local,
+    read_if_there,
+    read_receipt_head,
+    shown,
+    within,
+)
 from .patterns import expand_location
 from .prefetch import map_ahead
 from .receipts import INDEX_LIMIT, INDEX_NAME, MOST_SAMPLES
 from .s3_client import S3Options, error_code
-from .storage import absolute, is_remote, local_path, open_storage
+from .storage import absolute, local_path, open_storage
 
-__all__ = ["LoaderShard", "list_shards", "recorded_weights"]
+__all__ = ["LoaderShard", "list_shards", "recorded_fingerprint"]
 
 # Requests on their way at once, and asked for ahead: a store answers each after a delay.
 _READERS = 32
@@ -60,10 +69,10 @@ def list_shards(
     return tuple(listing.completed(found))
 
 
-def recorded_weights(shards: Sequence[LoaderShard], s3: S3Options | None = None) -> str | None:
-    """Name of the weights that the receipt of the first shard records; None without a receipt."""
+def recorded_fingerprint(shards: Sequence[LoaderShard], s3: S3Options | None = None) -> str | None:
+    """Fingerprint of the weights that the receipt of the first shard records; None without a receipt."""
     receipt = read_receipt_head(shards[0].location, s3)
-    return receipt.weights if receipt is not None else None
+    return receipt.fingerprint if receipt is not None else None
 
 
 def _expand(text: str, s3: S3Options | None) -> Iterable[str]:
@@ -104,7 +113,7 @@ class _Listing:
             location = str(path)
         name = base_name(location)
         if name == INDEX_NAME:
-            return self._shards_of_folder(_parent(location))
+            return self._shards_of_folder(folder_of(location))
         if not is_local(location) and not name.lower().endswith(".tar"):
             return self._shards_of_folder(location)
         self._named.add(location)
@@ -113,7 +122,7 @@ class _Listing:
     def completed(self, shards: Sequence[LoaderShard]) -> Iterator[LoaderShard]:
         """The shards with their numbers of samples, many requests at a time."""
         for shard in shards:
-            folder = _parent(shard.location)
+            folder = folder_of(shard.location)
             if shard.location in self._named and folder not in self._indices:
                 self._indices[folder] = self._index_beside(folder)
         return map_ahead(self._complete, shards, threads=_READERS, ahead=_READ_AHEAD)
@@ -124,7 +133,7 @@ class _Listing:
             raise SourceError(f"{shown(location)} does not exist: {_WANTED}")
         if shard.samples is not None:
             return shard
-        count = self._indices.get(_parent(location), {}).get(base_name(location))
+        count = self._indices.get(folder_of(location), {}).get(base_name(location))
         if count is None:
             # Who opens a shard with a damaged receipt learns of it then.
             with suppress(ShardError):
@@ -146,10 +155,10 @@ class _Listing:
             missing = [name for name in index if there is not None and name not in there]
             if missing:
                 raise SourceError(
-                    f"{_within(folder, INDEX_NAME)} lists {missing[0]}, which is not there: run discernible verify "
+                    f"{within(folder, INDEX_NAME)} lists {missing[0]}, which is not there: run discernible verify "
                     f"{folder}"
                 )
-            return [LoaderShard(location=_within(folder, name), samples=count) for name, count in index.items()]
+            return [LoaderShard(location=within(folder, name), samples=count) for name, count in index.items()]
         if there is None:
             raise SourceError(
                 f"{shown(folder)} is no tar and holds no {INDEX_NAME}: web servers do not list their files, so name "
@@ -159,7 +168,7 @@ class _Listing:
         if not tars:
             raise SourceError(f"{folder} holds no tar: give a folder that discernible compress has written")
         committed = [name for name in tars if name.removesuffix(".tar") + ".json" in there]
-        return [LoaderShard(location=_within(folder, name), samples=None) for name in committed or tars]
+        return [LoaderShard(location=within(folder, name), samples=None) for name in committed or tars]
 
     def _names(self, folder: str, indexed: bool) -> set[str] | None:
         """Names of the files in a folder or under a prefix; None when one with an index may not be listed."""
@@ -173,24 +182,9 @@ class _Listing:
             raise
 
 
-def _parent(location: str) -> str:
-    if is_url(location):
-        path, mark, query = location.partition("?")
-        return f"{path.rpartition('/')[0]}{mark}{query}"
-    return location.rpartition("/")[0] if is_remote(location) else str(_local(location).parent)
-
-
-def _within(folder: str, name: str) -> str:
-    """The location of a file in a folder."""
-    if is_url(folder):
-        path, mark, query = folder.partition("?")
-        return beside(f"{path.rstrip('/')}/{mark}{query}", name)
-    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else str(Path(folder) / name)
-
-
 def _read_index(folder: str, s3: S3Options | None) -> dict[str, int] | None:
     """Tar names and sample counts in ``index.json`` (the wids schema), or None when there is no such file."""
-    place = _within(folder, INDEX_NAME)
+    place = within(folder, INDEX_NAME)
     text = read_if_there(place, s3, limit=INDEX_LIMIT)
     if text is None:
         return None

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import DiscernibleError, SourceError
-from .locations import base_name, shown
+from .locations import base_name, folder_of, shown
 from .order import MixedOrder, SampleOrder, Shuffle, ShuffledOrder
 from .shard_files import ShardFiles
 from .shard_reader import ShardReader
-from .shardlist import LoaderShard, list_shards, recorded_weights
+from .shardlist import LoaderShard, list_shards, recorded_fingerprint
+from .worker_codec import StreamWeights
 
 if TYPE_CHECKING:
     from .s3_client import S3Options
@@ -83,9 +84,10 @@ class ShardSet:
             first += count
         return MixedOrder(parts, self.mixture, length=sum(self.counts))
 
-    def recorded_weights(self) -> str | None:
-        """Name of the weights that the first shard's receipt records."""
-        return recorded_weights(self.shards, self._s3)
+    def recorded_weights(self) -> StreamWeights | None:
+        """The weights that the first shard's receipt records."""
+        fingerprint = recorded_fingerprint(self.shards, self._s3)
+        return None if fingerprint is None else StreamWeights(fingerprint, folder_of(self.shards[0].location))
 
     def digest(self) -> str:
         """Eight hex digits that stand for the shards' names and numbers of samples, wherever they lie."""

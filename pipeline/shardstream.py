@@ -26,7 +26,7 @@ from .crops import Crop, View, reduction
 from .order import BatchPlan, SampleOrder, uniforms
 from .pixels import decode_pixels
 from .samples import STREAM_EXTENSION, Sample, choose_image
-from .worker_codec import worker_codec
+from .worker_codec import Codecs, StreamWeights
 
 if TYPE_CHECKING:
     from ..codec import Codec
@@ -47,7 +47,7 @@ class LoaderConfig:
     ``finish``: what is done to images, by the workers themselves. None: the training process does it.
     """
 
-    weights: str
+    weights: str | None = None
     labels: tuple[str, ...] = ("cls",)
     crop: Crop | None = None
     exact_crops: bool = False
@@ -97,10 +97,10 @@ class ShardStream(IterableDataset[Chunk]):
         self._config = config
         # In shared memory, so that workers that live on between epochs see what is set for the next.
         self._place = torch.zeros(2, dtype=torch.int64).share_memory_()
-        self.codec: Codec | None = None
+        self.codecs: Codecs | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "codec": None}
+        return {**self.__dict__, "codecs": None}
 
     def set_place(self, epoch: int, start: int) -> None:
         """Set the epoch, and how many of its positions are used already, for iterations that start from now on."""
@@ -109,12 +109,14 @@ class ShardStream(IterableDataset[Chunk]):
     def __iter__(self) -> Iterator[Chunk]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
-        if info is not None or self.codec is None:
-            self.codec = worker_codec(self._config.weights, exact_crops=self._config.exact_crops)
+        if info is not None or self.codecs is None:
+            self.codecs = Codecs(
+                weights=self._config.weights, exact_crops=self._config.exact_crops, files=self._reader.files
+            )
         epoch, start = self._place.tolist()
-        return self._chunks(epoch, start, worker, workers, self.codec)
+        return self._chunks(epoch, start, worker, workers, self.codecs)
 
-    def _chunks(self, epoch: int, start: int, worker: int, workers: int, codec: Codec) -> Iterator[Chunk]:
+    def _chunks(self, epoch: int, start: int, worker: int, workers: int, codecs: Codecs) -> Iterator[Chunk]:
         self._reader.begin()
         length = len(self._order)
         plan = self._config.plan(length, start)
@@ -122,9 +124,9 @@ class ShardStream(IterableDataset[Chunk]):
             used = plan.used(step)
             ahead = self._order.shards_between(epoch, used, min(length, used + _AHEAD_SAMPLES))
             self._reader.fetch(ahead[worker::workers])
-            yield self._chunk(epoch, plan[step], codec)
+            yield self._chunk(epoch, plan[step], codecs)
 
-    def _chunk(self, epoch: int, positions: np.ndarray[tuple[int], np.dtype[np.int64]], codec: Codec) -> Chunk:
+    def _chunk(self, epoch: int, positions: np.ndarray[tuple[int], np.dtype[np.int64]], codecs: Codecs) -> Chunk:
         config = self._config
         shards, samples = self._order.locate(epoch, positions)
         loaded: list[LoadedSample | None] = [None] * len(positions)
@@ -135,8 +137,9 @@ class ShardStream(IterableDataset[Chunk]):
                 loaded[number] = load_sample(
                     self._reader.read(int(shards[number]), int(samples[number])),
                     self._reader.location(int(shards[number])),
+                    self._reader.folder(int(shards[number])),
                     config.labels,
-                    codec,
+                    codecs,
                     config.crop,
                     uniforms(config.seed, epoch, int(positions[number])),
                 )
@@ -152,7 +155,7 @@ class ShardStream(IterableDataset[Chunk]):
         batch = _substituted(loaded) if config.on_error == "substitute" else good
         if config.finish is None or not batch:
             return pack_chunk(batch, skipped)
-        return decode_ahead(batch, codec, config.finish, skipped)
+        return decode_ahead(batch, codecs, config.finish, skipped)
 
 
 def _substituted(loaded: Sequence[LoadedSample | None]) -> list[LoadedSample]:
@@ -166,9 +169,17 @@ def _substituted(loaded: Sequence[LoadedSample | None]) -> list[LoadedSample]:
 
 
 def load_sample(
-    sample: Sample, shard: str, labels: Sequence[str], codec: Codec, crop: Crop | None, draws: Iterator[float]
+    sample: Sample,
+    shard: str,
+    folder: str,
+    labels: Sequence[str],
+    codecs: Codecs,
+    crop: Crop | None,
+    draws: Iterator[float],
 ) -> LoadedSample:
-    """Entropy-decode one sample's image, cut it, and decode its labels; errors carry shard and key."""
+    """Entropy-decode one sample's image, cut it, and decode its labels; errors carry shard and key. ``folder`` is that
+    of the shard, as it is reached."""
+    codec: Codec | None = None
     try:
         if sample.fault is not None:
             raise sample.fault
@@ -176,23 +187,33 @@ def load_sample(
         data = sample.members[member]
         columns = tuple(_label(sample, name) for name in labels)
         if member.rpartition(".")[2] == STREAM_EXTENSION:
+            codec = codecs.of(data, folder)
             latents = codec.entropy_decode_compact(data)
             size = latents.frames[0].height, latents.frames[0].width
-            loaded = LoadedSample(shard=shard, key=sample.key, labels=columns, size=size, latents=latents)
+            made_with = None if codecs.weights is not None else StreamWeights(codec.fingerprint, folder)
+            loaded = LoadedSample(
+                shard=shard, key=sample.key, labels=columns, size=size, latents=latents, weights=made_with
+            )
         else:
             pixels = decode_pixels(data).pixels
             size = pixels.shape[1], pixels.shape[2]
             loaded = LoadedSample(shard=shard, key=sample.key, labels=columns, size=size, original=True, pixels=pixels)
-        return loaded if crop is None else _cut(loaded, crop.view(*size, draws), crop.size, codec)
+        if crop is None:
+            return loaded
+        view = crop.view(*size, draws)
+        return _cut(loaded, view) if codec is None else _cut_latents(loaded, view, crop.size, codec)
     except DiscernibleError as exc:
         exc.shard, exc.key = shard, sample.key
         raise
 
 
-def _cut(sample: LoadedSample, view: View, size: tuple[int, int], codec: Codec) -> LoadedSample:
-    if sample.latents is not None:
-        region, reduce = (view.region, 1) if codec.exact_crops else reduction(view, size, *sample.size)
-        return replace(sample, flip=view.flip, reduce=reduce, latents=cut_compact(sample.latents, region, codec.margin))
+def _cut_latents(sample: LoadedSample, view: View, size: tuple[int, int], codec: Codec) -> LoadedSample:
+    assert sample.latents is not None
+    region, reduce = (view.region, 1) if codec.exact_crops else reduction(view, size, *sample.size)
+    return replace(sample, flip=view.flip, reduce=reduce, latents=cut_compact(sample.latents, region, codec.margin))
+
+
+def _cut(sample: LoadedSample, view: View) -> LoadedSample:
     assert sample.pixels is not None
     part = view.region
     pixels = sample.pixels[:, part.top : part.top + part.height, part.left : part.left + part.width]

@@ -61,6 +61,8 @@ class Storage(ABC):
     """Named objects under one location. Names are relative and use ``/``."""
 
     location: str
+    options: S3Options | None = None
+    """How S3 is reached, where the location is there."""
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:

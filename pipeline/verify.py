@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ..errors import PipelineError
 from ..stored import FieldError, Fields, parse_json
+from .carried_weights import WEIGHTS_FOLDER, CarriedCheck, RecordedWeights, check_carried
 from .findings import Findings, Problem
 from .listing import Listing
 from .receipts import INDEX_LIMIT, INDEX_NAME, index_lines, receipt_names
@@ -67,6 +68,7 @@ def verify(
     plan_id: str | None = None,
     source: str | None = None,
     listing: Listing | None = None,
+    plan_weights: RecordedWeights | None = None,
     weights: str | None = None,
     device: str = "cpu",
     threads: int = 1,
@@ -76,15 +78,18 @@ def verify(
 ) -> VerifyReport:
     """Check a destination; what is wrong is in the report, not raised.
 
-    ``shards``, ``plan_id``, ``source`` and ``listing`` are the plan's: with them a shard that is missing or not part of
-    the plan is a problem, and the source is listed anew and compared where it can be reached, on S3 as ``source_s3``
-    says. ``deep`` decodes every stream with the receipts' weights, or ``weights``, on ``device``, and reads every
-    sample of the source. ``findings`` holds what is known to be wrong already. Raises StorageError when the destination
-    cannot be listed and WeightsError when weights cannot be loaded.
+    ``shards``, ``plan_id``, ``source``, ``listing`` and ``plan_weights`` are the plan's: with them a shard that is
+    missing or not part of the plan is a problem, the weights file that the destination carries is compared, and the
+    source is listed anew and compared where it can be reached, on S3 as ``source_s3`` says. ``deep`` decodes every
+    stream with the weights that made it, or ``weights``, on ``device``, and reads every sample of the source.
+    ``findings`` holds what is known to be wrong already. Raises StorageError when the destination cannot be listed and
+    WeightsError when weights cannot be loaded.
     """
     findings = findings or Findings()
     storage = open_storage(destination)
-    checker = ShardChecker(storage, findings, plan_id, StreamDecoder(weights, device, threads) if deep else None)
+    carried = check_carried(storage, plan_weights)
+    decoder = StreamDecoder(storage, weights, device, threads) if deep and (carried.usable or weights) else None
+    checker = ShardChecker(storage, findings, plan_id, decoder)
     sources = None
     if shards is not None:
         sources = SourceChecker(shards, source, listing, s3=source_s3, deep=deep, findings=findings)
@@ -110,6 +115,7 @@ def verify(
             findings.problem(
                 shard.name, "missing", "the shard has no receipt: it is not converted yet, or its receipt was deleted"
             )
+    _report_weights(carried, findings, undecoded=deep and decoder is None)
     _note_leftovers(storage, lambda name: name in receipts or name in damaged, findings)
     if shards is None and not storage.exists(INDEX_NAME):
         findings.note(f"there is no {INDEX_NAME}; the conversion has not finished")
@@ -131,6 +137,15 @@ def verify(
         problems=tuple(sorted(findings.problems, key=lambda each: (each.shard, each.kind, each.key or ""))),
         notes=tuple(findings.notes),
     )
+
+
+def _report_weights(carried: CarriedCheck, findings: Findings, *, undecoded: bool) -> None:
+    if carried.fault is not None:
+        findings.problem(WEIGHTS_FOLDER, "weights", carried.fault)
+    if carried.note is not None:
+        findings.note(carried.note)
+    if undecoded:
+        findings.note("no stream was decoded, for want of the weights")
 
 
 def _note_leftovers(storage: Storage, has_receipt: Callable[[str], bool], findings: Findings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from ..errors import CodecError, PipelineError, ShardError, StorageError, WeightsFormatError, WeightsNotFoundError
 from .findings import Findings
@@ -15,9 +15,7 @@ from .shards import TarGroups
 from .statistics import KEPT, STATISTICS_LIMIT, STATUSES, SampleRow, read_rows
 from .storage import Storage
 from .tarfiles import TarMember, iter_members, padded
-
-if TYPE_CHECKING:
-    from ..codec import Codec
+from .worker_codec import CodecCache, Codecs
 
 __all__ = ["CheckedShard", "ShardChecker", "StreamDecoder"]
 
@@ -33,22 +31,15 @@ class CheckedShard:
 
 
 class StreamDecoder:
-    """Decodes streams to their end; loads weights at first use."""
+    """Decodes streams of a destination to their end; loads weights at first use."""
 
-    def __init__(self, weights: str | None, device: str, threads: int) -> None:
-        self._weights = weights
-        self._device = device
-        self._threads = threads
-        self._codecs: dict[str, Codec] = {}
+    def __init__(self, storage: Storage, weights: str | None, device: str, threads: int) -> None:
+        self._codecs = Codecs(weights=weights, device=device, threads=threads, s3=storage.options, cache=CodecCache())
+        self._folder = storage.location
 
-    def decode(self, stream: bytes, weights: str) -> tuple[int, int]:
+    def decode(self, stream: bytes) -> tuple[int, int]:
         """Height and width of what a stream decodes to. Raises CodecError."""
-        from ..codec import Codec
-
-        name = self._weights or weights
-        if name not in self._codecs:
-            self._codecs[name] = Codec.load(name, device=self._device, threads=self._threads)
-        height, width = self._codecs[name].decode([stream])[0].shape[1:]
+        height, width = self._codecs.of(stream, self._folder).decode([stream])[0].shape[1:]
         return int(height), int(width)
 
 
@@ -213,7 +204,7 @@ class ShardChecker:
             if told != expected:
                 problem(f"the stream's header says {told}, not {expected}")
             elif self._decoder is not None:
-                decoded = self._decoder.decode(stream, receipt.weights)
+                decoded = self._decoder.decode(stream)
                 if decoded != (row.height, row.width):
                     problem(f"decodes to height and width {decoded}")
         except (WeightsNotFoundError, WeightsFormatError):

@@ -10,13 +10,16 @@ It runs the whole decoder, synthesis included, in the process that iterates, on 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ConfigError
 from .samples import STREAM_EXTENSION
-from .worker_codec import worker_codec
+from .worker_codec import Codecs, located_weights, shards_folder
+
+if TYPE_CHECKING:
+    from .s3_client import S3Options
 
 __all__ = ["IMAGE_SPECS", "DciHandler", "decode_dci"]
 
@@ -48,17 +51,25 @@ class DciHandler:
     Small and picklable: the codec is loaded at the first image, once a process, with one entropy-coding thread.
     """
 
-    def __init__(self, imagespec: str = "torchrgb8", *, weights: str = "default") -> None:
+    def __init__(
+        self,
+        imagespec: str = "torchrgb8",
+        *,
+        weights: str | None = None,
+        shards: str | None = None,
+        s3: S3Options | None = None,
+    ) -> None:
         if imagespec not in IMAGE_SPECS:
             raise ConfigError(f"unknown image specification {imagespec!r}: use one of {', '.join(IMAGE_SPECS)}")
         self.imagespec = imagespec
-        self.weights = weights
+        self._codecs = Codecs(weights=None if weights is None else located_weights(weights), s3=s3)
+        self._folder = None if shards is None else shards_folder(shards)
 
     def __call__(self, key: str, data: bytes) -> Any:
-        """Decode ``data`` if ``key`` ends in ``.dci``; StreamError or WeightsMismatchError when that cannot be done."""
+        """Decode ``data`` if ``key`` ends in ``.dci``; StreamError or WeightsError when that cannot be done."""
         if key.rpartition(".")[2].lower() != STREAM_EXTENSION:
             return None
-        image = worker_codec(self.weights).decode([data])[0]
+        image = self._codecs.of(data, self._folder).decode([data])[0]
         container, kind, mode = IMAGE_SPECS[self.imagespec]
         if container == "torch" and mode == "RGB":
             return image if kind == "uint8" else image.float().div_(255)
@@ -79,11 +90,21 @@ class DciHandler:
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)) if pixels.ndim == 3 else pixels)
 
 
-def decode_dci(imagespec: str = "torchrgb8", *, weights: str = "default") -> DciHandler:
+def decode_dci(
+    imagespec: str = "torchrgb8",
+    *,
+    weights: str | None = None,
+    shards: str | None = None,
+    s3: S3Options | None = None,
+) -> DciHandler:
     """A handler for ``wds.WebDataset(...).decode(...)`` that decodes ``.dci`` members.
 
     ``imagespec`` is one of webdataset's image specifications: ``"torchrgb8"`` gives uint8 tensors (3, H, W),
     ``"torchrgb"`` float32 ones in 0..1, ``"rgb8"``/``"rgb"`` numpy arrays (H, W, 3), ``"pil"`` PIL images; ``l`` and
     ``rgba`` variants exist too. Other members are left to the handlers that come after.
+
+    ``weights`` is a name of installed weights or a file; None takes those that made each stream. A handler is not told
+    which shard a stream is from: ``shards`` names their folder, prefix or URL, or one of them, whose ``weights/`` is
+    looked into first. ``s3`` says how S3 is reached.
     """
-    return DciHandler(imagespec, weights=weights)
+    return DciHandler(imagespec, weights=weights, shards=shards, s3=s3)

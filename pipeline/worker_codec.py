@@ -1,26 +1,152 @@
-"""The codecs of a process that decodes what comes along: loaded at first use, then kept."""
+"""The codecs of what decodes streams: each loaded at first use, then kept.
+
+:class:`Codecs` says which weights a reader's streams are decoded with: those that the user named, or where nobody did
+those that each stream tells, found by the rule of :mod:`.stream_weights`. One pass may have streams of several weights.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from .storage import absolute
+from .locations import base_name, folder_of, is_local
+from .storage import absolute, local_path
+from .stream_weights import weights_of
 
 if TYPE_CHECKING:
+    import torch
+
     from ..codec import Codec
+    from ..codec.weights_file import WeightsFile
+    from .s3_client import S3Options
+    from .shard_files import ShardFiles
 
-__all__ = ["located_weights", "worker_codec"]
+__all__ = ["CodecCache", "Codecs", "StreamWeights", "located_weights", "shards_folder", "worker_codec"]
 
-_loaded: dict[tuple[str, str, bool], Codec] = {}
-_lock = threading.Lock()
-_forked = False
+# Who mixes more than these loads them again and again, but takes no more memory for it.
+_MOST_CODECS = 8
+_MOST_KNOWN = 1024
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+class StreamWeights(NamedTuple):
+    """Which weights a stream needs: their fingerprint, and the folder of the shards that it is from, where known."""
+
+    fingerprint: str
+    folder: str | None = None
+
+
+class CodecCache:
+    """The codecs that were used last, by the content of their weights, wherever that lies. Threads may share it."""
+
+    def __init__(self) -> None:
+        self.begin()
+        self._codecs: dict[tuple[str, str, bool], Codec] = {}
+        self._contents: dict[object, str] = {}
+
+    def begin(self, threads: int | None = None) -> None:
+        """Begin with a new lock, and from now on with so many threads for each codec; None is what each asks for."""
+        self._lock, self._threads = threading.Lock(), threads
+
+    def get(self, codecs: Codecs, wanted: StreamWeights | None) -> Codec:
+        """The codec that :meth:`Codecs.made_with` promises."""
+        from ..codec import Codec
+
+        source = (codecs.weights, codecs.own, None if codecs.weights is not None else wanted)
+        device = str(codecs.place)
+        with self._lock:
+            file: WeightsFile | None = None
+            content = self._contents.get(source)
+            if content is None or (content, device, codecs.exact_crops) not in self._codecs:
+                file = codecs.find(wanted)
+                content = file.sha256
+            key = (content, device, codecs.exact_crops)
+            codec = self._codecs.pop(key, None)
+            if codec is None:
+                assert file is not None
+                threads = self._threads or codecs.threads
+                codec = Codec.load(file, device=device, threads=threads, exact_crops=codecs.exact_crops)
+            _keep(self._codecs, key, codec, _MOST_CODECS)
+            _keep(self._contents, source, content, _MOST_KNOWN)
+            return codec
+
+    def __len__(self) -> int:
+        return len(self._codecs)
+
+
+_process = CodecCache()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codecs:
+    """The codecs of a reader's streams.
+
+    ``weights`` (a name of shipped ones or a file) are those of all streams; None takes those that each stream tells,
+    which ``own`` files of the user may hold, too. ``s3`` says how S3 is reached, ``files`` keeps copies of what is
+    remote. ``device`` and ``exact_crops`` are those of ``Codec.load``, and so is ``threads``, but that a forked child
+    has one. They are kept in ``cache``, None: that of the process. May be sent to other processes without a cache.
+    """
+
+    weights: str | None = None
+    device: str = "cpu"
+    exact_crops: bool = False
+    threads: int | None = None
+    own: tuple[Path, ...] = ()
+    s3: S3Options | None = None
+    files: ShardFiles | None = None
+    cache: CodecCache | None = field(default=None, repr=False)
+
+    def of(self, stream: bytes, folder: str | None = None) -> Codec:
+        """The codec of a stream from a folder of shards. Raises StreamError for what is none, and as
+        :meth:`made_with`."""
+        from ..codec import read_stream_info
+
+        if self.weights is not None:
+            return self.made_with(None)
+        return self.made_with(StreamWeights(read_stream_info(stream).fingerprint, folder))
+
+    @property
+    def place(self) -> torch.device:
+        """The device."""
+        from ..codec.device import resolve_device
+
+        return resolve_device(self.device)
+
+    def made_with(self, wanted: StreamWeights | None) -> Codec:
+        """The codec of a stream that needs these weights, always the same object while it is kept.
+
+        Raises WeightsNotFoundError, WeightsFormatError, ConfigError, StorageError.
+        """
+        return (self.cache or _process).get(self, wanted)
+
+    def find(self, wanted: StreamWeights | None) -> WeightsFile:
+        """The weights that were named, or that a stream needs. Raises as :meth:`made_with`."""
+        from ..codec.weights_file import find_weights, read_weights_file
+
+        if self.weights is not None:
+            return read_weights_file(find_weights(self.weights))
+        assert wanted is not None, "nobody named weights"
+        return weights_of(wanted.fingerprint, wanted.folder, s3=self.s3, files=self.files, own=self.own)
 
 
 def located_weights(weights: str) -> str:
     """A name of weights as it is, a path made absolute: it is loaded later, perhaps in another working directory."""
     return absolute(weights) if weights.endswith(".safetensors") or "/" in weights or "\\" in weights else weights
+
+
+def shards_folder(shards: str | os.PathLike[str]) -> str:
+    """The folder, prefix or URL path of shards, given that or one of them; a relative path is made absolute.
+
+    Raises StorageError for a location of an unknown kind.
+    """
+    location = os.fspath(shards)
+    folder = folder_of(location) if base_name(location).lower().endswith(".tar") else location
+    return absolute(local_path(folder)) if is_local(folder) else folder
 
 
 def worker_codec(weights: str, device: str = "cpu", *, exact_crops: bool = False) -> Codec:
@@ -29,22 +155,21 @@ def worker_codec(weights: str, device: str = "cpu", *, exact_crops: bool = False
     Threads may call it, and use what it returns, at once. PyTorch's number of threads stays what it is, except in a
     forked child, where it becomes one. Raises WeightsNotFoundError, WeightsFormatError, ConfigError.
     """
-    from ..codec import Codec
-    from ..codec.device import resolve_device
+    return Codecs(weights=weights, device=device, exact_crops=exact_crops).made_with(None)
 
-    key = (weights, str(resolve_device(device)), exact_crops)
-    with _lock:
-        if key not in _loaded:
-            threads = 1 if _forked else None
-            _loaded[key] = Codec.load(weights, device=key[1], threads=threads, exact_crops=exact_crops)
-        return _loaded[key]
+
+def _keep(kept: dict[_Key, _Value], key: _Key, value: _Value, most: int) -> None:
+    """Put something behind all others, and let go of the first where there are too many."""
+    kept.pop(key, None)
+    kept[key] = value
+    if len(kept) > most:
+        del kept[next(iter(kept))]
 
 
 def _in_forked_child() -> None:
     """OpenMP's threads stay with the parent, and what shares work out among them would wait for them for ever."""
-    global _forked, _lock
-    _forked, _lock = True, threading.Lock()
-    if _loaded:
+    _process.begin(threads=1)
+    if len(_process):
         import torch
 
         torch.set_num_threads(1)

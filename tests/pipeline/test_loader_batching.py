@@ -88,7 +88,7 @@ def test_chunk_round_trip(sizes: list[tuple[int, int, bool]], seed: int) -> None
     assert chunk.skipped == tuple(skipped)
     assert chunk.error is error
     assert chunk.samples == tuple(replace(sample, latents=None, pixels=None) for sample in samples)
-    back = unpack_chunk(chunk, torch.device("cpu"), CHANNELS)
+    back = unpack_chunk(chunk, torch.device("cpu"), lambda _: CHANNELS)
     for one, other in zip(expected, back, strict=True):
         if isinstance(one, np.ndarray):
             assert np.array_equal(one, other)

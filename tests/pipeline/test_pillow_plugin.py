@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from discernible import register_pillow
 from discernible.codec import Codec, read_stream_info
 from discernible.codec.stream.bitstream import HEADER_BYTES
-from discernible.codec.weights import list_weights, load_weights, save_weights, weights_of
+from discernible.codec.weights import list_weights, load_weights, save_weights
 from discernible.errors import (
     ConfigError,
     ImageError,
@@ -38,12 +38,12 @@ from discernible.errors import (
     StreamVersionError,
     WeightsError,
     WeightsFormatError,
-    WeightsMismatchError,
     WeightsNotFoundError,
 )
 from discernible.pipeline import pillow_plugin, worker_codec
 from discernible.pipeline.pillow_plugin import UnidentifiedStreamError, UnknownWeightsError, UnreadableStreamError
 from discernible.pipeline.shards import ShardWriter
+from discernible.pipeline.stream_weights import weights_of
 
 SIZE = (68, 45)
 
@@ -455,26 +455,19 @@ def test_a_weights_file_that_was_replaced(own_weights: Path, tmp_path: Path, pix
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "DCI", weights=own_weights)
     fingerprint = read_stream_info(sink.getvalue()).fingerprint
-    assert weights_of(fingerprint, (path.resolve(),)) == str(path.resolve())
+    assert weights_of(fingerprint, own=(path.resolve(),)).place == str(path.resolve())
     path.write_bytes(list_weights()[0].path.read_bytes())
     register_pillow(weights=[path])
-    with pytest.raises(OSError, match="loaded are") as caught:
+    with pytest.raises(OSError, match=r"none of the places .*mine\.safetensors") as caught:
         opened(sink.getvalue()).load()
-    assert isinstance(caught.value.__cause__, WeightsMismatchError)
-
-
-def test_shipped_weights_have_their_names() -> None:
-    for entry in list_weights():
-        assert weights_of(load_weights(entry.name).fingerprint) == entry.name
-    with pytest.raises(WeightsNotFoundError, match="00000000 are neither shipped"):
-        weights_of("00000000")
+    assert isinstance(caught.value.__cause__, WeightsNotFoundError)
 
 
 # Threads and processes
 
 
 def test_threads_load_one_codec(stream: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_codec, "_loaded", {})
+    monkeypatch.setattr(worker_codec, "_process", worker_codec.CodecCache())
     loads = []
     load = Codec.load
 

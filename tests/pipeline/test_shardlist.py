@@ -11,10 +11,11 @@ from typing import Any
 import boto3
 import pytest
 
+from discernible.codec import Codec
 from discernible.errors import ShardError, SourceError, StorageError
 from discernible.pipeline.receipts import list_receipts
 from discernible.pipeline.s3_client import S3Options
-from discernible.pipeline.shardlist import LoaderShard, list_shards, recorded_weights
+from discernible.pipeline.shardlist import LoaderShard, list_shards, recorded_fingerprint
 from discernible.pipeline.storage import open_storage
 
 from .web_server import WebServer
@@ -54,7 +55,7 @@ def names(shards: tuple[LoaderShard, ...]) -> list[str]:
 
 
 @everywhere
-def test_a_folder_with_an_index(converted: Path, publish: Publish) -> None:
+def test_a_folder_with_an_index(converted: Path, publish: Publish, codec: Codec) -> None:
     # Names with characters that URLs write in another way.
     (converted / "00001.tar").rename(converted / "a b%2.tar")
     index = json.loads((converted / "index.json").read_text())
@@ -70,11 +71,11 @@ def test_a_folder_with_an_index(converted: Path, publish: Publish) -> None:
     )
     assert list_shards(f"{there}/index.json") == list_shards([f"{there}/"]) == shards
     assert list_shards([f"{there}/00000.tar", f"{there}/{last}"]) == shards
-    assert recorded_weights(shards) == "default"
+    assert recorded_fingerprint(shards) == codec.fingerprint
 
 
 @everywhere
-def test_tars_and_patterns(converted: Path, publish: Publish) -> None:
+def test_tars_and_patterns(converted: Path, publish: Publish, codec: Codec) -> None:
     counts = [receipt.kept for receipt in list_receipts(str(converted)).values()]
     (converted / "index.json").unlink()
     (converted / "other.tar").write_bytes((converted / "00000.tar").read_bytes())
@@ -83,8 +84,8 @@ def test_tars_and_patterns(converted: Path, publish: Publish) -> None:
     assert names(shards) == ["00001.tar", "00000.tar", "other.tar"]
     assert [shard.samples for shard in shards] == [counts[1], counts[0], None]
     assert list_shards([f"{there}/00001.tar", f"{there}/{{00000..00000}}.tar"]) == shards[:2]
-    assert recorded_weights(shards[:1]) == "default"
-    assert recorded_weights(shards[2:]) is None
+    assert recorded_fingerprint(shards[:1]) == codec.fingerprint
+    assert recorded_fingerprint(shards[2:]) is None
     with pytest.raises(SourceError, match=r"00002\.tar does not exist"):
         list_shards(f"{there}/{{00000..00002}}.tar")
     with pytest.raises(SourceError, match=r"00000\.tar is given twice"):
@@ -103,8 +104,8 @@ def test_receipts_that_are_damaged_or_of_others_do_not_count(converted: Path, pu
     shards = list_shards(f"{there}/0000{{0,1}}.tar")
     assert [shard.samples for shard in shards] == [None, None]
     with pytest.raises(ShardError, match="was altered"):
-        recorded_weights(shards)
-    assert recorded_weights(shards[1:]) is None
+        recorded_fingerprint(shards)
+    assert recorded_fingerprint(shards[1:]) is None
 
 
 @pytest.mark.parametrize(
@@ -151,11 +152,11 @@ def test_an_index_that_lists_what_is_not_there(converted: Path, publish: Publish
 
 
 @pytest.mark.parametrize("publish", ["http"], indirect=True)
-def test_urls(converted: Path, publish: Publish) -> None:
+def test_urls(converted: Path, publish: Publish, codec: Codec) -> None:
     there = publish(converted).replace("http://", "http://me:topsecret@")
     shards = list_shards(f"{there}/?token=topsecret")
     assert [shard.location for shard in shards] == [f"{there}/0000{n}.tar?token=topsecret" for n in range(2)]
-    assert recorded_weights(shards) == "default"
+    assert recorded_fingerprint(shards) == codec.fingerprint
     for wrong, message in (
         (f"{there}/elsewhere?token=topsecret", r"elsewhere is no tar and holds no index\.json"),
         ([f"{there}?topsecret", f"{there}/00001.tar?topsecret"], r"00001\.tar is given twice"),
@@ -217,13 +218,13 @@ def test_buckets_that_may_not_be_listed(converted: Path, bucket: str, monkeypatc
         list_shards(f"{storage.location}/00002.tar")
 
 
-def test_stores_are_reached_as_told(converted: Path, bucket: str, s3_server: str, proxy: Any) -> None:
+def test_stores_are_reached_as_told(converted: Path, bucket: str, s3_server: str, proxy: Any, codec: Codec) -> None:
     storage = open_storage(bucket)
     for path in converted.iterdir():
         storage.put(path.name, path.read_bytes())
     with proxy(rate=0.3, seed=5, faults=["slow_down", "reset", "cut"]) as faulty:
         shards = list_shards(bucket, S3Options(endpoint=faulty.endpoint))
-        assert recorded_weights(shards, S3Options(endpoint=faulty.endpoint)) == "default"
+        assert recorded_fingerprint(shards, S3Options(endpoint=faulty.endpoint)) == codec.fingerprint
         assert faulty.counts["fine"] > 0
     assert names(shards) == ["00000.tar", "00001.tar"]
     with pytest.raises(StorageError, match="the bucket does not exist"):
