@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from ..errors import DestinationError, ShardError, SourceError, StreamError
+from ..errors import DestinationError, ShardError, SourceError, StorageError, StreamError, WeightsError
 from ..pipeline.storage import is_remote, open_storage, split_location
 from .ledger import read_ledger
 from .plan import INDEX_NAME, read_plan
@@ -23,22 +23,42 @@ if TYPE_CHECKING:
     from ..pipeline.s3_client import S3Options
     from ..pipeline.storage import Storage
 
-__all__ = ["FolderFacts", "SampleFacts", "ShardFacts", "StreamFacts", "inspect_path"]
+__all__ = ["FolderFacts", "SampleFacts", "ShardFacts", "StreamFacts", "WeightsFacts", "inspect_path"]
 
 _SAMPLES_SHOWN = 10
 _SHARDS_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsFacts:
+    """Where the weights of a stream are found; where they are not, ``error`` says which places were looked at."""
+
+    place: str | None = None
+    error: str | None = None
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"found at {self.place}" if self.error is None else f"not found: {self.error}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamFacts:
-    """The header of one ``.dci`` stream."""
+    """The header of one ``.dci`` stream, and where the weights are that decode it."""
 
     path: str
     info: StreamInfo
+    weights: WeightsFacts
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"kind": "stream", "path": self.path, **asdict(self.info), "bpp": self.bpp}
+        return {
+            "kind": "stream",
+            "path": self.path,
+            **asdict(self.info),
+            "bpp": self.bpp,
+            "weights_file": self.weights.place,
+        }
 
     @property
     def bpp(self) -> float:
@@ -54,7 +74,7 @@ class StreamFacts:
                 ("format", f"version {info.version}"),
                 ("image", f"{info.width}×{info.height}, {format_count(info.blocks)} blocks"),
                 ("quality", str(info.quality)),
-                ("weights", str(info.fingerprint)),
+                ("weights", f"{info.fingerprint}, {self.weights.words}"),
                 ("bytes", f"{format_count(info.bytes)} ({self.bpp:.3f} bits a pixel)"),
                 ("lanes", str(info.lanes)),
             ]
@@ -149,6 +169,7 @@ class FolderFacts:
     quality: int | None
     weights: str | None
     fingerprint: str | None
+    weights_at: WeightsFacts | None
     receipts: tuple[ReceiptHead, ...]
     totals: Totals
     missing: int
@@ -163,7 +184,11 @@ class FolderFacts:
             "plan_id": self.plan_id,
             "source": self.source,
             "quality": self.quality,
-            "weights": {"name": self.weights, "fingerprint": self.fingerprint},
+            "weights": {
+                "name": self.weights,
+                "fingerprint": self.fingerprint,
+                "file": self.weights_at.place if self.weights_at else None,
+            },
             "complete": self.missing == 0 and self.indexed,
             "shards": {"committed": len(self.receipts), "missing": self.missing},
             **totals.to_json(),
@@ -180,6 +205,7 @@ class FolderFacts:
                 ("plan", self.plan_id),
                 ("source", self.source),
                 ("weights", f"{self.weights} ({self.fingerprint}), quality {self.quality}" if self.weights else None),
+                ("weights file", self.weights_at.words if self.weights_at else None),
                 (
                     "samples",
                     sample_words(totals),
@@ -234,9 +260,19 @@ def _inspect_stream(path: str, storage: Storage, name: str) -> StreamFacts:
 
     data = storage.read(name)
     try:
-        return StreamFacts(path=path, info=read_stream_info(data))
+        info = read_stream_info(data)
     except StreamError as error:
         raise type(error)(f"{path}: {error.message}") from error
+    return StreamFacts(path=path, info=info, weights=_find_weights(info.fingerprint, storage))
+
+
+def _find_weights(fingerprint: str, storage: Storage) -> WeightsFacts:
+    from ..pipeline.stream_weights import weights_of
+
+    try:
+        return WeightsFacts(place=weights_of(fingerprint, storage.location, s3=storage.options).place)
+    except (WeightsError, StorageError) as error:
+        return WeightsFacts(error=error.message)
 
 
 def _inspect_shard(path: str, storage: Storage, tar: str) -> ShardFacts:
@@ -296,13 +332,15 @@ def _inspect_folder(path: str, storage: Storage) -> FolderFacts:
     receipts = tuple(table)
     first = receipts[0] if receipts else None
     options = plan.options if plan else {}
+    fingerprint = plan.fingerprint if plan else first.fingerprint if first else None
     return FolderFacts(
         path=path,
         plan_id=plan.plan_id if plan else first.plan_id if first else None,
         source=plan.source if plan else None,
         quality=options.get("quality", first.quality if first else None),
         weights=plan.weights if plan else first.weights if first else None,
-        fingerprint=plan.fingerprint if plan else first.fingerprint if first else None,
+        fingerprint=fingerprint,
+        weights_at=None if fingerprint is None else _find_weights(fingerprint, storage),
         receipts=receipts,
         totals=table.totals(),
         missing=missing,

@@ -40,7 +40,7 @@ def converted(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory, loca
 def test_the_result_adds_up(converted: Path, photo_folder: Path) -> None:
     names = {path.name for path in converted.iterdir()}
     shards = {f"0000{n}.{kind}" for n in range(4) for kind in ("tar", "json", "parquet")}
-    assert names == shards | {"plan.json", "plan.shards.jsonl.gz", "index.json"}
+    assert names == shards | {"plan.json", "plan.shards.jsonl.gz", "index.json", "weights"}
     members = []
     for shard in sorted(converted.glob("*.tar")):
         with tarfile.open(shard) as tar:

@@ -29,6 +29,7 @@ from discernible.errors import (
 from discernible.jobs.plan import SHARDS_NAME, Plan, check_destination, freeze_plan, make_plan, read_plan
 from discernible.jobs.retry import retry
 from discernible.jobs.spec import JobSpec, plan_identity, resolve_guide, resolve_location
+from discernible.pipeline.carried_weights import carried_name
 from discernible.pipeline.convert import ConvertConfig, ShardConverter
 from discernible.pipeline.folders import SourceFile
 from discernible.pipeline.receipts import FileRef, Receipt, SourceRef
@@ -234,9 +235,10 @@ def test_another_plan_is_removed_when_told(photos: Path, tmp_path: Path) -> None
         for extension in ("json", "tar", "parquet"):
             storage.put(f"{shard.name}.{extension}", b"old")
     storage.put("index.json", b"old")
+    storage.put(carried_name(first.fingerprint), b"old")
     storage.put("notes.txt", b"not ours")
     assert check_destination(second, storage, overwrite=True) is False
-    assert len(list(storage.list())) == 19, "looking writes nothing"
+    assert len(list(storage.list())) == 20, "looking writes nothing"
     assert freeze_plan(second, storage, overwrite=True) is False
     assert read_plan(storage) == second
     assert sorted(entry.name for entry in storage.list()) == ["notes.txt", "plan.json", SHARDS_NAME]
@@ -245,7 +247,7 @@ def test_another_plan_is_removed_when_told(photos: Path, tmp_path: Path) -> None
     assert storage.exists("00000.json"), "the same plan goes on"
 
 
-@pytest.mark.parametrize("step", range(10))
+@pytest.mark.parametrize("step", range(11))
 def test_a_removal_that_is_killed_is_taken_up_again(
     photos: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +257,7 @@ def test_a_removal_that_is_killed_is_taken_up_again(
     for shard in first.shards:
         for extension in ("json", "tar", "parquet"):
             storage.put(f"{shard.name}.{extension}", b"old")
+    storage.put(carried_name(first.fingerprint), b"old")
     real, calls = storage.delete, iter(range(100))
 
     def delete(name: str) -> None:

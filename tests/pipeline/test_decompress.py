@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from discernible.codec import Codec
-from discernible.errors import ConfigError, SampleFormatError, SourceError, WeightsMismatchError
+from discernible.errors import ConfigError, SampleFormatError, SourceError, WeightsMismatchError, WeightsNotFoundError
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.decompress import DecompressConfig, DecompressProgress, decompress
 from discernible.pipeline.pixels import decode_pixels
@@ -116,8 +116,10 @@ def test_escaped_keys_cannot_lead_outside(path: str) -> None:
 def test_wrong_weights_are_named_at_once(converted: Path, tmp_path: Path) -> None:
     receipt = list_receipts(str(converted))["00000"]
     (converted / "00000.json").write_bytes(dataclasses.replace(receipt, fingerprint="00000000").to_json())
-    with pytest.raises(WeightsMismatchError, match="00000000"):
+    with pytest.raises(WeightsNotFoundError, match="00000000"):
         decompress(str(converted), str(tmp_path / "files"), CPU)
+    with pytest.raises(WeightsMismatchError, match="00000000"):
+        decompress(str(converted), str(tmp_path / "files"), dataclasses.replace(CPU, weights="default"))
 
 
 def test_nothing_to_restore(tmp_path: Path) -> None:
