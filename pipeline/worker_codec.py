@@ -122,7 +122,8 @@ class Codecs:
 
         Raises WeightsNotFoundError, WeightsFormatError, ConfigError, StorageError.
         """
-        return (self.cache or _process).get(self, wanted)
+        # An empty cache is false.
+        return (_process if self.cache is None else self.cache).get(self, wanted)
 
     def find(self, wanted: StreamWeights | None) -> WeightsFile:
         """The weights that were named, or that a stream needs. Raises as :meth:`made_with`."""
