@@ -7,7 +7,7 @@
     ├── CodecError
     │   ├── ImageError (ValueError)      pixels the codec cannot take (shape, dtype, size)
     │   ├── WeightsError
-    │   │   ├── WeightsNotFoundError     no weights of that name or at that path
+    │   │   ├── WeightsNotFoundError     no weights of that name or fingerprint, or at that path
     │   │   ├── WeightsFormatError       a weights file that is not ours, incomplete or damaged
     │   │   └── WeightsMismatchError     a stream made with weights other than the loaded ones
     │   ├── StreamError                  a .dci stream that cannot be decoded
@@ -118,7 +118,7 @@ class WeightsError(CodecError):
 
 
 class WeightsNotFoundError(WeightsError):
-    """No weights of that name or at that path."""
+    """No weights of that name, at that path, or, in all places that were looked at, with that fingerprint."""
 
 
 class WeightsFormatError(WeightsError):

@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from benchmarks.loader.photos import AT_AGREEMENT, FINGERPRINT, SIDE, fitted, originals
 from benchmarks.peers import JPEG_420, markdown_table, planes
-from discernible.codec import Codec
 from discernible.pipeline.batching import LoadedSample, decode_chunk, pack_chunk
+from discernible.pipeline.worker_codec import Codecs
 
 
 class Bottleneck(nn.Module):
@@ -83,7 +83,8 @@ def decoders(judge: str, batch: int, device: torch.device) -> dict[str, Callable
     """Each makes a batch of uint8 (batch, 3, 256, 256) on the device."""
     qualities = AT_AGREEMENT[judge]
     photos = [fitted(image) for image in originals(batch)]
-    codec = Codec.load("default", device=device)
+    codecs = Codecs(weights="default", device=str(device))
+    codec = codecs.made_with(None)
     if codec.fingerprint != FINGERPRINT:
         print(f"quality {qualities.ours} was found for weights {FINGERPRINT}, these are {codec.fingerprint}")
     streams = codec.encode([planes(image) for image in photos], quality=qualities.ours)
@@ -95,7 +96,7 @@ def decoders(judge: str, batch: int, device: torch.device) -> dict[str, Callable
     chunk = pack_chunk(samples)
     if device.type == "cuda":
         chunk = chunk.pin_memory()
-    found: dict[str, Callable[[], object]] = {"discernible": lambda: torch.stack(decode_chunk(chunk, codec))}
+    found: dict[str, Callable[[], object]] = {"discernible": lambda: torch.stack(decode_chunk(chunk, codecs))}
     try:
         from torchvision.io import ImageReadMode, decode_jpeg  # type: ignore[import-not-found]
     except (ImportError, RuntimeError) as exc:
