@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ..errors import DiscernibleError, ShardError, StorageError
@@ -24,6 +25,8 @@ __all__ = ["ShardReader"]
 
 # Tars held open, and so kept in the cache whatever its limit. A window of shuffling seldom has more.
 _OPEN = 16
+# Asked for every sample.
+_folder = lru_cache(maxsize=1024)(folder_of)
 
 
 class ShardReader:
@@ -72,7 +75,7 @@ class ShardReader:
 
     def folder(self, shard: int) -> str:
         """Where a shard lies, as it is reached."""
-        return folder_of(self._shards[shard].location)
+        return _folder(self._shards[shard].location)
 
     @property
     def files(self) -> ShardFiles:

@@ -10,8 +10,9 @@ import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
+from ..codec.bitstream import read_stream_info
 from .locations import base_name, folder_of, is_local
 from .storage import absolute, local_path
 from .stream_weights import weights_of
@@ -30,9 +31,6 @@ __all__ = ["CodecCache", "Codecs", "StreamWeights", "located_weights", "shards_f
 _MOST_CODECS = 8
 _MOST_KNOWN = 1024
 
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
-
 
 class StreamWeights(NamedTuple):
     """Which weights a stream needs: their fingerprint, and the folder of the shards that it is from, where known."""
@@ -42,12 +40,13 @@ class StreamWeights(NamedTuple):
 
 
 class CodecCache:
-    """The codecs that were used last, by the content of their weights, wherever that lies. Threads may share it."""
+    """The codecs that were loaded last, by the content of their weights, wherever that lies. Threads may share it."""
 
     def __init__(self) -> None:
         self.begin()
         self._codecs: dict[tuple[str, str, bool], Codec] = {}
-        self._contents: dict[object, str] = {}
+        # Asked for every stream: one look-up must do, without a lock.
+        self._known: dict[object, Codec] = {}
 
     def begin(self, threads: int | None = None) -> None:
         """Begin with a new lock, and from now on with so many threads for each codec; None is what each asks for."""
@@ -55,25 +54,30 @@ class CodecCache:
 
     def get(self, codecs: Codecs, wanted: StreamWeights | None) -> Codec:
         """The codec that :meth:`Codecs.made_with` promises."""
+        source = codecs.weights if codecs.weights is not None else (wanted, codecs.own)
+        asked = (source, codecs.device, codecs.exact_crops)
+        known = self._known.get(asked)
+        if known is not None:
+            return known
+        with self._lock:
+            return self._known.get(asked) or self._load(asked, codecs, wanted)
+
+    def _load(self, asked: object, codecs: Codecs, wanted: StreamWeights | None) -> Codec:
         from ..codec import Codec
 
-        source = (codecs.weights, codecs.own, None if codecs.weights is not None else wanted)
+        file = codecs.find(wanted)
         device = str(codecs.place)
-        with self._lock:
-            file: WeightsFile | None = None
-            content = self._contents.get(source)
-            if content is None or (content, device, codecs.exact_crops) not in self._codecs:
-                file = codecs.find(wanted)
-                content = file.sha256
-            key = (content, device, codecs.exact_crops)
-            codec = self._codecs.pop(key, None)
-            if codec is None:
-                assert file is not None
-                threads = self._threads or codecs.threads
-                codec = Codec.load(file, device=device, threads=threads, exact_crops=codecs.exact_crops)
-            _keep(self._codecs, key, codec, _MOST_CODECS)
-            _keep(self._contents, source, content, _MOST_KNOWN)
-            return codec
+        key = (file.sha256, device, codecs.exact_crops)
+        codec = self._codecs.get(key)
+        if codec is None:
+            threads = self._threads or codecs.threads
+            codec = Codec.load(file, device=device, threads=threads, exact_crops=codecs.exact_crops)
+            self._codecs[key] = codec
+        if len(self._codecs) > _MOST_CODECS or len(self._known) > _MOST_KNOWN:
+            oldest = self._codecs.pop(next(iter(self._codecs)))
+            self._known = {each: one for each, one in self._known.items() if one is not oldest}
+        self._known[asked] = codec
+        return codec
 
     def __len__(self) -> int:
         return len(self._codecs)
@@ -104,8 +108,6 @@ class Codecs:
     def of(self, stream: bytes, folder: str | None = None) -> Codec:
         """The codec of a stream from a folder of shards. Raises StreamError for what is none, and as
         :meth:`made_with`."""
-        from ..codec import read_stream_info
-
         if self.weights is not None:
             return self.made_with(None)
         return self.made_with(StreamWeights(read_stream_info(stream).fingerprint, folder))
@@ -157,14 +159,6 @@ def worker_codec(weights: str, device: str = "cpu", *, exact_crops: bool = False
     forked child, where it becomes one. Raises WeightsNotFoundError, WeightsFormatError, ConfigError.
     """
     return Codecs(weights=weights, device=device, exact_crops=exact_crops).made_with(None)
-
-
-def _keep(kept: dict[_Key, _Value], key: _Key, value: _Value, most: int) -> None:
-    """Put something behind all others, and let go of the first where there are too many."""
-    kept.pop(key, None)
-    kept[key] = value
-    if len(kept) > most:
-        del kept[next(iter(kept))]
 
 
 def _in_forked_child() -> None:
