@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..codec.bitstream import read_stream_info
+from ..codec.stream.bitstream import read_stream_info
 from .locations import base_name, folder_of, is_local
 from .storage import absolute, local_path
 from .stream_weights import weights_of

@@ -12,8 +12,8 @@ import pytest
 
 from discernible import Codec
 from discernible.codec import Latents
-from discernible.codec.swift import SwiftSynthesis
-from discernible.codec.training import TrainConfig
+from discernible.codec.network.swift import SwiftSynthesis
+from discernible.codec.training.train import TrainConfig
 from discernible.codec.weights import find_weights, list_weights
 
 from . import plain_decoder
