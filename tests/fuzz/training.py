@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from discernible.codec import training_config
 from discernible.codec.network.importance import ImportanceHead
-from discernible.codec.network.swift import SwiftSynthesis
+from discernible.codec.network.swift import SwiftSynthesis, synthesis_of
+from discernible.codec.network.transforms import Analysis, TransformConfig
 from discernible.codec.stream.tables import (
     CLASS_GROUPS,
     CONTEXT_LEVELS,
@@ -25,8 +25,8 @@ from discernible.codec.stream.tables import (
     EntropyTables,
     quantise_frequencies,
 )
+from discernible.codec.training import config as training_config
 from discernible.codec.training.config import TrainConfig
-from discernible.codec.network.transforms import Analysis, Synthesis, TransformConfig
 from discernible.codec.weights import load_weights, save_weights
 from discernible.jobs.train import example_configuration
 
@@ -70,13 +70,13 @@ def weights_target(data: bytes) -> Hashable:
     path.write_bytes(data)
     weights = load_weights(path)
     weights.tables.at(50)
-    return weights.swift is None, weights.importance is None
+    return isinstance(weights.synthesis, SwiftSynthesis), weights.importance is None
 
 
 def weights_seeds() -> list[bytes]:
     """The smallest that there can be: without residual blocks, with a swift synthesis, with an importance head."""
     return [_weights(TransformConfig(channels=8, latents=8, analysis_blocks=0, synthesis_blocks=0, **more), head=head)
-            for more, head in (({}, False), ({"swift_channels": 8, "swift_blocks": 0}, False), ({}, True))]  # fmt: skip
+            for more, head in (({}, False), ({"swift_channels": 8}, False), ({}, True))]  # fmt: skip
 
 
 def _weights(config: TransformConfig, *, head: bool) -> bytes:
@@ -98,8 +98,7 @@ def _weights(config: TransformConfig, *, head: bool) -> bytes:
         name="seed",
         config=config,
         analysis=Analysis(config),
-        synthesis=Synthesis(config),
-        swift=SwiftSynthesis(config) if config.swift_channels else None,
+        synthesis=synthesis_of(config),
         importance=ImportanceHead(config.latents) if head else None,
         class_means=torch.zeros(2, config.latents),
         context_shift=torch.zeros(CONTEXT_LEVELS),
@@ -170,7 +169,7 @@ def config_target(data: bytes) -> Hashable:
     path.write_bytes(data)
     config = TrainConfig.from_toml(path)
     json.dumps(config.identity())
-    return config.start is None, config.swift_images > 0, config.minutes is None
+    return config.start is None, config.transforms.swift_channels > 0, config.minutes is None
 
 
 _MORE = """
