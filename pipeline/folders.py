@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, groupby
 from operator import itemgetter
 
 from ..errors import SampleFormatError, StorageError
@@ -21,25 +21,43 @@ _CARRIED = re.compile(r"[A-Za-z0-9_+-]+")
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One sample of a folder: its key, and its files relative to the folder, the image first."""
+    """One sample of a folder: its key, and its files relative to the folder, the image first.
+
+    Each of ``paths`` becomes the member of its extension. ``named`` maps other members to the paths of their files,
+    ``given`` members to their texts, which have no file.
+    """
 
     key: str
     paths: tuple[str, ...]
+    named: Mapping[str, str] = field(default_factory=dict, hash=False)
+    given: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def load(self, root: Storage) -> Sample:
         """Read the files. What cannot be read is in the sample's ``fault``."""
         members: dict[str, bytes] = {}
-        for path in self.paths:
-            extension = path.rpartition(".")[2]
-            if any(extension.lower() == other.lower() for other in members):
-                fault = SampleFormatError(f"{path!r} gives the member {extension!r} a second time", key=self.key)
-                return Sample(self.key, members, self.paths[0], fault)
+        # Sorted, since the table of shards does not keep the order of these mappings.
+        files = chain(((path.rpartition(".")[2], path) for path in self.paths), sorted(self.named.items()))
+        for member, path in files:
+            if _has(members, member):
+                return self._faulty(members, f"{path!r} gives the member {member!r} a second time")
             try:
-                members[extension] = root.read(path)
+                members[member] = root.read(path)
             except StorageError as exc:
                 exc.key = self.key
                 return Sample(self.key, members, self.paths[0], exc)
+        for member, text in sorted(self.given.items()):
+            if _has(members, member):
+                return self._faulty(members, f"the member {member!r} is given, and the sample has it as a file")
+            members[member] = text.encode()
         return Sample(self.key, members, self.paths[0])
+
+    def _faulty(self, members: dict[str, bytes], why: str) -> Sample:
+        return Sample(self.key, members, self.paths[0], SampleFormatError(why, key=self.key))
+
+
+def _has(members: Iterable[str], name: str) -> bool:
+    # Readers of WebDataset take names that differ in case alone for one.
+    return any(name.lower() == other.lower() for other in members)
 
 
 @dataclass(frozen=True, slots=True)

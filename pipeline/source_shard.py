@@ -9,7 +9,10 @@ from ..errors import SourceError
 from ..stored import FieldError, Fields, as_text, as_whole
 from .folders import SourceFile
 
-__all__ = ["Kind", "SourceShard"]
+__all__ = ["LONGEST_GIVEN", "Kind", "SourceShard"]
+
+LONGEST_GIVEN = 1 << 20
+"""Characters of a text that is given to a sample; all of a shard have room in :data:`.tables.LONGEST_LINE` bytes."""
 
 Kind = Literal["folder", "tar", "parquet"]
 
@@ -50,7 +53,7 @@ class SourceShard:
             "samples": self.samples,
         }
         if self.kind == "folder":
-            result["files"] = [[file.key, *file.paths] for file in self.files]
+            result["files"] = [_told(file) for file in self.files]
         if self.groups is not None:
             result |= {"column": self.column, "groups": list(self.groups)}
         if self.limit is not None:
@@ -83,11 +86,33 @@ class SourceShard:
             raise SourceError(f"a source shard's record is damaged: {exc}") from exc
 
 
+def _told(file: SourceFile) -> list[Any]:
+    """A key and paths, and behind them what few files have: plans of older releases have nothing there."""
+    more = {"named": dict(file.named), "given": dict(file.given)}
+    rest = {name: members for name, members in more.items() if members}
+    return [file.key, *file.paths, *([rest] if rest else [])]
+
+
 def _file(told: object) -> SourceFile:
-    if not isinstance(told, list) or len(told) < 2:
+    if not isinstance(told, list):
         raise FieldError("a file must be a key and paths")
-    key, *paths = (as_text(each, "a key or path of a file") for each in told)
-    return SourceFile(key=key, paths=tuple(paths))
+    rest = Fields(told[-1], "a file's members") if told and isinstance(told[-1], dict) else Fields({})
+    texts = told[:-1] if told and isinstance(told[-1], dict) else told
+    if len(texts) < 2:
+        raise FieldError("a file must be a key and paths")
+    rest.only(("named", "given"))
+    key, *paths = (as_text(each, "a key or path of a file") for each in texts)
+    return SourceFile(
+        key=key,
+        paths=tuple(paths),
+        named=_texts(rest, "named"),
+        given=_texts(rest, "given", longest=LONGEST_GIVEN),
+    )
+
+
+def _texts(told: Fields, name: str, **bounds: int) -> dict[str, str]:
+    members = told.group(name).all() if name in told else {}
+    return {as_text(each, "a member"): as_text(text, f"a {name} member", **bounds) for each, text in members.items()}
 
 
 def _groups(told: list[Any]) -> tuple[int, int]:

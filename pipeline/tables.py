@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
 from typing import overload
@@ -19,8 +20,9 @@ __all__ = ["LONGEST_LINE", "ReceiptTable", "ShardTable", "parse_shard"]
 LONGEST_LINE = 1 << 26
 """Bytes of a shard's line, which lists the files of a folder's shard."""
 
-# Parsed, each takes up to 64 bytes. The file of a sample is three of them.
+# Parsed, each takes up to 64 bytes beside its text. The file of a sample is three of them.
 _MOST_VALUES = 1 << 21
+_TEXT = re.compile(rb'"(?:[^"\\]|\\[\s\S])*+"?')
 
 
 def parse_shard(line: bytes) -> SourceShard:
@@ -34,7 +36,16 @@ def parse_shard(line: bytes) -> SourceShard:
 
 
 def _is_fit(line: bytes) -> bool:
-    return len(line) <= LONGEST_LINE and line.count(b",") + line.count(b"[") + line.count(b"{") <= _MOST_VALUES
+    if len(line) > LONGEST_LINE:
+        return False
+    if _values(line) <= _MOST_VALUES:
+        return True
+    # A text that is given may hold any number of commas. Leaving out texts takes memory for each.
+    return line.count(b'"') <= _MOST_VALUES and _values(_TEXT.sub(b"", line)) <= _MOST_VALUES
+
+
+def _values(line: bytes) -> int:
+    return sum(map(line.count, (b",", b":", b"[", b"{")))
 
 
 class ShardTable(Sequence[SourceShard]):
@@ -58,7 +69,10 @@ class ShardTable(Sequence[SourceShard]):
         """Add a shard behind the others."""
         line = json.dumps(shard.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
         if not _is_fit(line):
-            raise SourceError(f"{len(shard.files)} files are too many for one shard: choose a smaller --shard-size")
+            raise SourceError(
+                f"{len(shard.files)} samples with all that is told of them are too much for one shard: choose a "
+                "smaller --shard-size"
+            )
         values = (self._count, pack_name(shard.name), line)
         if self._scratch.run("INSERT OR IGNORE INTO shard VALUES (?, ?, ?)", *values) != 1:
             other = self.find(shard.name)

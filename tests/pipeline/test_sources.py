@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from discernible.errors import ConfigError, SampleFormatError, SourceError, StorageError
 from discernible.pipeline.braces import expand_braces, has_braces
+from discernible.pipeline.folders import SourceFile
 from discernible.pipeline.samples import unescape_key
 from discernible.pipeline.shards import ShardWriter
-from discernible.pipeline.source_shard import SourceShard
+from discernible.pipeline.source_shard import LONGEST_GIVEN, SourceShard
 from discernible.pipeline.sources import iter_keys, iter_samples, open_source
+from discernible.pipeline.tables import ShardTable
 
 
 def touch(root: Path, *names: str) -> None:
@@ -80,6 +83,72 @@ def test_shards_go_through_json(tmp_path: Path) -> None:
         assert list(iter_samples(again)) == list(iter_samples(shard))
     with pytest.raises(SourceError, match="damaged"):
         SourceShard.from_dict({"name": "x"})
+
+
+def test_members_with_other_names_and_without_files(tmp_path: Path) -> None:
+    for name in ("images/cat.jpg", "images/cat.txt", "masks/cat.png", "depth/cat.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    file = SourceFile(
+        "images/cat",
+        ("images/cat.jpg", "images/cat.txt"),
+        named={"masks.png": "masks/cat.png", "depth.png": "depth/cat.png"},
+        given={"json": '{"box": [1, 2, ":"]}', "cls": "3"},
+    )
+    plain = SourceFile("b", ("b.jpg",))
+    shard = SourceShard(name="0", kind="folder", location=str(tmp_path), files=(file, plain))
+    table = ShardTable([shard])
+    assert json.loads(next(table.lines()))["files"][1] == ["b", "b.jpg"]
+    assert table[0] == shard
+    assert table != ShardTable([replace(shard, files=(replace(file, given={"cls": "4"}), plain))])
+    # The tar is the same, whether or not the shard went through JSON.
+    expected = {
+        "jpg": b"images/cat.jpg",
+        "txt": b"images/cat.txt",
+        "depth.png": b"depth/cat.png",
+        "masks.png": b"masks/cat.png",
+        "cls": b"3",
+        "json": b'{"box": [1, 2, ":"]}',
+    }
+    for each in (shard, table[0]):
+        sample = next(iter(iter_samples(each)))
+        assert (sample.fault, list(sample.members.items())) == (None, list(expected.items()))
+
+
+@pytest.mark.parametrize("more", [{"named": {"TXT": "a.jpg"}}, {"given": {"Txt": "1"}}])
+def test_a_member_comes_once(tmp_path: Path, more: dict[str, dict[str, str]]) -> None:
+    for name in ("a.jpg", "a.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    shard = SourceShard(
+        name="0", kind="folder", location=str(tmp_path), files=(SourceFile("a", ("a.jpg", "a.txt"), **more),)
+    )
+    (sample,) = iter_samples(shard)
+    assert isinstance(sample.fault, SampleFormatError)
+
+
+def test_given_texts_are_bounded_and_may_hold_any_sign() -> None:
+    def table(text: str, count: int = 1) -> ShardTable:
+        files = (SourceFile("a", ("a.jpg",), given={"json": text}),) * count
+        return ShardTable([SourceShard(name="0", kind="folder", location="/x", files=files)])
+
+    signs = ',:[{"\\' * 1000
+    assert table(signs, 500)[0].files[499].given == {"json": signs}
+    with pytest.raises(SourceError, match="smaller --shard-size"):
+        table("x" * (LONGEST_GIVEN - 9), 65)
+    with pytest.raises(SourceError, match="at most 1048576 characters"):
+        list(table("x" * (LONGEST_GIVEN + 1)))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [["a", "a.jpg", {"named": []}], ["a", "a.jpg", {"given": {"cls": 3}}], ["a", "a.jpg", {"else": {}}],
+     ["a", {"given": {}}], ["a", {}, "a.jpg"], [{}], []],
+)  # fmt: skip
+def test_forged_files_of_a_shard(file: list[object]) -> None:
+    with pytest.raises(SourceError, match="damaged"):
+        SourceShard.from_dict(
+            {"name": "0", "kind": "folder", "location": "/x", "bytes": 1, "samples": 1, "files": [file]}
+        )
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:
