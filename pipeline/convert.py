@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import CodecError, ConfigError, ImageMissingError, PipelineError, ScatteredSampleError, ShardError
 from ..stored import FieldError, Fields
 from .coding import AnalysedImage, BegunBatch, SentBatch, analyse_image, begin_batch, finish_batch, send_batch
+from .contents import member_in_content
 from .gpu_jpeg import GpuJpeg, JpegFile, plain_jpeg
 from .grouping import BatchComposer
 from .items import Item
@@ -334,8 +335,10 @@ class ShardConverter:
                 check_names(sample.key, sample.members)
                 item.extension = choose_image(sample.members, self.config.image_member)
             except ImageMissingError as exc:
-                item.passthrough = self.config.missing_image == "passthrough"
-                item.fault = None if item.passthrough else exc
+                told = None if self.config.image_member else member_in_content(sample.members)
+                item.extension = told or ""
+                item.passthrough = told is None and self.config.missing_image == "passthrough"
+                item.fault = None if told or item.passthrough else exc
             except PipelineError as exc:
                 item.fault = exc
         return item

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from operator import itemgetter
 
 from ..errors import SampleFormatError, StorageError
+from .contents import is_known_other, told_extension
+from .left_out import LeftOut, LeftOutCounter
 from .samples import Sample, escape_key, hidden_part, is_image_extension
 from .scratch import Scratch, pack_name, unpack_name
 from .storage import Entry, Storage
@@ -18,13 +20,24 @@ __all__ = ["FolderListing", "ListedFile", "SourceFile"]
 
 _CARRIED = re.compile(r"[A-Za-z0-9_+-]+")
 
+# Files that belong to no image, and to nothing else.
+_ALONE = (
+    "NOT archive AND (role = '' OR (role = 'carried' AND NOT EXISTS (SELECT 1 FROM file AS other "
+    "WHERE other.stem = file.stem AND other.role = 'image'))) AND path NOT IN (SELECT path FROM used)"
+)
+
+# So many files of an extension that tells nothing are read to see whether it is one of images, and so many altogether:
+# a folder may hold millions of other files, on S3 with a delay each.
+_EXPLORED = 64
+_MOST_EXPLORED = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
     """One sample of a folder: its key, and its files relative to the folder, the image first.
 
     Each of ``paths`` becomes the member of its extension. ``named`` maps other members to the paths of their files,
-    ``given`` members to their texts, which have no file.
+    ``given`` members to their texts, which have no file. One of ``paths`` that is in ``named`` has its name from there.
     """
 
     key: str
@@ -36,7 +49,9 @@ class SourceFile:
         """Read the files. What cannot be read is in the sample's ``fault``."""
         members: dict[str, bytes] = {}
         # Sorted, since the table of shards does not keep the order of these mappings.
-        files = chain(((path.rpartition(".")[2], path) for path in self.paths), sorted(self.named.items()))
+        names = {path: member for member, path in self.named.items() if path in self.paths}
+        own = ((names.get(path) or path.rpartition(".")[2], path) for path in self.paths)
+        files = chain(own, sorted(pair for pair in self.named.items() if pair[1] not in names))
         for member, path in files:
             if _has(members, member):
                 return self._faulty(members, f"{path!r} gives the member {member!r} a second time")
@@ -69,11 +84,13 @@ class ListedFile:
 
 
 class FolderListing:
-    """The samples among the files of a folder, sorted by the path of their image. ``ignored`` counts other files.
+    """The samples among the files of a folder, sorted by the path of their image.
 
     ``image`` is asked whether the image at a relative path is wanted, ``archive`` whether a file is an archive that is;
     those are listed apart, and belong to a sample all the same where they share its stem. Hidden files are ignored; a
-    hidden folder counts as one file, whatever is in it.
+    hidden folder counts as one file, whatever is in it. ``starts`` reads the first bytes of files: those whose
+    extension does not tell what they are, and that belong to no image, are told by them (:mod:`.contents`). Of each
+    such extension some are read, spread over the folder, and the rest where one of those is an image.
     """
 
     def __init__(
@@ -81,21 +98,51 @@ class FolderListing:
         entries: Iterable[Entry],
         image: Callable[[str], bool],
         archive: Callable[[str], bool] = lambda path: False,
+        starts: Callable[[Sequence[str]], Iterable[bytes]] | None = None,
     ) -> None:
         self._scratch = Scratch(
-            "CREATE TABLE file (stem BLOB, path BLOB, size INTEGER, role TEXT, archive BOOLEAN)",
-            "CREATE TABLE sample (path BLOB, key TEXT, paths TEXT, size INTEGER)",
+            "CREATE TABLE file (stem BLOB, path BLOB, size INTEGER, role TEXT, archive BOOLEAN, told TEXT)",
+            "CREATE TABLE sample (path BLOB, key TEXT, paths TEXT, size INTEGER, told TEXT)",
+            "CREATE TABLE used (path BLOB PRIMARY KEY) WITHOUT ROWID",
         )
-        insert = "INSERT INTO file VALUES (?, ?, ?, ?, ?)"
+        insert = "INSERT INTO file VALUES (?, ?, ?, ?, ?, NULL)"
         self._scratch.run_for_all(insert, (_file_row(entry, image, archive) for entry in entries))
         self._scratch.run("CREATE INDEX by_stem ON file (stem, role, path)")
-        self._scratch.run_for_all("INSERT INTO sample VALUES (?, ?, ?, ?)", self._samples())
+        if starts is not None:
+            self._tell(image, starts)
+        self._scratch.run_for_all("INSERT INTO sample VALUES (?, ?, ?, ?, ?)", self._samples())
         self._scratch.run("CREATE INDEX by_path ON sample (path)")
         self._count = self._number("SELECT COUNT(*) FROM sample")
-        self.ignored = self._number(
-            "SELECT COUNT(DISTINCT path) FROM file WHERE role = '' OR (role = 'carried' AND NOT EXISTS "
-            "(SELECT 1 FROM file AS other WHERE other.stem = file.stem AND other.role = 'image'))"
-        )
+
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The files that belong to no sample and are not in use, nor archives that are wanted."""
+        counter = LeftOutCounter()
+        query = f"SELECT DISTINCT path, stem = x'' FROM file WHERE {_ALONE} ORDER BY path"  # noqa: S608  a constant
+        for path, hidden in self._scratch.rows(query):
+            counter.add(unpack_name(path), hidden=bool(hidden))
+        return counter.result()
+
+    def others(self) -> Iterator[str]:
+        """The paths of these files, without hidden ones, sorted."""
+        query = f"SELECT DISTINCT path FROM file WHERE {_ALONE} AND stem != x'' ORDER BY path"  # noqa: S608
+        return (unpack_name(path) for (path,) in self._scratch.rows(query))
+
+    def other(self, stem: str, extension: str) -> Entry | None:
+        """A file that is no image, by its path without extension, and its extension in lower case."""
+        query = "SELECT path, size FROM file WHERE stem = ? AND role = 'carried'"
+        for path, size in self._scratch.rows(query, pack_name(stem)):
+            name = unpack_name(path)
+            if name.rpartition(".")[2].lower() == extension:
+                return Entry(name, size)
+        return None
+
+    def use(self, path: str) -> None:
+        """Note that a file is not left out."""
+        self._scratch.run("INSERT OR IGNORE INTO used VALUES (?)", pack_name(path))
+
+    def images(self) -> Iterator[str]:
+        """The paths of the images, sorted."""
+        return (unpack_name(path) for (path,) in self._scratch.rows("SELECT path FROM sample ORDER BY path"))
 
     def archives(self) -> Iterator[Entry]:
         """Archives that are wanted, sorted by path."""
@@ -103,8 +150,10 @@ class FolderListing:
             yield Entry(unpack_name(path), size)
 
     def __iter__(self) -> Iterator[ListedFile]:
-        for key, paths, size in self._scratch.rows("SELECT key, paths, size FROM sample ORDER BY path"):
-            yield ListedFile(SourceFile(key, tuple(json.loads(paths))), size)
+        query = "SELECT key, paths, size, told FROM sample ORDER BY path"
+        for key, packed, size, told in self._scratch.rows(query):
+            paths = tuple(json.loads(packed))
+            yield ListedFile(SourceFile(key, paths, named={told: paths[0]} if told else {}), size)
 
     def __len__(self) -> int:
         return self._count
@@ -113,18 +162,44 @@ class FolderListing:
         row = self._scratch.one(query)
         return int(row[0]) if row else 0
 
-    def _samples(self) -> Iterator[tuple[bytes, str, str, int]]:
+    def _tell(self, image: Callable[[str], bool], starts: Callable[[Sequence[str]], Iterable[bytes]]) -> None:
+        """Make images of files whose first bytes say that they are some."""
+        run, rows = self._scratch.run, self._scratch.rows
+        run("CREATE TABLE unknown (number INTEGER PRIMARY KEY, extension BLOB, stem BLOB, path BLOB)")
+        run("CREATE TABLE found (stem BLOB, path BLOB, told TEXT)")
+        query = f"SELECT stem, path FROM file WHERE {_ALONE} AND stem != x'' ORDER BY path"  # noqa: S608
+        insert = "INSERT INTO unknown (extension, stem, path) VALUES (?, ?, ?)"
+        self._scratch.run_for_all(insert, _unknown_rows(rows(query), image))
+        run("CREATE INDEX by_extension ON unknown (extension, number)")
+        counts = "SELECT extension, COUNT(*) AS files FROM unknown GROUP BY extension ORDER BY files DESC, extension"
+        left = _MOST_EXPLORED
+        for extension, count in list(rows(counts)):
+            every = rows("SELECT stem, path FROM unknown WHERE extension = ? ORDER BY number", extension)
+            step = -(-count // _EXPLORED)
+            some = list(islice(every, step // 2, None, step))
+            left -= len(some)
+            if left < 0:
+                break
+            if not any(told for _, _, told in _told(some, extension != b"", starts)):
+                continue
+            query = "SELECT stem, path FROM unknown WHERE extension = ? ORDER BY number"
+            found = _told(rows(query, extension), extension != b"", starts)
+            self._scratch.run_for_all("INSERT INTO found VALUES (?, ?, ?)", (each for each in found if each[2]))
+        for stem, path, told in rows("SELECT stem, path, told FROM found"):
+            run("UPDATE file SET role = 'image', told = ? WHERE stem = ? AND path = ?", told, stem, path)
+
+    def _samples(self) -> Iterator[tuple[bytes, str, str, int, str | None]]:
         """Rows of the table of samples."""
-        query = "SELECT stem, path, size, role FROM file WHERE role != '' ORDER BY stem, path"
+        query = "SELECT stem, path, size, role, told FROM file WHERE role != '' ORDER BY stem, path"
         for stem, group in groupby(self._scratch.rows(query), key=itemgetter(0)):
             files = list(group)
             images = [file for file in files if file[3] == "image"]
             others = [file for file in files if file[3] == "carried"]
             size = sum(file[2] for file in others)
-            for _, path, own, _ in images:
+            for _, path, own, _, told in images:
                 name = unpack_name(stem if len(images) == 1 else self._free(path))
                 paths = [unpack_name(each) for each in (path, *(file[1] for file in others))]
-                yield path, escape_key(name), json.dumps(paths), own + size
+                yield path, escape_key(name), json.dumps(paths), own + size, told
 
     def _free(self, name: bytes) -> bytes:
         """The name itself, or with the first number that makes it unlike the stem of an image that has it alone."""
@@ -141,11 +216,38 @@ def _file_row(
     hidden = hidden_part(entry.name)
     if hidden is not None:
         return b"", pack_name(hidden), entry.size, "", False
-    stem, dot, extension = entry.name.rpartition(".")
+    stem, extension = _split(entry.name)
     role = ""
-    if dot and "/" not in extension:
+    if extension:
         if is_image_extension(extension):
             role = "image" if image(entry.name) else ""
         elif _CARRIED.fullmatch(extension):
             role = "carried"
     return pack_name(stem), pack_name(entry.name), entry.size, role, archive(entry.name)
+
+
+def _split(path: str) -> tuple[str, str]:
+    """A path without its extension, and that."""
+    stem, dot, extension = path.rpartition(".")
+    return (stem, extension) if dot and "/" not in extension else (path, "")
+
+
+def _unknown_rows(
+    files: Iterable[tuple[bytes, bytes]], image: Callable[[str], bool]
+) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Those of some files that are wanted, and whose extension does not tell what they are."""
+    for stem, path in files:
+        name = unpack_name(path)
+        extension = _split(name)[1].lower()
+        if not is_known_other(extension) and not is_image_extension(extension) and image(name):
+            yield pack_name(extension), stem, path
+
+
+def _told(
+    files: Iterable[tuple[bytes, bytes]], named: bool, starts: Callable[[Sequence[str]], Iterable[bytes]]
+) -> Iterator[tuple[bytes, bytes, str | None]]:
+    """Each file with the extension that its content tells."""
+    left = iter(files)
+    while some := list(islice(left, _EXPLORED)):
+        for (stem, path), start in zip(some, starts([unpack_name(path) for _, path in some]), strict=True):
+            yield stem, path, told_extension(start, named=named)

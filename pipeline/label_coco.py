@@ -10,14 +10,14 @@ Files are read record by record and kept on disk, so that one may be longer than
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
 from ..errors import SourceError
 from ..stored import FieldError
 from .image_names import ImageNames
 from .json_stream import iter_records
-from .label_source import LabelSource, Told, class_names, short
+from .label_source import LabelSource, Opener, Told, class_names, short
 from .scratch import Scratch, pack_name
 from .source_shard import LONGEST_GIVEN
 
@@ -40,9 +40,7 @@ class CocoLabels(LabelSource):
     kind = "coco"
     members = frozenset(("json",))
 
-    def __init__(
-        self, paths: Iterable[str], read: Callable[[str], BinaryIO], images: ImageNames, *, sure: bool = True
-    ) -> None:
+    def __init__(self, paths: Iterable[str], read: Opener, images: ImageNames, *, sure: bool = True) -> None:
         """Reads the files at ``paths``, by ``read``.
 
         With ``sure``, a file that has no list of images is refused; without, it is none of COCO's, and not in
@@ -72,6 +70,7 @@ class CocoLabels(LabelSource):
         self._check_annotations()
 
     def of(self, image: str) -> Told | None:
+        """The record of an image and those of its annotations."""
         row = self._scratch.one("SELECT file, id, record FROM image WHERE path = ?", pack_name(image))
         if row is None:
             return None
@@ -88,6 +87,7 @@ class CocoLabels(LabelSource):
         return Told({"json": f'{{"image": {row[2]}, "annotations": [{", ".join(records)}]}}'})
 
     def words(self) -> str:
+        """``12 annotations of 3 classes from annotations/a.json``."""
         count = len(self.classes)
         classes = f" of {count} class{'es' if count != 1 else ''}" if count else ""
         return f"{self._annotations} annotations{classes} from {self.name}"

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from ..errors import SourceError
-from .label_source import LabelSource, Told, class_names, short
+from .label_source import LabelSource, Told, class_names
+from .storage import Entry
 
 __all__ = ["CLASS_FILES", "FileLabels", "voc_labels", "yolo_classes", "yolo_labels"]
 
@@ -24,6 +25,15 @@ LONGEST_CLASS_FILE = 1 << 20
 """Bytes of such a file."""
 
 _MOST_INDEX = 1 << 20
+
+
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses aliases: a few lines of them stand for more nodes than fit into memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read")
+        return super().compose_node(parent, index)
 
 
 class FileLabels(LabelSource):
@@ -38,7 +48,7 @@ class FileLabels(LabelSource):
         kind: str,
         extension: str,
         folders: Mapping[str, tuple[str, ...]],
-        find: Callable[[str, str], str | None],
+        find: Callable[[str, str], Entry | None],
     ) -> None:
         super().__init__()
         self.kind, self._extension, self._folders, self._find = kind, extension, folders, find
@@ -60,6 +70,7 @@ class FileLabels(LabelSource):
         )
 
     def words(self) -> str:
+        """``txt files beside the folders of images (yolo, 3 classes)``."""
         count = len(self.classes)
         classes = f", {count} class{'es' if count != 1 else ''}" if count else ""
         return f"{self._extension} files beside the folders of images ({self.kind}{classes})"
@@ -79,12 +90,12 @@ class FileLabels(LabelSource):
                 return
 
 
-def yolo_labels(find: Callable[[str, str], str | None]) -> FileLabels:
+def yolo_labels(find: Callable[[str, str], Entry | None]) -> FileLabels:
     """YOLO's: ``labels/….txt`` for ``images/…``."""
     return FileLabels("yolo", "txt", {"images": ("labels",)}, find)
 
 
-def voc_labels(find: Callable[[str, str], str | None]) -> FileLabels:
+def voc_labels(find: Callable[[str, str], Entry | None]) -> FileLabels:
     """Pascal VOC's: ``Annotations/….xml`` for ``JPEGImages/…``, or for ``images/…``."""
     folders = {"JPEGImages": ("Annotations",), "images": ("Annotations", "annotations", "annotations/xmls")}
     return FileLabels("voc", "xml", folders, find)
@@ -101,7 +112,7 @@ def yolo_classes(path: str, data: bytes) -> dict[int, str] | None:
     if path.lower().endswith(".txt"):
         return dict(enumerate(line.strip() for line in text.splitlines() if line.strip()))
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, _PlainLoader)  # noqa: S506  a safe one
     except (yaml.YAMLError, RecursionError, ValueError) as exc:
         raise SourceError(f"{path} is no YAML: {' '.join(str(exc).split())[:200]}") from exc
     names = document.get("names") if isinstance(document, dict) else None
@@ -115,5 +126,5 @@ def _named(path: str, names: Any) -> Iterator[tuple[int, str]]:
         raise SourceError(f"{path}: names must be a list, or map numbers to names")
     for index, name in names.items() if isinstance(names, dict) else enumerate(names):
         if type(index) is not int or not 0 <= index < _MOST_INDEX or not isinstance(name, str | int | float | bool):
-            raise SourceError(f"{path}: {short(str(index)[:40])}: {short(str(name)[:40])} is no class and its name")
+            raise SourceError(f"{path}: names must be a list of names, or map numbers from 0 to {_MOST_INDEX} to them")
         yield index, str(name)

@@ -21,11 +21,21 @@ _MOST_CLASSES = 1 << 20
 
 @dataclass(slots=True)
 class _Seen:
-    """What a folder at the top has: images of its own, folders with images in them, and one that lies deeper."""
+    """What a folder at the top has: its folders, and the first image in itself, in one of them, and further down."""
 
-    own: str = ""
     folders: set[str] = field(default_factory=set)
+    own: str = ""
+    below: str = ""
     deep: str = ""
+
+    def add(self, path: str, rest: list[str]) -> None:
+        if len(rest) == 1:
+            self.own = self.own or path
+            return
+        self.folders.add(rest[0])
+        self.below = self.below or path
+        if len(rest) > 2:
+            self.deep = self.deep or path
 
 
 class FolderLabels(LabelSource):
@@ -40,19 +50,15 @@ class FolderLabels(LabelSource):
         super().__init__()
         self.name = "folders"
         self._depth, self.doubt = 0, ""
-        loose, tops = "", {}
+        loose = ""
+        tops: dict[str, _Seen] = {}
         for path in images:
             top, *rest = path.split("/")
             if not rest:
                 loose = loose or path
                 continue
             seen = tops.setdefault(top, _Seen())
-            if len(rest) == 1:
-                seen.own = seen.own or path
-            else:
-                seen.folders.add(rest[0])
-                if len(rest) > 2 and not seen.deep:
-                    seen.deep = path
+            seen.add(path, rest)
             if len(tops) + len(seen.folders) > _MOST_CLASSES:
                 raise SourceError(f"there are more than {_MOST_CLASSES} folders: --labels none, if they are no classes")
         names = self._classes(tops, loose)
@@ -62,18 +68,21 @@ class FolderLabels(LabelSource):
             self.doubt = "there are not two folders of images side by side"
 
     def _classes(self, tops: dict[str, _Seen], loose: str) -> set[str]:
-        splits = bool(tops) and all(name.lower() in SPLITS for name in tops)
-        self._depth = 1 if splits else 0
-        deep = next((seen.deep for seen in tops.values() if seen.deep), "")
-        if not splits:
-            # One level further down there is no folder that could be one of a class.
-            deep = next((path for seen in tops.values() for path in [seen.deep, *_first(seen)] if path), "")
-        mixed = next((seen.own for seen in tops.values() if splits and seen.own and seen.folders), "")
-        if loose or mixed:
-            self.doubt = f"{short(loose or mixed)} lies in no folder of a class"
+        seen = list(tops.values())
+        if tops and all(name.lower() in SPLITS for name in tops):
+            # A split without any folder is one without labels.
+            loose = loose or next((each.own for each in seen if each.own and each.folders), "")
+            deep = next((each.deep for each in seen if each.deep), "")
+            self._depth = 1
+            names = set().union(*(each.folders for each in seen))
+        else:
+            deep = next((each.below for each in seen if each.below), "")
+            names = set(tops)
+        if loose:
+            self.doubt = f"{short(loose)} lies in no folder of a class"
         elif deep:
             self.doubt = f"{short(deep)} lies deeper than a folder of a class"
-        return set().union(*(seen.folders for seen in tops.values())) if splits else set(tops)
+        return names
 
     def of(self, image: str) -> Told | None:
         """The index of the class of an image."""
@@ -86,9 +95,6 @@ class FolderLabels(LabelSource):
         return folders[self._depth] if len(folders) > self._depth else None
 
     def words(self) -> str:
+        """``10 classes from folders``."""
         count = len(self.classes)
         return f"{count} class{'es' if count != 1 else ''} from folders"
-
-
-def _first(seen: _Seen) -> list[str]:
-    return [min(seen.folders)] if seen.folders else []

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 from ..errors import SourceError
+from ..stored import Fields, as_text
+from .storage import Entry
 
-__all__ = ["LabelSource", "Stray", "Told", "class_names", "short"]
+__all__ = ["LabelSource", "Opener", "Stray", "Told", "class_names", "short"]
+
+Opener: TypeAlias = Callable[[str], AbstractContextManager[BinaryIO]]
+"""Opens a file of labels by its path, for the length of a block."""
 
 _SHOWN = 3
+_LONGEST_EXAMPLE = 1000
 _MOST_CLASSES = 1 << 20
 
 
@@ -20,7 +27,7 @@ class Told:
     """What an image gets: members with their texts, and files elsewhere, which become members of their extension."""
 
     given: Mapping[str, str] = field(default_factory=dict)
-    files: tuple[str, ...] = ()
+    files: tuple[Entry, ...] = ()
 
 
 @dataclass(slots=True)
@@ -36,9 +43,25 @@ class Stray:
         if len(self.examples) < _SHOWN:
             self.examples.append(short(what))
 
+    def merge(self, other: Stray) -> None:
+        """Count those of another one, too."""
+        self.count += other.count
+        self.examples = [*self.examples, *other.examples][:_SHOWN]
+
+    def words(self) -> str:
+        """The examples, for people."""
+        return ", ".join(self.examples) + (" …" if self.count > len(self.examples) else "")
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {"count": self.count, "examples": list(self.examples)}
+
+    @classmethod
+    def from_json(cls, data: object) -> Stray:
+        """What :meth:`to_json` gave. Raises FieldError."""
+        told = Fields(data, "a count")
+        examples = [as_text(each, "an example", longest=_LONGEST_EXAMPLE) for each in told.items("examples")]
+        return cls(told.whole("count"), examples[:_SHOWN])
 
 
 class LabelSource(ABC):
@@ -85,4 +108,3 @@ def short(text: str, longest: int = 80) -> str:
         sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text[: longest + 1]
     )
     return shown if len(text) <= longest else f"{shown[:longest]}…"
-

@@ -17,7 +17,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 from ..errors import SourceError
 from ..stored import FieldError, dump_json, parse_json
 from .image_names import ImageNames
-from .label_source import LabelSource, Told, short
+from .label_source import LabelSource, Opener, Told, short
 from .scratch import Scratch, pack_name
 
 __all__ = ["LABEL_COLUMNS", "NAME_COLUMNS", "TABLE_NAMES", "TableLabels"]
@@ -54,8 +54,9 @@ LABEL_COLUMNS = ("label", "class", "category", "class_name", "label_name", "cate
 
 _LONGEST_LINE = 1 << 20
 _MOST_CLASSES = 1 << 20
-_INT64 = 1 << 63
-_WHOLE = re.compile(r"[+-]?\d{1,19}(?:[.]0*)?")
+# Of a number that fits into 64 bits, its sign included.
+_LONGEST_INDEX = 19
+_WHOLE = re.compile(r"[+-]?\d+(?:[.]0*)?")
 # Not those with zeros before them: postal codes, identifiers.
 _PLAIN_WHOLE = re.compile(r"-?(?:0|[1-9]\d{0,17})")
 _PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,17})(?:[.]\d*)?(?:[eE][+-]?\d{1,4})?")
@@ -118,7 +119,7 @@ class TableLabels(LabelSource):
 
     kind = "table"
 
-    def __init__(self, paths: Iterable[str], read: Callable[[str], BinaryIO], images: ImageNames) -> None:
+    def __init__(self, paths: Iterable[str], read: Opener, images: ImageNames) -> None:
         """Reads the tables at ``paths``, by ``read``. Raises SourceError, naming the line, and StorageError."""
         super().__init__()
         self.files = tuple(paths)
@@ -158,6 +159,7 @@ class TableLabels(LabelSource):
         return None if row is None else row[0]
 
     def words(self) -> str:
+        """``10 classes and json from metadata.csv``."""
         if "cls" not in self.members:
             return f"json from {self.name}"
         count = len(self.classes) or self._count_labels()
@@ -252,9 +254,10 @@ class TableLabels(LabelSource):
             self.classes = dict(enumerate(sorted(labels)))
             self._indices = {name: index for index, name in self.classes.items()}
         for label in labels if whole is not None else ():
-            self._indices[label] = int(float(label)) if "." in label else int(label)
-            if not -_INT64 <= self._indices[label] < _INT64:
-                raise SourceError(f"{self.name} has the label {label}, which is no index of a class")
+            digits = label.partition(".")[0]
+            if len(digits) > _LONGEST_INDEX:
+                raise SourceError(f"{self.name} has the label {short(label, 40)}, which is no index of a class")
+            self._indices[label] = int(digits)
 
 
 @dataclass(slots=True)

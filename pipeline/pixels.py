@@ -14,7 +14,7 @@ transparency        composited on ``background`` (white): alpha channels, palett
                     signed and 32-bit integers have no defined white and are refused
 metadata            never costs an image: what Pillow stumbles over of PNG's and JPEG's is left out, with a note
 animated            the first frame, with a note, or refused
-several pictures    the first one (multi-page TIFF, MPO)
+several pictures    the first one (multi-page TIFF, MPO); the primary one (HEIF)
 truncated, damaged  ImageUnreadableError; nothing is patched up, except by libjpeg, which fills up with grey what is
                     missing before the end marker of a JPEG file, and does not tell
 too large           ImageTooLargeError, from the header alone, before pixels are decoded
@@ -23,6 +23,7 @@ large               where a size is asked for, reduced to it, never enlarged
 ==================  ==================================================================================================
 
 Only raster formats that Pillow decodes in-process are accepted; formats that run other programs (EPS, WMF) are not.
+HEIC files need the package pillow-heif (:mod:`.heif`).
 JPEG files that need nothing of the above may be left to a GPU (:mod:`.gpu_jpeg`).
 """
 
@@ -44,7 +45,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from ..errors import ConfigError, ImageFilteredError, ImageTooLargeError, ImageUnreadableError, SampleError
 from ..stored import FieldError, Fields, as_whole
 from .colour import to_rgb
+from .contents import is_heif
 from .formats import after_load, before_load
+from .heif import open_heif
 from .lighter import lighter
 from .tiff import tiff_image
 from .tiff_layout import TiffLayout, is_tiff, tiff_layout
@@ -206,6 +209,11 @@ def _opened(data: bytes, policy: PixelPolicy) -> Iterator[Image.Image | TiffLayo
         try:
             image = Image.open(io.BytesIO(data), formats=ACCEPTED_FORMATS)
         except UnidentifiedImageError as exc:
+            if is_heif(data):
+                with open_heif(data) as image:
+                    _check_size(image.size, policy)
+                    yield image
+                return
             if not is_tiff(data):
                 raise ImageUnreadableError(_why_refused(data)) from exc
             layout = tiff_layout(data, None)
@@ -265,15 +273,17 @@ def _decode_tiff(data: bytes, layout: TiffLayout, policy: PixelPolicy) -> Decode
 def _decode(data: bytes, image: Image.Image, policy: PixelPolicy, notes: list[str]) -> DecodedImage:
     name, mode, size = image.format or "", image.mode, image.size
     reduced = _reduced_size(image.size, policy.resize)
-    if reduced is not None:
-        # Decodes fewer coefficients of a JPEG; other formats ignore it.
+    if reduced is not None and name != "HEIF":
+        # Decodes fewer coefficients of a JPEG; other formats ignore it, but HEIF, which would give its thumbnail.
         image.draft(None, (2 * reduced[0], 2 * reduced[1]))
     if getattr(image, "is_animated", False):
-        several = name in ("MPO", "TIFF")
+        several = name in ("MPO", "TIFF", "HEIF")
         if policy.animated == "refuse" and not several:
             raise ImageUnreadableError("the image is animated, and the policy refuses animations")
         notes.append("first of several pictures" if several else "first frame of an animation")
-        image.seek(0)
+        if name != "HEIF":
+            # There the primary picture need not be the first one.
+            image.seek(0)
     before_load(data, image)
     image.load()
     rgb = to_rgb(after_load(data, image), policy.background, notes)

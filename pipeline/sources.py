@@ -20,13 +20,19 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import PurePath
+from typing import BinaryIO
 
 from ..errors import ConfigError, SourceError, StorageError
+from .contents import START_BYTES
+from .folder_labels import LabelReport, Labels, find_labels
 from .folders import FolderListing
+from .left_out import LeftOut, left_out_words
 from .parquet_source import check_columns, image_column, iter_parquet_samples, open_parquet, row_key, stored_bytes
 from .prefetch import map_ahead
 from .s3_client import S3Options
@@ -35,7 +41,7 @@ from .shards import TarGroups
 from .source_files import ARCHIVES, FoundFile, archive_kind, archive_stem, find_files, is_archive, list_entries
 from .source_shard import Kind, SourceShard
 from .source_tars import count_samples, list_tar, open_location, source_members
-from .storage import is_remote, local_path, open_storage, storage_errors
+from .storage import Storage, is_remote, local_path, open_storage, split_location, storage_errors
 from .tables import ShardTable
 
 __all__ = [
@@ -52,18 +58,26 @@ __all__ = [
 _FETCHING = 16
 _FETCHED_AHEAD = 32
 
-RESERVED_NAMES = frozenset({"plan", "index"})
-"""Names that a shard cannot have, since a destination keeps ``plan.json`` and ``index.json``."""
+RESERVED_NAMES = frozenset({"plan", "index", "classes"})
+"""Names that a shard cannot have, since a destination keeps ``plan.json``, ``index.json`` and ``classes.json``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A source as it was found: its kind, its shards, and how many files are no samples."""
+    """A source as it was found: its kind, its shards, which files are ``left_out``, and the ``labels`` and ``classes``
+    of a folder."""
 
     kind: Kind
     location: str
     shards: ShardTable
-    ignored: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+    labels: LabelReport | None = None
+    classes: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def ignored(self) -> int:
+        """How many files are left out."""
+        return sum(each.count for each in self.left_out)
 
 
 def open_source(
@@ -73,6 +87,7 @@ def open_source(
     limit: int | None = None,
     include: str | Sequence[str] | None = None,
     image_column: str | None = None,
+    labels: str = "none",
     s3: S3Options | None = None,
 ) -> Source:
     """Find out what a location holds.
@@ -80,7 +95,8 @@ def open_source(
     ``shard_size`` is samples a shard for a folder of images, and about that for Parquet files; tars stay as they are.
     ``limit`` takes only the first so many samples. ``include`` is one or more shell patterns; of a folder the relative
     paths that match one are taken, of tars and Parquet files the base names. ``image_column`` names the images in
-    Parquet files. ``s3`` says how S3 is reached.
+    Parquet files. ``labels`` says which labels of a folder are taken along (:func:`.folder_labels.find_labels`); tars
+    and Parquet files have theirs. ``s3`` says how S3 is reached.
 
     Raises SourceError when nothing is there, when it is empty or ambiguous, StorageError when it cannot be read.
     """
@@ -90,7 +106,7 @@ def open_source(
         raise ConfigError(f"limit must be at least 1, not {limit}")
     text = os.fspath(location)
     patterns = (include,) if isinstance(include, str) else tuple(include or ("*",))
-    opening = _Opening(shard_size, limit, patterns, image_column, s3)
+    opening = _Opening(shard_size, limit, patterns, image_column, labels, s3)
     with storage_errors(f"cannot read {text}"):
         files = find_files(text, s3)
         return opening.folder(text) if files is None else opening.files(text, files)
@@ -187,6 +203,7 @@ class _Opening:
     limit: int | None
     patterns: Sequence[str]
     image_column: str | None
+    labels: str
     s3: S3Options | None
 
     def folder(self, root: str) -> Source:
@@ -196,6 +213,7 @@ class _Opening:
             list_entries(root, self.s3),
             image=self._wanted,
             archive=lambda path: is_archive(path) and self._wanted(path.rpartition("/")[2]),
+            starts=partial(_starts, open_storage(root, self.s3)),
         )
         archive = next(listing.archives(), None)
         image = next(iter(listing), None)
@@ -209,20 +227,32 @@ class _Opening:
                 raise SourceError(
                     f"{root} holds both Parquet files and tars; say which with --include '*.tar' or the like"
                 )
-            return self.files(root, (FoundFile(f"{base}/{each.name}", each.size) for each in listing.archives()))
+            files = (FoundFile(f"{base}/{each.name}", each.size) for each in listing.archives())
+            return replace(self.files(root, files), left_out=listing.left_out())
         if not image:
             raise SourceError(
                 f"no images, no tars and no Parquet files are under {root}"
                 + ("" if self.patterns == ("*",) else f" that match {', '.join(self.patterns)}")
-                + f" ({listing.ignored} other files)"
+                + (f"; left out: {words}" if (words := left_out_words(listing.left_out())) else "")
             )
+        labels = find_labels(listing, self._labels(base), partial(_opened, base, self.s3), partial(_is_file, self.s3))
+        report = labels.survey(listing)
         return Source(
-            kind="folder", location=base, shards=ShardTable(self._folder(base, listing)), ignored=listing.ignored
+            kind="folder",
+            location=base,
+            shards=ShardTable(self._folder(base, listing, labels)),
+            left_out=listing.left_out(),
+            labels=report,
+            classes=labels.classes,
         )
 
-    def _folder(self, base: str, listing: FolderListing) -> Iterator[SourceShard]:
+    def _labels(self, base: str) -> str:
+        """What labels are wanted; a file in the folder is named from there, however it was named."""
+        return self.labels.removeprefix(f"{base}/")
+
+    def _folder(self, base: str, listing: FolderListing, labels: Labels) -> Iterator[SourceShard]:
         width = max(5, len(str(min(len(listing), self.limit or len(listing)) // self.shard_size)))
-        files = islice(listing, self.limit)
+        files = map(labels.add_to, islice(listing, self.limit))
         for number in count():
             part = tuple(islice(files, self.shard_size))
             if not part:
@@ -243,6 +273,11 @@ class _Opening:
         if first is None:
             raise SourceError(f"no file at {location} matches {', '.join(self.patterns)}")
         kind: Kind = archive_kind(first.name)
+        if self.labels not in ("auto", "none"):
+            raise SourceError(
+                f"--labels {self.labels} is for folders of images; {_what(first.name)} bring the labels that are in "
+                "them"
+            )
         shards = ShardTable(self._files(kind, chain((first,), chosen)))
         return Source(kind=kind, location=location.rstrip("/") or location, shards=shards)
 
@@ -311,6 +346,34 @@ class _Opening:
                 )
             )
         return shards
+
+
+def _starts(root: Storage, paths: Sequence[str]) -> Iterator[bytes]:
+    """The first bytes of files of a folder."""
+    if is_remote(root.location):
+        return map_ahead(
+            lambda path: root.read_start(path, START_BYTES), paths, threads=_FETCHING, ahead=_FETCHED_AHEAD
+        )
+    return (_start(root, path) for path in paths)
+
+
+def _start(root: Storage, path: str) -> bytes:
+    try:
+        return root.read_start(path, START_BYTES)
+    except StorageError:
+        # It may not be read, and nobody says that it is an image: it is left out as what it is.
+        return b""
+
+
+def _opened(base: str, s3: S3Options | None, path: str) -> AbstractContextManager[BinaryIO]:
+    """A file of labels: in the folder, or elsewhere."""
+    elsewhere = is_remote(path) or PurePath(path).is_absolute() or not open_storage(base, s3).exists(path)
+    return open_location(path if elsewhere else f"{base}/{path}", s3)
+
+
+def _is_file(s3: S3Options | None, path: str) -> bool:
+    parent, name = split_location(path)
+    return bool(name) and open_storage(parent, s3).exists(name)
 
 
 def _what(name: str) -> str:

@@ -1,0 +1,344 @@
+"""Which labels a folder of images comes with, and what each image gets of them.
+
+===========  =====================================================  =========================
+``table``    ``labels.csv``, ``metadata.csv``, ``metadata.jsonl``…  ``cls``, ``json``
+``yolo``     ``labels/….txt`` for ``images/…``                      ``txt``
+``coco``     ``annotations/*.json``                                 ``json``
+``voc``      ``Annotations/….xml`` for ``JPEGImages/…``             ``xml``
+``folder``   ``CLASS/x.jpg``, ``train/CLASS/x.jpg``                 ``cls``
+===========  =====================================================  =========================
+
+Without being told, whatever is unambiguous is taken. Kinds that give different members go together; two that give one
+member contradict each other and are an error, but a table and folders that name the same classes. Folders count only
+where none of the other three is there, whose folders are parts of a data set. A file beside an image goes before
+labels from elsewhere: its member is that file.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import SourceError
+from ..stored import Fields, dump_json
+from .folders import FolderListing, ListedFile
+from .image_names import ImageNames
+from .label_coco import CocoLabels, is_coco_name
+from .label_files import CLASS_FILES, LONGEST_CLASS_FILE, FileLabels, voc_labels, yolo_classes, yolo_labels
+from .label_folders import FolderLabels
+from .label_source import LabelSource, Opener, Stray, class_names, short
+from .label_tables import TABLE_NAMES, TableLabels
+
+__all__ = ["CLASSES_NAME", "KINDS", "LabelReport", "Labels", "classes_json", "find_labels"]
+
+CLASSES_NAME = "classes.json"
+"""The file of a destination that maps the indices of classes to their names."""
+
+KINDS = ("auto", "none", "folder", "yolo", "coco", "voc")
+"""What the option may say but the name of a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelReport:
+    """What was found, for people and programs.
+
+    ``kinds`` were taken and give ``members``; ``words`` says so in a line. ``labelled`` and ``unlabelled`` are images;
+    ``stray`` are labels of images that do not exist, ``kept`` images with a file of their own in the place of a label.
+    """
+
+    kinds: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
+    words: str = ""
+    labelled: int = 0
+    unlabelled: Stray
+    stray: Stray
+    kept: Stray
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "kinds": list(self.kinds),
+            "members": list(self.members),
+            "words": self.words,
+            "labelled": self.labelled,
+            **{name: getattr(self, name).to_json() for name in ("unlabelled", "stray", "kept")},
+        }
+
+    @classmethod
+    def from_json(cls, data: object) -> LabelReport:
+        """What :meth:`to_json` gave. Raises FieldError."""
+        told = Fields(data, "labels")
+        return cls(
+            kinds=tuple(map(str, told.items("kinds"))),
+            members=tuple(map(str, told.items("members"))),
+            words=told.text("words"),
+            labelled=told.whole("labelled"),
+            **{name: Stray.from_json(told.raw(name)) for name in ("unlabelled", "stray", "kept")},
+        )
+
+    def lines(self) -> list[str]:
+        """In a line what was taken, and a line for each thing that should be known of it."""
+        notes = (
+            (self.unlabelled, "images without label"),
+            (self.stray, "labels of images that are not taken"),
+            (self.kept, "images that keep a file of their own in the place of a label"),
+        )
+        more = [f"{each.count:,} {what} ({each.words()})" for each, what in notes if each.count]
+        return [self.words, *(more if self.kinds else [])]
+
+
+class Labels:
+    """The labels of the images of a folder. ``classes`` are names by index; none for most kinds of ``table``."""
+
+    def __init__(self, sources: Iterable[LabelSource], doubt: str = "") -> None:
+        self._sources = tuple(sources)
+        self._doubt = doubt
+        self.classes: Mapping[int, str] = {}
+        for number, source in enumerate(self._sources):
+            before = self._sources[number - 1].name
+            self.classes = class_names(self.classes, source.classes, before, source.name)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What was taken."""
+        return tuple(source.kind for source in self._sources)
+
+    def add_to(self, listed: ListedFile) -> ListedFile:
+        """A sample with what is told of its image. Raises SourceError."""
+        return self._added(listed)[0]
+
+    def survey(self, listing: FolderListing) -> LabelReport:
+        """Looks at all images, and marks the files in use. Raises SourceError."""
+        labelled, unlabelled, kept = 0, Stray(), Stray()
+        for listed in listing if self._sources else ():
+            sample, told, own = self._added(listed)
+            labelled += told
+            if not told:
+                unlabelled.add(sample.source.paths[0])
+            if own:
+                kept.add(sample.source.paths[0])
+            for path in sample.source.paths[len(listed.source.paths) :]:
+                listing.use(path)
+        stray = Stray()
+        for source in self._sources:
+            for path in source.files:
+                listing.use(path)
+            stray.merge(source.stray)
+            if isinstance(source, FileLabels):
+                for path in filter(source.is_one, listing.others()):
+                    stray.add(path)
+        members = sorted(frozenset[str]().union(*(source.members for source in self._sources)))
+        return LabelReport(
+            kinds=self.kinds,
+            members=tuple(members),
+            words=", ".join(source.words() for source in self._sources) or f"none{self._doubt}",
+            labelled=labelled,
+            unlabelled=unlabelled,
+            stray=stray,
+            kept=kept,
+        )
+
+    def _added(self, listed: ListedFile) -> tuple[ListedFile, bool, bool]:
+        """The sample, whether something is told of it, and whether a file of its own goes before that."""
+        file = listed.source
+        image = file.paths[0]
+        own = {member.lower() for member in (*(path.rpartition(".")[2] for path in file.paths[1:]), *file.named)}
+        given, paths, told, kept = dict(file.given), list(file.paths), False, False
+        size = listed.size
+        for source in self._sources:
+            found = source.of(image)
+            if found is None:
+                continue
+            told = True
+            for member, text in found.given.items():
+                kept = kept or member in own
+                if member not in own:
+                    given[member] = text
+            for entry in found.files:
+                member = entry.name.rpartition(".")[2].lower()
+                kept = kept or member in own
+                if member not in own:
+                    paths.append(entry.name)
+                    size += entry.size
+        size += sum(map(len, given.values()))
+        return ListedFile(replace(file, paths=tuple(paths), given=given), size), told, kept
+
+
+def classes_json(classes: Mapping[int, str]) -> bytes:
+    """The content of :data:`CLASSES_NAME`: an object of names by index."""
+    ordered = {str(index): classes[index] for index in sorted(classes)}
+    return (dump_json(ordered, indent=1) + "\n").encode()
+
+
+def find_labels(
+    listing: FolderListing,
+    wanted: str,
+    read: Opener,
+    outside: Callable[[str], bool] = lambda path: False,
+) -> Labels:
+    """The labels of a folder.
+
+    Args:
+        listing: its files.
+        wanted: one of :data:`KINDS`, or the path of a file or a pattern for some, relative to the folder, or of a file
+            elsewhere.
+        read: opens a file of the folder, or elsewhere.
+        outside: whether there is such a file elsewhere.
+
+    Raises:
+        SourceError: what is wanted is not there, labels are malformed, or two kinds contradict each other.
+        StorageError: a file cannot be read.
+    """
+    if wanted == "none":
+        return Labels(())
+    finder = _Finder(listing, read)
+    if wanted == "auto":
+        return finder.automatic()
+    if wanted in KINDS:
+        return Labels(finder.of_kind(wanted))
+    return Labels((finder.of_files(wanted, outside),))
+
+
+class _Finder:
+    def __init__(self, listing: FolderListing, read: Opener) -> None:
+        self._listing = listing
+        self._read = read
+        self._names: ImageNames | None = None
+
+    @property
+    def _images(self) -> ImageNames:
+        self._names = self._names or ImageNames(self._listing.images())
+        return self._names
+
+    def automatic(self) -> Labels:
+        tables: dict[str, list[str]] = {}
+        annotations: list[str] = []
+        class_files: list[str] = []
+        for path in self._listing.others():
+            base = path.rpartition("/")[2].lower()
+            if base in TABLE_NAMES:
+                tables.setdefault(base, []).append(path)
+            elif is_coco_name(path):
+                annotations.append(path)
+            elif base in CLASS_FILES:
+                class_files.append(path)
+        found: list[LabelSource] = [TableLabels(paths, self._read, self._images) for _, paths in sorted(tables.items())]
+        if annotations:
+            coco = CocoLabels(annotations, self._read, self._images, sure=False)
+            found += [coco] if coco.files else []
+        found += filter(None, (self._files("yolo", class_files), self._files("voc", ())))
+        folders = FolderLabels(self._listing.images())
+        doubt = ""
+        if not any(source.kind in ("yolo", "coco", "voc") for source in found):
+            if not folders.doubt:
+                found = self._with_folders(found, folders)
+            elif not found and len(folders.classes) > 1:
+                doubt = f" ({folders.doubt}; --labels folder takes {len(folders.classes)} folders for classes)"
+        _check_apart(found)
+        return Labels(found, doubt)
+
+    def of_kind(self, kind: str) -> list[LabelSource]:
+        if kind == "folder":
+            folders = FolderLabels(self._listing.images())
+            if not folders.classes:
+                raise SourceError("--labels folder: there are no folders with images in them")
+            return [folders]
+        others = self._listing.others()
+        if kind == "coco":
+            paths = [path for path in others if is_coco_name(path)]
+            coco = CocoLabels(paths, self._read, self._images, sure=False) if paths else None
+            if coco is None or not coco.files:
+                raise SourceError(
+                    "--labels coco: there is no annotations/*.json with lists of images and annotations; name the file "
+                    "with --labels FILE"
+                )
+            return [coco]
+        class_files = [path for path in others if path.rpartition("/")[2].lower() in CLASS_FILES]
+        found = self._files(kind, class_files if kind == "yolo" else ())
+        if found is None:
+            raise SourceError(
+                "--labels yolo: no image in a folder images/ has its .txt in a folder labels/ beside that"
+                if kind == "yolo"
+                else "--labels voc: no image in a folder JPEGImages/ has its .xml in a folder Annotations/ beside that"
+            )
+        return [found]
+
+    def of_files(self, wanted: str, outside: Callable[[str], bool]) -> LabelSource:
+        inside = wanted.removeprefix("./")
+        paths = [path for path in self._listing.others() if path == inside or fnmatch.fnmatchcase(path, inside)]
+        if not paths and outside(wanted):
+            paths = [wanted]
+        if not paths:
+            raise SourceError(
+                f"--labels {wanted}: there is no such file in the source, and none of that path; or one of "
+                f"{', '.join(KINDS)}"
+            )
+        odd = next((path for path in paths if not path.lower().endswith((".csv", ".tsv", ".jsonl", ".json"))), None)
+        if odd is not None:
+            raise SourceError(f"--labels {wanted}: {odd} is no .csv, .tsv, .jsonl or .json (COCO)")
+        if all(path.lower().endswith(".json") for path in paths):
+            return CocoLabels(paths, self._read, self._images)
+        if any(path.lower().endswith(".json") for path in paths):
+            raise SourceError(f"--labels {wanted} names both tables and COCO's files: {', '.join(paths[:4])}")
+        return TableLabels(paths, self._read, self._images)
+
+    def _files(self, kind: str, class_files: Iterable[str]) -> FileLabels | None:
+        """The labels in files beside the folders of images, if there is one."""
+        labels = yolo_labels(self._listing.other) if kind == "yolo" else voc_labels(self._listing.other)
+        if not any(map(labels.is_one, self._listing.others())):
+            return None
+        if not any(labels.of(image) for image in self._listing.images()):
+            return None
+        for path in class_files:
+            with self._read(path) as stream:
+                classes = yolo_classes(path, stream.read(LONGEST_CLASS_FILE + 1))
+            if classes is not None:
+                labels.take_classes(path, classes)
+        return labels
+
+    def _with_folders(self, found: list[LabelSource], folders: FolderLabels) -> list[LabelSource]:
+        """Both, where they do not speak of the same; the tables alone where folders say nothing else."""
+        tables = [source for source in found if isinstance(source, TableLabels) and "cls" in source.members]
+        for table in tables:
+            pairs: dict[str, str] = {}
+            for image, label, folder in _labelled_twice(self._listing.images(), table, folders):
+                if pairs.setdefault(label, folder) != folder:
+                    raise SourceError(
+                        f"{table.name} and the folders contradict each other: images of the label {short(label)!r} lie "
+                        f"in {short(pairs[label])!r} and in {short(folder)!r} ({short(image)}); say with --labels "
+                        f"{table.files[0]} or --labels folder which one counts"
+                    )
+            if len(set(pairs.values())) < len(pairs):
+                raise SourceError(
+                    f"{table.name} and the folders contradict each other: {len(pairs)} labels are in "
+                    f"{len(set(pairs.values()))} folders; say with --labels {table.files[0]} or --labels folder which "
+                    "one counts"
+                )
+        return found if tables else [*found, folders]
+
+
+def _labelled_twice(images: Iterable[str], table: TableLabels, folders: FolderLabels) -> Iterator[tuple[str, str, str]]:
+    for image in images:
+        label, folder = table.label(image), folders.label(image)
+        if label is not None and folder is not None:
+            yield image, label, folder
+
+
+def _check_apart(found: list[LabelSource]) -> None:
+    """Refuse two kinds that give one member."""
+    for number, source in enumerate(found):
+        for other in found[:number]:
+            both = sorted(source.members & other.members)
+            if both:
+                raise SourceError(
+                    f"{other.name} and {source.name} would both become the member {both[0]!r}: say with --labels "
+                    f"{_option(other)} or --labels {_option(source)} which one counts"
+                )
+
+
+def _option(source: LabelSource) -> str:
+    if source.kind != "table":
+        return source.kind
+    return source.files[0] if len(source.files) == 1 else f"'*{source.files[0].rpartition('/')[2]}'"
