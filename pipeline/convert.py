@@ -37,6 +37,7 @@ from .contents import member_in_content
 from .gpu_jpeg import GpuJpeg, JpegFile, plain_jpeg
 from .grouping import BatchComposer
 from .items import Item
+from .left_out import LeftOut
 from .output import SampleFacts, ShardOutput, ShardProgress
 from .pixels import DecodedImage, PixelPolicy, decode_pixels
 from .receipts import Receipt, SourceRef, read_receipt
@@ -268,7 +269,7 @@ class ShardConverter:
     ) -> Receipt | None:
         """Convert the samples and commit them; None when another worker has committed the shard."""
         with ShardOutput(storage, shard.name) as output:
-            ignored = self._fill(source, output, progress, watch)
+            left_out = self._fill(source, output, progress, watch)
             with watch.measure("commit"):
                 return output.commit(
                     plan_id=plan_id,
@@ -276,7 +277,7 @@ class ShardConverter:
                     weights=self.codec.name,
                     fingerprint=self.codec.fingerprint,
                     quality=self.config.quality,
-                    ignored=ignored,
+                    left_out=left_out,
                 )
 
     def _fill(
@@ -285,8 +286,8 @@ class ShardConverter:
         output: ShardOutput,
         progress: Callable[[ShardProgress], None],
         watch: Stopwatch,
-    ) -> int:
-        """Run the stages, writing into ``output``; returns the number of ignored members."""
+    ) -> tuple[LeftOut, ...]:
+        """Run the stages, writing into ``output``; returns the members that belong to no sample."""
         threads = self.config.threads
         with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
             try:
@@ -309,7 +310,7 @@ class ShardConverter:
                     self._write(coding, output, progress, watch)
             finally:
                 pool.shutdown(cancel_futures=True)
-        return source.ignored
+        return source.left_out
 
     def _read(self, source: SampleStream, pool: ThreadPoolExecutor, out: Channel[Item], watch: Stopwatch) -> None:
         samples = iter(source)

@@ -31,10 +31,7 @@ from .label_folders import FolderLabels
 from .label_source import LabelSource, Opener, Stray, class_names, short
 from .label_tables import TABLE_NAMES, TableLabels
 
-__all__ = ["CLASSES_NAME", "KINDS", "LabelReport", "Labels", "classes_json", "find_labels"]
-
-CLASSES_NAME = "classes.json"
-"""The file of a destination that maps the indices of classes to their names."""
+__all__ = ["KINDS", "LabelReport", "Labels", "classes_json", "find_labels"]
 
 KINDS = ("auto", "none", "folder", "yolo", "coco", "voc")
 """What the option may say but the name of a file."""
@@ -167,7 +164,7 @@ class Labels:
 
 
 def classes_json(classes: Mapping[int, str]) -> bytes:
-    """The content of :data:`CLASSES_NAME`: an object of names by index."""
+    """The content of ``classes.json``: an object of names by index."""
     ordered = {str(index): classes[index] for index in sorted(classes)}
     return (dump_json(ordered, indent=1) + "\n").encode()
 

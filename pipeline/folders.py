@@ -122,6 +122,11 @@ class FolderListing:
             counter.add(unpack_name(path), hidden=bool(hidden))
         return counter.result()
 
+    @property
+    def ignored(self) -> int:
+        """How many files are left out."""
+        return sum(each.count for each in self.left_out())
+
     def others(self) -> Iterator[str]:
         """The paths of these files, without hidden ones, sorted."""
         query = f"SELECT DISTINCT path FROM file WHERE {_ALONE} AND stem != x'' ORDER BY path"  # noqa: S608

@@ -14,9 +14,9 @@ __all__ = ["LeftOut", "LeftOutCounter", "left_out_from_json", "left_out_words"]
 HIDDEN = "hidden"
 OTHERS = "others"
 
-_MOST_KINDS = 32
+_MOST_KINDS = 16
 _LONGEST_EXTENSION = 16
-_LONGEST_EXAMPLE = 120
+_LONGEST_EXAMPLE = 80
 
 
 @dataclass(frozen=True, slots=True)

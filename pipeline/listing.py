@@ -24,6 +24,7 @@ class Listing:
     limit: int | None = None
     include: tuple[str, ...] = ()
     image_column: str | None = None
+    labels: str = "none"
 
     def open(self, location: str, s3: S3Options | None = None) -> Source:
         """What a location holds now. Raises as :func:`.sources.open_source` does."""
@@ -33,6 +34,7 @@ class Listing:
             limit=self.limit,
             include=self.include or None,
             image_column=self.image_column,
+            labels=self.labels,
             s3=s3,
         )
 
@@ -43,6 +45,7 @@ class Listing:
             "limit": self.limit,
             "include": list(self.include),
             "image_column": self.image_column,
+            "labels": self.labels,
         }
 
     @classmethod
@@ -56,4 +59,5 @@ class Listing:
             limit=told.maybe(told.whole, "limit", least=1),
             include=tuple(as_text(each, "a pattern of include") for each in patterns),
             image_column=told.maybe(told.text, "image_column"),
+            labels=told.text("labels") if "labels" in told else "none",
         )

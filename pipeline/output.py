@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from ..errors import CodecError, ImageFilteredError, PipelineError
+from .left_out import LeftOut
 from .receipts import FileRef, Receipt, SampleIndex, SourceRef, mean_psnr
 from .samples import STREAM_EXTENSION, Sample
 from .shards import ShardWriter
@@ -152,7 +153,14 @@ class ShardOutput:
         )
 
     def commit(
-        self, *, plan_id: str, source: SourceRef, weights: str, fingerprint: str, quality: int, ignored: int
+        self,
+        *,
+        plan_id: str,
+        source: SourceRef,
+        weights: str,
+        fingerprint: str,
+        quality: int,
+        left_out: tuple[LeftOut, ...],
     ) -> Receipt | None:
         """Publish tar and statistics, and seal them with the receipt; None when the shard has a receipt already."""
         self._tar.finish()
@@ -166,7 +174,8 @@ class ShardOutput:
             fingerprint=fingerprint,
             quality=quality,
             **self._counts,
-            ignored=ignored,
+            ignored=sum(each.count for each in left_out),
+            left_out=left_out,
             pixels=self._pixels,
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,

@@ -19,10 +19,12 @@ from typing import Any
 
 from ..errors import ShardError
 from ..stored import FieldError, Fields, as_text, as_whole, parse_json
+from .left_out import LeftOut, LeftOutCounter, left_out_from_json
 from .prefetch import map_ahead
 from .storage import Storage, open_storage
 
 __all__ = [
+    "CLASSES_NAME",
     "INDEX_LIMIT",
     "INDEX_NAME",
     "MOST_SAMPLES",
@@ -43,6 +45,7 @@ __all__ = [
     "write_index",
 ]
 
+CLASSES_NAME = "classes.json"
 INDEX_NAME = "index.json"
 PLAN_NAME = "plan.json"
 MOST_SAMPLES = 1 << 24
@@ -55,6 +58,7 @@ INDEX_LIMIT = 1 << 29
 """Bytes of ``index.json``, which then lists some seven million shards."""
 
 _FORMAT = 1
+_NO_RECEIPTS = (INDEX_NAME, PLAN_NAME, CLASSES_NAME)
 _INDEX_LINE = b'\n  "index": ['
 _END = b"\n}\n"
 # How the index is laid out; read so, it takes no memory but that of its entries, whatever a forged one holds.
@@ -109,7 +113,8 @@ class ReceiptHead:
     """What became of one source shard, without the list of its samples.
 
     ``samples`` is the sum of ``committed``, ``quarantined``, ``passthrough`` and ``filtered``; ``ignored`` counts
-    members of a source tar that belong to no sample. ``quality`` is what was asked for; a sample's own is in the
+    members of a source tar that belong to no sample, and ``left_out`` says which (nothing in receipts of before).
+    ``quality`` is what was asked for; a sample's own is in the
     statistics. ``pixels``, ``bytes_in`` (image files) and ``bytes_out`` (streams) are of committed samples;
     ``bytes_carried`` is everything else in the tar's members. ``psnr`` is the mean in dB over committed samples,
     identical images counted as 100, None when it was not measured. ``index_sha256`` is that of the index's JSON.
@@ -134,6 +139,7 @@ class ReceiptHead:
     tar: FileRef
     statistics: FileRef
     index_sha256: str
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -151,6 +157,9 @@ class ReceiptHead:
         for name in ReceiptHead.__dataclass_fields__:
             value = getattr(self, name)
             body[name] = asdict(value) if isinstance(value, FileRef | SourceRef) else value
+        body["left_out"] = [each.to_json() for each in self.left_out]
+        if not self.left_out:
+            del body["left_out"]
         lines = [f"  {json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in body.items()]
         lines.append(f'  "checksum": "{_checksum(body)}"')
         return ("{\n" + ",\n".join(lines)).encode("ascii")
@@ -271,6 +280,7 @@ def _typed(told: Fields) -> dict[str, Any]:
         "tar": _file_ref(told.group("tar")),
         "statistics": _file_ref(told.group("statistics")),
         "index_sha256": told.digits("index_sha256", 64),
+        "left_out": left_out_from_json(told.items("left_out")) if "left_out" in told else (),
     }
 
 
@@ -303,6 +313,7 @@ class Totals:
     bytes_out: int = 0
     bytes_carried: int = 0
     psnr: float | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def ratio(self) -> float | None:
@@ -350,14 +361,16 @@ def totals(receipts: Iterable[ReceiptHead]) -> Totals:
     sums = dict.fromkeys(_SUMMED, 0)
     shards = measured = 0
     decibels = 0.0
+    left_out = LeftOutCounter()
     for receipt in receipts:
+        left_out.merge(receipt.left_out)
         shards += 1
         for name in _SUMMED:
             sums[name] += getattr(receipt, name)
         if receipt.psnr is not None:
             measured += receipt.committed
             decibels += receipt.psnr * receipt.committed
-    return Totals(shards=shards, **sums, psnr=decibels / measured if measured else None)
+    return Totals(shards=shards, **sums, psnr=decibels / measured if measured else None, left_out=left_out.result())
 
 
 def mean_psnr(values: Iterable[float]) -> float | None:
@@ -383,7 +396,7 @@ def list_receipts(destination: str | Storage) -> dict[str, Receipt]:
 def receipt_names(storage: Storage) -> Iterator[str]:
     """Names of the shards that have a file where a receipt would be, in no certain order."""
     for entry in storage.list():
-        if entry.name.endswith(".json") and "/" not in entry.name and entry.name not in (INDEX_NAME, PLAN_NAME):
+        if entry.name.endswith(".json") and "/" not in entry.name and entry.name not in _NO_RECEIPTS:
             yield entry.name.removesuffix(".json")
 
 

@@ -70,7 +70,7 @@ def retry_shard(
             weights=receipt.weights,
             fingerprint=receipt.fingerprint,
             quality=receipt.quality,
-            ignored=receipt.ignored,
+            left_out=receipt.left_out,
         )
     if merged is None:
         raise ShardError("another run committed this shard meanwhile", shard=shard.name)

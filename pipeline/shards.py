@@ -18,6 +18,7 @@ from itertools import islice
 from typing import BinaryIO, Protocol
 
 from ..errors import SampleFormatError, ScatteredSampleError, ShardError
+from .left_out import LeftOutCounter
 from .samples import Sample, hidden_part, split_member_name
 from .tarfiles import BLOCK_BYTES, MAX_EXTENDED, TarMember, iter_members, members_of, padded
 
@@ -112,7 +113,7 @@ class _Group:
 
 @dataclass(slots=True)
 class TarGroups:
-    """Groups the members of a tar into samples. ``ignored`` counts members that belong to none, such as ``README`` and
+    """Groups the members of a tar into samples. ``left_out`` counts members that belong to none, such as ``README`` and
     hidden ones.
 
     A key that comes back behind others is a faulty sample of its own. ``scattered`` counts members that come so and
@@ -121,7 +122,7 @@ class TarGroups:
     """
 
     shard: str
-    ignored: int = 0
+    left_out: LeftOutCounter = field(default_factory=LeftOutCounter)
     scattered: int = 0
     strict: bool = False
     # Extensions by key; most samples have the same ones, so the sets are shared.
@@ -136,7 +137,7 @@ class TarGroups:
             if member.kind == "folder":
                 continue
             if split is None or is_meta(member.name):
-                self.ignored += 1
+                self.left_out.add(member.name, hidden=hidden_part(member.name) is not None)
                 continue
             key, extension = split
             if current is not None and current.key != key:

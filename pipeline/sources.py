@@ -41,7 +41,7 @@ from .shards import TarGroups
 from .source_files import ARCHIVES, FoundFile, archive_kind, archive_stem, find_files, is_archive, list_entries
 from .source_shard import Kind, SourceShard
 from .source_tars import count_samples, list_tar, open_location, source_members
-from .storage import Storage, is_remote, local_path, open_storage, split_location, storage_errors
+from .storage import Entry, Storage, is_remote, local_path, open_storage, split_location, storage_errors
 from .tables import ShardTable
 
 __all__ = [
@@ -51,6 +51,8 @@ __all__ = [
     "is_wanted",
     "iter_keys",
     "iter_samples",
+    "labels_of",
+    "list_folder",
     "open_source",
 ]
 
@@ -117,7 +119,7 @@ class SampleStream:
 
     What is wrong with one sample is in its ``fault``. Iterating raises ShardError when a tar or Parquet file is
     damaged, StorageError when it cannot be read, and ScatteredSampleError when members of a sample come behind others
-    in a tar that is not known for it (``grouped``). ``ignored`` counts members of a tar that belong to no sample, so
+    in a tar that is not known for it (``grouped``). ``left_out`` counts members of a tar that belong to no sample, so
     far.
     ``only`` takes the samples with these numbers, counted from 0.
     """
@@ -127,9 +129,9 @@ class SampleStream:
         self._groups = TarGroups(shard.name, strict=not shard.grouped)
 
     @property
-    def ignored(self) -> int:
+    def left_out(self) -> tuple[LeftOut, ...]:
         """Members of a tar that belonged to no sample, so far."""
-        return self._groups.ignored
+        return self._groups.left_out.result()
 
     def __iter__(self) -> Iterator[Sample]:
         shard = self._shard
@@ -191,6 +193,23 @@ def is_wanted(name: str, patterns: Iterable[str]) -> bool:
     return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def list_folder(root: str, entries: Iterable[Entry], patterns: Sequence[str], s3: S3Options | None) -> FolderListing:
+    """The samples among the files of a folder that match a pattern, told by content where names do not tell."""
+    return FolderListing(
+        entries,
+        image=lambda path: is_wanted(path, patterns),
+        archive=lambda path: is_archive(path) and is_wanted(path.rpartition("/")[2], patterns),
+        starts=partial(_starts, open_storage(root, s3)),
+    )
+
+
+def labels_of(listing: FolderListing, base: str, wanted: str, s3: S3Options | None) -> Labels:
+    """The labels that a folder comes with. Raises as :func:`.folder_labels.find_labels` does."""
+    # A file in the folder is named from there, however it was named.
+    inside = wanted.removeprefix(f"{base}/")
+    return find_labels(listing, inside, partial(_opened, base, s3), partial(_is_file, s3))
+
+
 def _stem(location: str) -> str:
     return archive_stem(PurePath(location).name)
 
@@ -209,12 +228,7 @@ class _Opening:
     def folder(self, root: str) -> Source:
         """A folder, or a prefix on S3: of images, or of tars, or of Parquet files."""
         base = root.rstrip("/") if is_remote(root) else str(local_path(root))
-        listing = FolderListing(
-            list_entries(root, self.s3),
-            image=self._wanted,
-            archive=lambda path: is_archive(path) and self._wanted(path.rpartition("/")[2]),
-            starts=partial(_starts, open_storage(root, self.s3)),
-        )
+        listing = list_folder(root, list_entries(root, self.s3), self.patterns, self.s3)
         archive = next(listing.archives(), None)
         image = next(iter(listing), None)
         if archive and image:
@@ -235,7 +249,7 @@ class _Opening:
                 + ("" if self.patterns == ("*",) else f" that match {', '.join(self.patterns)}")
                 + (f"; left out: {words}" if (words := left_out_words(listing.left_out())) else "")
             )
-        labels = find_labels(listing, self._labels(base), partial(_opened, base, self.s3), partial(_is_file, self.s3))
+        labels = labels_of(listing, base, self.labels, self.s3)
         report = labels.survey(listing)
         return Source(
             kind="folder",
@@ -245,10 +259,6 @@ class _Opening:
             labels=report,
             classes=labels.classes,
         )
-
-    def _labels(self, base: str) -> str:
-        """What labels are wanted; a file in the folder is named from there, however it was named."""
-        return self.labels.removeprefix(f"{base}/")
 
     def _folder(self, base: str, listing: FolderListing, labels: Labels) -> Iterator[SourceShard]:
         width = max(5, len(str(min(len(listing), self.limit or len(listing)) // self.shard_size)))

@@ -11,6 +11,7 @@ from typing import overload
 
 from ..errors import SourceError
 from ..stored import FieldError, parse_json
+from .left_out import LeftOut
 from .receipts import FileRef, ReceiptHead, SourceRef, Totals, totals
 from .scratch import Scratch, pack_name
 from .source_shard import SourceShard
@@ -184,5 +185,6 @@ def _unpack_receipt(packed: str) -> ReceiptHead:
             "source": SourceRef(*fields["source"]),
             "tar": FileRef(*fields["tar"]),
             "statistics": FileRef(*fields["statistics"]),
+            "left_out": tuple(LeftOut(*each) for each in fields["left_out"]),
         }
     )

@@ -15,7 +15,7 @@ from itertools import islice
 
 from ..errors import PipelineError, ScatteredSampleError, ShardError, StorageError
 from .findings import Findings
-from .folders import FolderListing, SourceFile
+from .folders import SourceFile
 from .listing import Listing
 from .receipts import Receipt
 from .s3_client import S3Options
@@ -24,7 +24,7 @@ from .scratch import Scratch, pack_name, unpack_name
 from .source_files import list_entries
 from .source_shard import SourceShard
 from .source_tars import list_tar
-from .sources import SampleStream, is_wanted, iter_keys
+from .sources import SampleStream, iter_keys, labels_of, list_folder
 from .statistics import SampleRow
 from .storage import Entry, open_storage, split_location, storage_errors
 from .tables import ShardTable
@@ -212,13 +212,13 @@ class SourceChecker:
 
     def _size_of(self, shard: SourceShard, file: SourceFile, folder: _Folder) -> int | None:
         total = 0
-        for path in file.paths:
+        for path in dict.fromkeys((*file.paths, *file.named.values())):
             size = folder.size(path)
             if size is None:
                 self._findings.problem(shard.name, "gone", f"the source has no {path} any more", file.key)
                 return None
             total += size
-        return total
+        return total + sum(len(text.encode()) for text in file.given.values())
 
     def _folder(self, location: str) -> _Folder:
         if location not in self._folders:
@@ -253,17 +253,27 @@ class SourceChecker:
     def _report_added(self, folder: _Folder, listing: Listing) -> None:
         planned = Scratch("CREATE TABLE file (path BLOB PRIMARY KEY, shard BLOB, sample TEXT) WITHOUT ROWID")
         planned.run_for_all("INSERT OR IGNORE INTO file VALUES (?, ?, ?)", _planned(self._shards))
-        for file in folder.samples(listing):
+        try:
+            self._compare_listed(planned, folder.samples(listing))
+        except PipelineError as exc:
+            self._findings.problem("", "changed", f"the source could not be converted as it is now: {exc.message}")
+
+    def _compare_listed(self, planned: Scratch, files: Iterator[SourceFile]) -> None:
+        for file in files:
             row = planned.one("SELECT shard, sample FROM file WHERE path = ?", pack_name(file.paths[0]))
             if row is None:
                 self._findings.problem("", "added", f"the source has {file.paths[0]}, the plan does not", file.key)
                 continue
-            key, *paths = json.loads(row[1])
+            given, key, *paths = json.loads(row[1])
             if key != file.key or set(file.paths) - set(paths):
                 others = ", ".join(sorted(set(file.paths) - set(paths))) or f"the key {file.key}"
                 self._findings.problem(
                     unpack_name(row[0]), "changed", f"the source gives the sample {others} now, the plan does not", key
                 )
+            for member in sorted({*given, *file.given}):
+                if file.given.get(member) != given.get(member):
+                    message = f"the labels of the source tell something else now: the member {member}"
+                    self._findings.problem(unpack_name(row[0]), "changed", message, key)
 
     def _report_unreached(self) -> None:
         """What cannot be reached: gone when the rest is there, else nothing is known."""
@@ -297,6 +307,7 @@ class _Folder:
     """The files of a folder of images, as they are now. Raises StorageError when it cannot be listed or is empty."""
 
     def __init__(self, location: str, s3: S3Options | None) -> None:
+        self._location, self._s3 = location, s3
         self._scratch = Scratch("CREATE TABLE file (path BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID")
         with storage_errors(f"cannot list {location}"):
             rows = ((pack_name(entry.name), entry.size) for entry in list_entries(location, s3))
@@ -310,11 +321,12 @@ class _Folder:
         return None if row is None else int(row[0])
 
     def samples(self, listing: Listing) -> Iterator[SourceFile]:
-        """The samples that a conversion would find now."""
+        """The samples that a conversion would find now. Raises SourceError, StorageError."""
         rows = self._scratch.rows("SELECT path, size FROM file")
         entries = (Entry(unpack_name(path), size) for path, size in rows)
-        found = FolderListing(entries, image=lambda path: is_wanted(path, listing.include or ("*",)))
-        return (each.source for each in islice(found, listing.limit))
+        found = list_folder(self._location, entries, listing.include or ("*",), self._s3)
+        labels = labels_of(found, self._location, listing.labels, self._s3)
+        return (labels.add_to(each).source for each in islice(found, listing.limit))
 
 
 def _counted(count: int, what: str) -> str:
@@ -324,7 +336,7 @@ def _counted(count: int, what: str) -> str:
 def _planned(shards: ShardTable) -> Iterator[tuple[bytes, bytes, str]]:
     for shard in shards:
         for file in shard.files:
-            yield pack_name(file.paths[0]), pack_name(shard.name), json.dumps([file.key, *file.paths])
+            yield pack_name(file.paths[0]), pack_name(shard.name), json.dumps([dict(file.given), file.key, *file.paths])
 
 
 def _read(sample: Sample) -> _Seen:
