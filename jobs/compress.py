@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from ..errors import DestinationError
+from ..errors import DestinationError, SourceError
+from .classes import write_classes
 from .dispatch import Dispatcher, DispatchPolicy, ShardFailure, Task
 from .ledger import Ledger, read_ledger
 from .plan import Plan, freeze_plan, make_plan, read_plan
@@ -23,6 +24,8 @@ from .spec import JobSpec
 from .stage_report import StageReport
 
 if TYPE_CHECKING:
+    from ..pipeline.folder_labels import LabelReport
+    from ..pipeline.left_out import LeftOut
     from ..pipeline.receipts import Totals
     from ..pipeline.storage import Storage
     from .actors import ShardResult, WorkerInfo
@@ -39,8 +42,9 @@ class CompressResult:
 
     ``totals`` are over all committed shards, those of earlier runs included; ``resumed`` is how many of the ``shards``
     were committed before this run, ``converted`` how many by it. ``images_per_second`` is this run's, from the moment
-    the first worker was ready. ``stages`` tells where the workers' time went. ``quarantined`` lists the first few
-    samples.
+    the first worker was ready. ``stages`` tells where the workers' time went. ``left_out`` are files and members
+    of the source that belong to no sample, ``labels`` what came of those of a folder. ``quarantined`` lists the first
+    few samples.
     """
 
     status: CompressStatus
@@ -57,6 +61,8 @@ class CompressResult:
     failures: tuple[ShardFailure, ...]
     quarantined: tuple[QuarantinedSample, ...]
     quarantined_by_type: Mapping[str, int]
+    left_out: tuple[LeftOut, ...]
+    labels: LabelReport | None
     layout: Layout | None
     device: str | None
     elapsed_seconds: float
@@ -85,6 +91,8 @@ class CompressResult:
             "workers": self.layout.to_json() if self.layout else None,
             "device": self.device,
             **self.stages.to_json(),
+            "left_out": [each.to_json() for each in self.left_out],
+            "labels": self.labels.to_json() if self.labels else None,
             "failures": [failure.to_json() for failure in self.failures],
             "quarantined_by_type": dict(self.quarantined_by_type),
             "quarantined": [sample.to_json() for sample in self.quarantined],
@@ -120,6 +128,7 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
         ShardError: a shard that was converted before is damaged, as far as that shows without reading it.
         StorageError: the destination cannot be read or written.
     """
+    from ..pipeline.left_out import left_out_words, merged
     from ..pipeline.receipts import write_index
 
     started = time.monotonic()
@@ -129,6 +138,7 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
     resumed = freeze_plan(plan, storage, overwrite=spec.overwrite)
     _carry_weights(spec, storage, resumed=resumed)
     storage.sweep()
+    write_classes(plan, storage)
     ledger = read_ledger(plan, storage)
     ledger.check_files()
     before = len(ledger.receipts)
@@ -141,6 +151,13 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
         write_index(storage, ledger.receipts, dataset=plan.source)
     storage.sweep()
     samples, by_type = quarantine_of(storage, ledger.receipts)
+    totals = ledger.receipts.totals()
+    left_out = merged(plan.left_out, totals.left_out)
+    if not ledger.left and not totals.samples:
+        raise SourceError(
+            f"nothing of {plan.source} was taken: it has no samples"
+            + (f"; left out: {left_out_words(left_out)}" if left_out else "")
+        )
     return CompressResult(
         status=_status(run, missing=ledger.left, quarantined=sum(by_type.values())),
         plan_id=plan.plan_id,
@@ -152,10 +169,12 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
         shards=len(plan.shards),
         resumed=before,
         converted=run.converted,
-        totals=ledger.receipts.totals(),
+        totals=totals,
         failures=run.failures,
         quarantined=samples,
         quarantined_by_type=by_type,
+        left_out=left_out,
+        labels=plan.labels,
         layout=run.layout,
         device=run.device,
         elapsed_seconds=time.monotonic() - started,

@@ -20,6 +20,8 @@ from .spec import JobSpec
 
 if TYPE_CHECKING:
     from ..pipeline.convert import ShardConverter, ShardProgress
+    from ..pipeline.folder_labels import LabelReport
+    from ..pipeline.left_out import LeftOut
     from ..pipeline.receipts import Receipt
     from ..pipeline.source_shard import SourceShard
 
@@ -80,10 +82,16 @@ class Estimate:
     shards_done: int
     bytes: int
     bytes_left: int
-    ignored: int
+    left_out: tuple[LeftOut, ...]
+    labels: LabelReport | None
     samples: int | None
     layout: Layout
     pilot: Pilot | None
+
+    @property
+    def ignored(self) -> int:
+        """How many files of the source belong to no sample."""
+        return sum(each.count for each in self.left_out)
 
     @property
     def samples_estimated(self) -> int | None:
@@ -113,6 +121,8 @@ class Estimate:
         return {
             "plan_id": self.plan_id,
             "source": {"kind": self.kind, "location": self.source, "ignored": self.ignored},
+            "left_out": [each.to_json() for each in self.left_out],
+            "labels": self.labels.to_json() if self.labels else None,
             "destination": self.destination,
             "quality": self.quality,
             "weights": {"name": self.weights, "fingerprint": self.fingerprint},
@@ -167,7 +177,8 @@ def estimate(
         shards_done=len(ledger.receipts),
         bytes=plan.bytes,
         bytes_left=sum(shard.bytes for shard in ledger.missing()),
-        ignored=plan.ignored,
+        left_out=plan.left_out,
+        labels=plan.labels,
         samples=plan.samples,
         layout=layout,
         pilot=pilot,

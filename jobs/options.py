@@ -11,6 +11,7 @@ import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
@@ -60,6 +61,14 @@ ImageMember = Annotated[
     str | None, typer.Option(metavar="EXT", help="Which member is the image, where samples have several.")
 ]
 ImageColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Which column of Parquet files is the image.")]
+Labels = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND|FILE",
+        help="Labels of a folder: auto (what is unambiguous), none, folder (a class each), yolo, coco, voc, or a .csv, "
+        ".jsonl or COCO .json, also a pattern.",
+    ),
+]
 MissingImage = Annotated[
     Literal["quarantine", "passthrough"], typer.Option(help="What happens to samples without an image.")
 ]
@@ -187,6 +196,7 @@ def job_spec(
     include: Include = None,
     image_member: ImageMember = None,
     image_column: ImageColumn = None,
+    labels: Labels = "auto",
     missing_image: MissingImage = "quarantine",
     max_pixels: MaxPixels = 178_956_970,
     background: Background = "ffffff",
@@ -217,6 +227,7 @@ def job_spec(
         include=tuple(include or ()),
         image_member=image_member,
         image_column=image_column,
+        labels=labels,
         missing_image=missing_image,
         max_pixels=max_pixels,
         background=_colour(background),
@@ -266,6 +277,10 @@ def job_arguments(spec: JobSpec) -> list[str]:
             arguments += [f"--{name.replace('_', '-')}", str(getattr(spec, name))]
     if spec.background != plain.background:
         arguments += ["--background", bytes(spec.background).hex()]
+    if spec.labels != plain.labels:
+        # A file beside the source is found from every working directory, one in it by its name there.
+        is_file = Path(spec.labels).is_file()
+        arguments += ["--labels", resolve_location(spec.labels) if is_file else spec.labels]
     for pattern in spec.include:
         arguments += ["--include", pattern]
     flags = {

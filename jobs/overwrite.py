@@ -19,10 +19,12 @@ def remove_conversion(plan: Plan, storage: Storage) -> None:
     unfinished conversion that can be removed again. Raises StorageError.
     """
     from ..pipeline.carried_weights import carried_name
+    from ..pipeline.receipts import CLASSES_NAME
     from ..pipeline.repair import remove_shards
 
     storage.sweep()
     storage.delete(INDEX_NAME)
+    storage.delete(CLASSES_NAME)
     remove_shards((shard.name for shard in plan.shards), storage)
     storage.delete(carried_name(plan.fingerprint))
     storage.delete(PLAN_NAME)

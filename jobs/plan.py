@@ -13,7 +13,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import DestinationError, PipelineError, SourceError, StorageError
@@ -22,12 +22,16 @@ from .adopt import receipts_for
 from .spec import JobSpec, plan_identity, resolve_weights
 
 if TYPE_CHECKING:
+    from ..pipeline.folder_labels import LabelReport
+    from ..pipeline.left_out import LeftOut
     from ..pipeline.listing import Listing
+    from ..pipeline.sources import Source
     from ..pipeline.storage import Staged, Storage
     from ..pipeline.tables import ShardTable
 
 __all__ = [
     "INDEX_NAME",
+    "LABEL_OPTIONS",
     "PLAN_NAME",
     "SHARDS_NAME",
     "Plan",
@@ -41,6 +45,9 @@ __all__ = [
 PLAN_NAME = "plan.json"
 SHARDS_NAME = "plan.shards.jsonl.gz"
 INDEX_NAME = "index.json"
+LABEL_OPTIONS = ("labels", "classes")
+"""The options of a plan that say which labels were taken, and the SHA-256 of ``classes.json``: workers need none."""
+
 _FORMAT = "discernible-plan"
 _VERSION = 1
 _SHOWN = 3
@@ -55,7 +62,8 @@ class Plan:
 
     ``plan_id`` is a hash over the other fields except ``weights``, which is the name the user gave, ``weights_sha256``,
     which an importance head that is not used changes, ``listing``, how the shards were found (None in plans of before
-    it was kept), and ``ignored``, the number of files in the source that are no samples, which is not frozen.
+    it was kept), ``left_out``, the files of the source that belong to no sample, and ``labels``, what came of those of
+    a folder. ``classes``, the names by index, are in ``classes.json``.
     """
 
     plan_id: str
@@ -67,7 +75,14 @@ class Plan:
     shards: ShardTable
     listing: Listing | None = None
     weights_sha256: str | None = None
-    ignored: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+    labels: LabelReport | None = None
+    classes: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def ignored(self) -> int:
+        """How many files of the source belong to no sample."""
+        return sum(each.count for each in self.left_out)
 
     @property
     def bytes(self) -> int:
@@ -106,6 +121,10 @@ class Plan:
         }
         if self.listing is not None:
             content["listing"] = self.listing.to_dict()
+        if self.left_out:
+            content["left_out"] = [each.to_json() for each in self.left_out]
+        if self.labels is not None:
+            content["labels"] = self.labels.to_json()
         return {**content, "checksum": _checksum(content)}
 
 
@@ -137,13 +156,26 @@ def make_plan(spec: JobSpec) -> Plan:
         kind=source.kind,
         weights=spec.weights,
         fingerprint=weights.fingerprint,
-        options=config.identity(),
+        options=config.identity() | _label_options(source),
         shards=source.shards,
         listing=spec.listing(),
         weights_sha256=file.sha256,
-        ignored=source.ignored,
+        left_out=source.left_out,
+        labels=source.labels,
+        classes=source.classes,
     )
     return replace(plan, plan_id=plan.identity)
+
+
+def _label_options(source: Source) -> dict[str, str]:
+    from ..pipeline.folder_labels import classes_json
+
+    options = {}
+    if source.labels is not None and source.labels.kinds:
+        options["labels"] = ",".join(source.labels.kinds)
+    if source.classes:
+        options["classes"] = hashlib.sha256(classes_json(source.classes)).hexdigest()
+    return options
 
 
 def weights_fingerprint(weights: str) -> str:
@@ -183,6 +215,8 @@ def read_plan(storage: Storage) -> Plan | None:
             options=document.group("options").all(),
             shards=_read_shards(storage, document.group("shards")),
             listing=_read_listing(document),
+            left_out=_read_left_out(document),
+            labels=_read_labels(document),
         )
         if plan.plan_id != plan.identity:
             raise FieldError(f"it was edited: its id is {plan.plan_id}, what it says has the id {plan.identity}")
@@ -287,6 +321,18 @@ def _read_listing(document: Fields) -> Listing | None:
     from ..pipeline.listing import Listing
 
     return Listing.from_fields(document.group("listing")) if "listing" in document else None
+
+
+def _read_left_out(document: Fields) -> tuple[LeftOut, ...]:
+    from ..pipeline.left_out import left_out_from_json
+
+    return left_out_from_json(document.items("left_out")) if "left_out" in document else ()
+
+
+def _read_labels(document: Fields) -> LabelReport | None:
+    from ..pipeline.folder_labels import LabelReport
+
+    return LabelReport.from_json(document.raw("labels")) if "labels" in document else None
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

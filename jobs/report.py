@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from ..pipeline.left_out import left_out_words
 from .text import format_bytes, format_count, format_duration, format_ratio
 
 if TYPE_CHECKING:
     from ..pipeline.decompress import DecompressReport
+    from ..pipeline.folder_labels import LabelReport
     from ..pipeline.receipts import Totals
     from ..pipeline.verify import VerifyReport
     from .compress import CompressResult
@@ -68,6 +70,8 @@ def compress_table(result: CompressResult) -> Table:
                 byte_words(totals.bytes_in, totals.bytes_out),
             ),
             ("carried", f"{format_bytes(totals.bytes_carried)} of other members" if totals.bytes_carried else None),
+            ("labels", _label_words(result.labels)),
+            ("left out", left_out_words(result.left_out) or None),
             ("bits a pixel", f"{totals.bpp:.3f}" if totals.bpp is not None else None),
             ("PSNR", f"{totals.psnr:.2f} dB" if totals.psnr is not None else None),
             ("shards", shards),
@@ -119,8 +123,9 @@ def estimate_table(estimate: Estimate) -> Table:
     return facts(
         [
             ("source", f"{estimate.source} ({estimate.kind})"),
-            ("ignored", f"{format_count(estimate.ignored)} files that are no images" if estimate.ignored else None),
+            ("left out", left_out_words(estimate.left_out) or None),
             ("images", samples),
+            ("labels", _label_words(estimate.labels)),
             ("bytes", format_bytes(estimate.bytes)),
             ("shards", shards),
             ("plan id", estimate.plan_id),
@@ -190,10 +195,17 @@ def verify_table(report: VerifyReport, destination: str) -> Table:
             ("samples", sample_words(report)),
             ("bytes", format_bytes(report.bytes)),
             ("source", report.sources.words),
+            ("labels", _label_words(report.labels)),
+            ("left out", left_out_words(report.left_out) or None),
             ("problems", format_count(len(report.problems)) if report.problems else "none"),
             ("in", destination),
         ]
     )
+
+
+def _label_words(labels: LabelReport | None) -> str | None:
+    """What was taken and what should be known of it; None for sources that are no folders, and have none."""
+    return None if labels is None else "; ".join(labels.lines())
 
 
 def _time_words(estimate: Estimate) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DestinationError
 from .ledger import read_ledger
-from .plan import PLAN_NAME, read_plan
+from .plan import LABEL_OPTIONS, PLAN_NAME, read_plan
 from .quarantine import quarantine_of
 from .spec import resolve_location, resolve_weights
 
@@ -86,7 +86,8 @@ def retry(
     tried = ledger.receipts.totals().quarantined
     affected = sum(1 for receipt in ledger.receipts if receipt.quarantined)
     if tried and not dry_run:
-        options = {**plan.options, "device": device, "threads": threads}
+        options = {name: value for name, value in plan.options.items() if name not in LABEL_OPTIONS}
+        options |= {"device": device, "threads": threads}
         if weights is not None:
             options["weights"] = resolve_weights(weights)
         try:

@@ -42,9 +42,10 @@ class JobSpec:
     the path of a weights file, ``guide`` what tells the encoder where networks look (see ``Codec.load``).
     ``shard_size`` is samples a shard for sources that are not sharded. ``limit`` converts
     only the first so many samples, ``include`` only files that match one of the globs. ``image_member`` names the
-    member that is the image where samples have several, ``image_column`` the column of Parquet files; ``missing_image``
-    says whether a sample without one is quarantined or passed through. ``max_pixels`` (width × height), ``background``
-    (RGB, 0..255, behind transparency) and ``animated`` are the pixel policy. ``batch_pixels`` is how many pixels the
+    member that is the image where samples have several, ``image_column`` the column of Parquet files. ``labels`` says
+    which labels of a folder are taken along (see ``pipeline.folder_labels``): ``auto``, ``none``, a kind, or a file.
+    ``missing_image`` says whether a sample without an image is quarantined or passed through. ``max_pixels`` (width ×
+    height), ``background`` (RGB, 0..255, behind transparency) and ``animated`` are the pixel policy. ``batch_pixels`` is how many pixels the
     codec takes at once; None leaves it to the pipeline. ``measure_psnr`` decodes every image again; ``min_psnr`` and
     ``passthrough_smaller`` are those of ``ConvertConfig``, ``min_size``, ``resize`` and ``jpeg`` those of
     ``PixelPolicy``. ``overwrite`` removes a conversion with another plan from the destination.
@@ -63,6 +64,7 @@ class JobSpec:
     include: tuple[str, ...] = ()
     image_member: str | None = None
     image_column: str | None = None
+    labels: str = "auto"
     missing_image: MissingImage = "quarantine"
     max_pixels: int = 178_956_970
     background: tuple[int, int, int] = (255, 255, 255)
@@ -84,7 +86,7 @@ class JobSpec:
     destination_s3: S3Options = field(default_factory=S3Options)
 
     def __post_init__(self) -> None:
-        for name in ("source", "destination", "weights", "guide"):
+        for name in ("source", "destination", "weights", "guide", "labels"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise ConfigError(f"{name} must not be empty")
@@ -135,7 +137,11 @@ class JobSpec:
         from ..pipeline.listing import Listing
 
         return Listing(
-            shard_size=self.shard_size, limit=self.limit, include=self.include, image_column=self.image_column
+            shard_size=self.shard_size,
+            limit=self.limit,
+            include=self.include,
+            image_column=self.image_column,
+            labels=self.labels,
         )
 
     def read_weights(self) -> WeightsFile:

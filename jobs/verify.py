@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DestinationError
+from .classes import check_classes
 from .plan import PLAN_NAME, Plan, read_plan
 from .repair import Repair, repair_destination
 from .spec import resolve_location
@@ -85,6 +86,8 @@ def _verify(storage: Storage, *, source_s3: S3Options | None, **options: Any) ->
 
     findings = Findings()
     plan = _plan_of(storage, findings)
+    if plan is not None:
+        check_classes(plan, storage, findings)
     report = verify(
         storage,
         shards=plan.shards if plan else None,
@@ -92,6 +95,8 @@ def _verify(storage: Storage, *, source_s3: S3Options | None, **options: Any) ->
         source=plan.source if plan else None,
         listing=plan.listing if plan else None,
         plan_weights=RecordedWeights(plan.fingerprint, plan.weights_sha256) if plan else None,
+        left_out=plan.left_out if plan else (),
+        labels=plan.labels if plan else None,
         source_s3=source_s3,
         findings=findings,
         **options,

@@ -9,7 +9,7 @@ from typing import Any
 from ..stored import Fields, as_text
 from .label_source import short
 
-__all__ = ["LeftOut", "LeftOutCounter", "left_out_from_json", "left_out_words"]
+__all__ = ["LeftOut", "LeftOutCounter", "left_out_from_json", "left_out_words", "merged"]
 
 HIDDEN = "hidden"
 OTHERS = "others"
@@ -64,6 +64,14 @@ class LeftOutCounter:
         """What was counted, the most frequent first."""
         kinds = sorted(self._counts, key=lambda kind: (-self._counts[kind], kind))
         return tuple(LeftOut(kind, self._counts[kind], self._examples[kind]) for kind in kinds)
+
+
+def merged(*parts: Iterable[LeftOut]) -> tuple[LeftOut, ...]:
+    """What was counted in several places."""
+    counter = LeftOutCounter()
+    for part in parts:
+        counter.merge(part)
+    return counter.result()
 
 
 def left_out_words(found: Iterable[LeftOut]) -> str:

@@ -15,6 +15,8 @@ from ..errors import PipelineError
 from ..stored import FieldError, Fields, parse_json
 from .carried_weights import WEIGHTS_FOLDER, CarriedCheck, RecordedWeights, check_carried
 from .findings import Findings, Problem
+from .folder_labels import LabelReport
+from .left_out import LeftOut, merged
 from .listing import Listing
 from .receipts import INDEX_LIMIT, INDEX_NAME, index_lines, receipt_names
 from .s3_client import S3Options
@@ -39,7 +41,8 @@ class VerifyProgress:
 class VerifyReport:
     """What was looked at and what is wrong.
 
-    ``sources`` says what of the source was compared, ``sources_checked`` of how many shards.
+    ``sources`` says what of the source was compared, ``sources_checked`` of how many shards. ``left_out`` are files
+    and members of the source that belong to no sample, ``labels`` what came of those of a folder.
     """
 
     shards: int
@@ -53,6 +56,8 @@ class VerifyReport:
     sources: SourceReport
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    labels: LabelReport | None = None
 
     @property
     def ok(self) -> bool:
@@ -69,6 +74,8 @@ def verify(
     source: str | None = None,
     listing: Listing | None = None,
     plan_weights: RecordedWeights | None = None,
+    left_out: tuple[LeftOut, ...] = (),
+    labels: LabelReport | None = None,
     weights: str | None = None,
     device: str = "cpu",
     threads: int = 1,
@@ -80,10 +87,10 @@ def verify(
 
     ``shards``, ``plan_id``, ``source``, ``listing`` and ``plan_weights`` are the plan's: with them a shard that is
     missing or not part of the plan is a problem, the weights file that the destination carries is compared, and the
-    source is listed anew and compared where it can be reached, on S3 as ``source_s3`` says. ``deep`` decodes every
-    stream with the weights that made it, or ``weights``, on ``device``, and reads every sample of the source.
-    ``findings`` holds what is known to be wrong already. Raises StorageError when the destination cannot be listed and
-    WeightsError when weights cannot be loaded.
+    source is listed anew and compared where it can be reached, on S3 as ``source_s3`` says; ``left_out`` and ``labels``
+    are the plan's, too, and reported. ``deep`` decodes every stream with the weights that made it, or ``weights``, on
+    ``device``, and reads every sample of the source. ``findings`` holds what is known to be wrong already. Raises
+    StorageError when the destination cannot be listed and WeightsError when weights cannot be loaded.
     """
     findings = findings or Findings()
     storage = open_storage(destination)
@@ -136,6 +143,8 @@ def verify(
         sources=compared,
         problems=tuple(sorted(findings.problems, key=lambda each: (each.shard, each.kind, each.key or ""))),
         notes=tuple(findings.notes),
+        left_out=merged(left_out, sums.left_out),
+        labels=labels,
     )
 
 

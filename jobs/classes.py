@@ -1,0 +1,48 @@
+"""``classes.json`` of a destination: the names of the classes that the labels of its samples are indices of."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from .plan import Plan
+
+if TYPE_CHECKING:
+    from ..pipeline.findings import Findings
+    from ..pipeline.storage import Storage
+
+__all__ = ["check_classes", "write_classes"]
+
+_LONGEST = 1 << 28
+
+
+def write_classes(plan: Plan, storage: Storage) -> None:
+    """Write the classes of a plan that was just made, unless they are there. Raises StorageError."""
+    from ..pipeline.folder_labels import classes_json
+    from ..pipeline.receipts import CLASSES_NAME
+
+    if not plan.classes:
+        return
+    content = classes_json(plan.classes)
+    if not storage.exists(CLASSES_NAME) or storage.read(CLASSES_NAME, _LONGEST) != content:
+        storage.put(CLASSES_NAME, content)
+
+
+def check_classes(plan: Plan, storage: Storage, findings: Findings) -> None:
+    """Whether the classes are those that the plan was made with; what is wrong is put into ``findings``."""
+    from ..errors import StorageError
+    from ..pipeline.receipts import CLASSES_NAME
+
+    digest = plan.options.get("classes")
+    if digest is None:
+        return
+    again = "compress with the same source and options writes it again"
+    try:
+        if not storage.exists(CLASSES_NAME):
+            findings.problem("", "classes", f"there is no {CLASSES_NAME}, which names the classes; {again}")
+        elif hashlib.sha256(storage.read(CLASSES_NAME, _LONGEST)).hexdigest() != digest:
+            findings.problem(
+                "", "classes", f"{CLASSES_NAME} was altered: it is not what the plan was made with; {again}"
+            )
+    except StorageError as error:
+        findings.problem("", "classes", f"{error.message}; {again}")
