@@ -40,12 +40,12 @@ class JobSpec:
 
     ``source`` and ``destination`` are locations as the user wrote them. ``quality`` is 1..100. ``weights`` is a name or
     the path of a weights file, ``guide`` what tells the encoder where networks look (see ``Codec.load``).
-    ``shard_size`` is samples a shard for sources that are not sharded. ``limit`` converts
-    only the first so many samples, ``include`` only files that match one of the globs. ``image_member`` names the
-    member that is the image where samples have several, ``image_column`` the column of Parquet files. ``labels`` says
-    which labels of a folder are taken along (see ``pipeline.folder_labels``): ``auto``, ``none``, a kind, or a file.
-    ``missing_image`` says whether a sample without an image is quarantined or passed through. ``max_pixels`` (width ×
-    height), ``background`` (RGB, 0..255, behind transparency) and ``animated`` are the pixel policy. ``batch_pixels`` is how many pixels the
+    ``shard_size`` is samples a shard for sources that are not sharded. ``limit`` converts only the first so many
+    samples, ``include`` only files that match one of the globs. ``image_member`` names the member that is the image
+    where samples have several, ``image_column`` the column of Parquet files. ``labels`` says which labels of a folder
+    are taken along (see ``pipeline.folder_labels``): ``auto``, ``none``, a kind, or a file. ``missing_image`` says
+    whether a sample without an image is quarantined or passed through. ``max_pixels`` (width × height), ``background``
+    (RGB, 0..255, behind transparency) and ``animated`` are the pixel policy. ``batch_pixels`` is how many pixels the
     codec takes at once; None leaves it to the pipeline. ``measure_psnr`` decodes every image again; ``min_psnr`` and
     ``passthrough_smaller`` are those of ``ConvertConfig``, ``min_size``, ``resize`` and ``jpeg`` those of
     ``PixelPolicy``. ``overwrite`` removes a conversion with another plan from the destination.

@@ -10,8 +10,7 @@
 
 Without being told, whatever is unambiguous is taken. Kinds that give different members go together; two that give one
 member contradict each other and are an error, but a table and folders that name the same classes. Folders count only
-where none of the other three is there, whose folders are parts of a data set. A file beside an image goes before
-labels from elsewhere: its member is that file.
+where none of the other three is there, whose folders are parts of a data set, and no ``.cls`` lies beside an image.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SourceError
-from ..stored import Fields, dump_json
+from ..stored import Fields, as_text, dump_json
 from .folders import FolderListing, ListedFile
 from .image_names import ImageNames
 from .label_coco import CocoLabels, is_coco_name
@@ -37,12 +36,16 @@ KINDS = ("auto", "none", "folder", "yolo", "coco", "voc")
 """What the option may say but the name of a file."""
 
 
+_MOST_NAMES = 16
+_LONGEST_NAME = 64
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelReport:
     """What was found, for people and programs.
 
-    ``kinds`` were taken and give ``members``; ``words`` says so in a line. ``labelled`` and ``unlabelled`` are images;
-    ``stray`` are labels of images that do not exist, ``kept`` images with a file of their own in the place of a label.
+    ``kinds`` were taken and give ``members``; ``words`` says so in a line. ``labelled`` and ``unlabelled`` are images,
+    ``stray`` labels of images that are not taken.
     """
 
     kinds: tuple[str, ...] = ()
@@ -51,7 +54,6 @@ class LabelReport:
     labelled: int = 0
     unlabelled: Stray
     stray: Stray
-    kept: Stray
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -60,7 +62,8 @@ class LabelReport:
             "members": list(self.members),
             "words": self.words,
             "labelled": self.labelled,
-            **{name: getattr(self, name).to_json() for name in ("unlabelled", "stray", "kept")},
+            "unlabelled": self.unlabelled.to_json(),
+            "stray": self.stray.to_json(),
         }
 
     @classmethod
@@ -68,11 +71,12 @@ class LabelReport:
         """What :meth:`to_json` gave. Raises FieldError."""
         told = Fields(data, "labels")
         return cls(
-            kinds=tuple(map(str, told.items("kinds"))),
-            members=tuple(map(str, told.items("members"))),
+            kinds=_names(told, "kinds"),
+            members=_names(told, "members"),
             words=told.text("words"),
             labelled=told.whole("labelled"),
-            **{name: Stray.from_json(told.raw(name)) for name in ("unlabelled", "stray", "kept")},
+            unlabelled=Stray.from_json(told.raw("unlabelled")),
+            stray=Stray.from_json(told.raw("stray")),
         )
 
     def lines(self) -> list[str]:
@@ -80,10 +84,13 @@ class LabelReport:
         notes = (
             (self.unlabelled, "images without label"),
             (self.stray, "labels of images that are not taken"),
-            (self.kept, "images that keep a file of their own in the place of a label"),
         )
         more = [f"{each.count:,} {what} ({each.words()})" for each, what in notes if each.count]
         return [self.words, *(more if self.kinds else [])]
+
+
+def _names(told: Fields, name: str) -> tuple[str, ...]:
+    return tuple(as_text(each, name, longest=_LONGEST_NAME) for each in told.items(name)[:_MOST_NAMES])
 
 
 class Labels:
@@ -104,19 +111,26 @@ class Labels:
 
     def add_to(self, listed: ListedFile) -> ListedFile:
         """A sample with what is told of its image. Raises SourceError."""
-        return self._added(listed)[0]
+        file = listed.source
+        given, paths, size = dict(file.given), list(file.paths), listed.size
+        for told in filter(None, (source.of(file.paths[0]) for source in self._sources)):
+            given.update(told.given)
+            paths += (entry.name for entry in told.files)
+            size += sum(map(len, told.given.values())) + sum(entry.size for entry in told.files)
+        return ListedFile(replace(file, paths=tuple(paths), given=given), size)
 
     def survey(self, listing: FolderListing) -> LabelReport:
         """Looks at all images, and marks the files in use. Raises SourceError."""
-        labelled, unlabelled, kept = 0, Stray(), Stray()
+        labelled, unlabelled = 0, Stray()
         for listed in listing if self._sources else ():
-            sample, told, own = self._added(listed)
-            labelled += told
-            if not told:
-                unlabelled.add(sample.source.paths[0])
-            if own:
-                kept.add(sample.source.paths[0])
-            for path in sample.source.paths[len(listed.source.paths) :]:
+            file = self.add_to(listed).source
+            files = file.paths[len(listed.source.paths) :]
+            if files or file.given:
+                labelled += 1
+                self._check_own(listed, (*file.given, *map(_member, files)))
+            else:
+                unlabelled.add(file.paths[0])
+            for path in files:
                 listing.use(path)
         stray = Stray()
         for source in self._sources:
@@ -134,33 +148,22 @@ class Labels:
             labelled=labelled,
             unlabelled=unlabelled,
             stray=stray,
-            kept=kept,
         )
 
-    def _added(self, listed: ListedFile) -> tuple[ListedFile, bool, bool]:
-        """The sample, whether something is told of it, and whether a file of its own goes before that."""
-        file = listed.source
-        image = file.paths[0]
-        own = {member.lower() for member in (*(path.rpartition(".")[2] for path in file.paths[1:]), *file.named)}
-        given, paths, told, kept = dict(file.given), list(file.paths), False, False
-        size = listed.size
-        for source in self._sources:
-            found = source.of(image)
-            if found is None:
-                continue
-            told = True
-            for member, text in found.given.items():
-                kept = kept or member in own
-                if member not in own:
-                    given[member] = text
-            for entry in found.files:
-                member = entry.name.rpartition(".")[2].lower()
-                kept = kept or member in own
-                if member not in own:
-                    paths.append(entry.name)
-                    size += entry.size
-        size += sum(map(len, given.values()))
-        return ListedFile(replace(file, paths=tuple(paths), given=given), size), told, kept
+    def _check_own(self, listed: ListedFile, told: Iterable[str]) -> None:
+        """Refuse labels of which the image has a file of its own."""
+        own = {_member(path): path for path in listed.source.paths[1:]} | dict(listed.source.named)
+        for member in told:
+            if member in own:
+                source = next(source for source in self._sources if member in source.members)
+                raise SourceError(
+                    f"{own[member]} lies beside its image, and {source.name} would become the member {member!r}, too: "
+                    "--labels none takes the files beside the images alone"
+                )
+
+
+def _member(path: str) -> str:
+    return path.rpartition(".")[2].lower()
 
 
 def classes_json(classes: Mapping[int, str]) -> bytes:
@@ -229,10 +232,11 @@ class _Finder:
         folders = FolderLabels(self._listing.images())
         doubt = ""
         if not any(source.kind in ("yolo", "coco", "voc") for source in found):
-            if not folders.doubt:
+            why = "there are .cls files beside images" if self._listing.has_beside("cls") else folders.doubt
+            if not why:
                 found = self._with_folders(found, folders)
             elif not found and len(folders.classes) > 1:
-                doubt = f" ({folders.doubt}; --labels folder takes {len(folders.classes)} folders for classes)"
+                doubt = f" ({why}; --labels folder takes {len(folders.classes)} folders for classes)"
         _check_apart(found)
         return Labels(found, doubt)
 

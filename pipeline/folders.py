@@ -141,6 +141,11 @@ class FolderListing:
                 return Entry(name, size)
         return None
 
+    def has_beside(self, extension: str) -> bool:
+        """Whether a file with that extension belongs to an image."""
+        query = "SELECT 1 FROM sample WHERE paths LIKE ? LIMIT 1"
+        return self._scratch.one(query, f'%.{extension}"%') is not None
+
     def use(self, path: str) -> None:
         """Note that a file is not left out."""
         self._scratch.run("INSERT OR IGNORE INTO used VALUES (?)", pack_name(path))

@@ -109,10 +109,19 @@ def test_folders_on_request(tmp_path: Path) -> None:
         opened(fill(tmp_path / "flat", "a.jpg"), "folder")
 
 
-def test_a_file_beside_the_image_goes_first(tmp_path: Path) -> None:
-    source = opened(fill(tmp_path, "x/a.jpg", "y/b.jpg", y__b_dot_cls="7"))
-    assert members(source, "cls") == {"x/a.jpg": 0, "y/b.jpg": 7}
-    assert "1 images that keep a file of their own in the place of a label (y/b.jpg)" in words(source)
+def test_files_beside_images_are_their_labels(tmp_path: Path) -> None:
+    source = opened(fill(tmp_path, "x/a.jpg", "y/b.jpg", y__b_dot_CLS="7"))
+    assert source.labels is not None
+    assert words(source) == ["none (there are .cls files beside images; --labels folder takes 2 folders for classes)"]
+    assert source.classes == {}
+    message = r"y/b\.CLS lies beside its image, and folders would become the member 'cls', too: --labels none"
+    with pytest.raises(SourceError, match=message):
+        opened(tmp_path, "folder")
+    fill(tmp_path, metadata_dot_csv="file_name,n\ny/b.jpg,1\n", x__a_dot_json="{}")
+    assert members(opened(tmp_path), "json") == {"x/a.jpg": {}, "y/b.jpg": {"n": 1}}
+    fill(tmp_path, metadata_dot_csv="file_name,n\nx/a.jpg,1\n")
+    with pytest.raises(SourceError, match=r"x/a\.json lies beside its image, and metadata\.csv"):
+        opened(tmp_path)
 
 
 # Tables.
