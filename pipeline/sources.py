@@ -7,8 +7,9 @@ which go through JSON and name the output shard that each becomes; the files may
 
 - A **folder of images** is searched recursively, in sorted order, through links to folders as well. Every file with an
   image extension is a sample. Other files that share the stem of an image (``cat.jpg``, ``cat.txt``, ``cat.json``) are
-  carried with it; the rest are counted as ignored, as are hidden files and folders (a leading dot, ``__MACOSX``), each
-  of these folders as one. Where two images share a stem (``cat.jpg``, ``cat.png``), the key of each holds its whole
+  carried with it, and labels from elsewhere in the folder (:mod:`.folder_labels`); the rest are left out and counted by
+  extension, as are hidden files and folders (a leading dot, ``__MACOSX``), each of these folders as one. Files whose
+  extension tells nothing are told by content (:mod:`.contents`). Where two images share a stem (``cat.jpg``, ``cat.png``), the key of each holds its whole
   name, so both survive.
 - A **tar** is read by WebDataset's rule (key up to the first dot of the base name, members of a key adjacent) and keeps
   its base name. It may be packed with gzip. Hidden members are ignored. Where members of a key are not adjacent, all
