@@ -27,7 +27,7 @@ def open_heif(data: bytes) -> Image.Image:
             "HEIC files are read by the package pillow-heif, which is not installed: pip install pillow-heif, then "
             "discernible retry"
         ) from exc
-    image: Image.Image = HeifImageFile(io.BytesIO(data))
+    image: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
     colours = image.info.get("nclx_profile")
     if isinstance(colours, dict) and not image.info.get("icc_profile"):
         profile = coded_profile(int(colours["color_primaries"]), int(colours["transfer_characteristics"]))

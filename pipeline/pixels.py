@@ -210,9 +210,9 @@ def _opened(data: bytes, policy: PixelPolicy) -> Iterator[Image.Image | TiffLayo
             image = Image.open(io.BytesIO(data), formats=ACCEPTED_FORMATS)
         except UnidentifiedImageError as exc:
             if is_heif(data):
-                with open_heif(data) as image:
-                    _check_size(image.size, policy)
-                    yield image
+                with open_heif(data) as heif:
+                    _check_size(heif.size, policy)
+                    yield heif
                 return
             if not is_tiff(data):
                 raise ImageUnreadableError(_why_refused(data)) from exc
