@@ -27,6 +27,7 @@
     │   │   ├── ImageUnreadableError     the image member is not an image Pillow can decode
     │   │   ├── ImageTooLargeError       more pixels than the configured limit
     │   │   ├── ImageMissingError        the sample has no image member
+    │   │   ├── LabelMapError            the image is a label map or depth, which losses would destroy
     │   │   ├── ImageFilteredError       the image is left out because it was asked for (too small)
     │   │   └── SampleFormatError        bad key, duplicate member name, unsafe path
     │   └── ShardError                   a shard (tar, receipt, statistics) is unreadable or inconsistent
@@ -52,6 +53,7 @@ __all__ = [
     "ImageTooLargeError",
     "ImageUnreadableError",
     "JobError",
+    "LabelMapError",
     "PipelineError",
     "SampleError",
     "SampleFormatError",
@@ -195,6 +197,10 @@ class ImageTooLargeError(SampleError):
 
 class ImageMissingError(SampleError):
     """The sample has no image member."""
+
+
+class LabelMapError(SampleError):
+    """The image is a label map, a mask or depth: coded with losses it would say something else."""
 
 
 class ImageFilteredError(SampleError):

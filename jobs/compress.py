@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
@@ -25,6 +25,7 @@ from .stage_report import StageReport
 
 if TYPE_CHECKING:
     from ..pipeline.folder_labels import LabelReport
+    from ..pipeline.folders import Carried
     from ..pipeline.left_out import LeftOut
     from ..pipeline.receipts import Totals
     from ..pipeline.storage import Storage
@@ -44,7 +45,7 @@ class CompressResult:
     were committed before this run, ``converted`` how many by it. ``images_per_second`` is this run's, from the moment
     the first worker was ready. ``stages`` tells where the workers' time went. ``left_out`` are files and members
     of the source that belong to no sample, ``labels`` what came of those of a folder. ``quarantined`` lists the first
-    few samples.
+    few samples, ``carried`` what came of each wish to carry files along.
     """
 
     status: CompressStatus
@@ -68,6 +69,7 @@ class CompressResult:
     elapsed_seconds: float
     images_per_second: float | None
     stages: StageReport
+    carried: tuple[Carried, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -93,6 +95,7 @@ class CompressResult:
             **self.stages.to_json(),
             "left_out": [each.to_json() for each in self.left_out],
             "labels": self.labels.to_json() if self.labels else None,
+            "carried": [asdict(each) for each in self.carried],
             "failures": [failure.to_json() for failure in self.failures],
             "quarantined_by_type": dict(self.quarantined_by_type),
             "quarantined": [sample.to_json() for sample in self.quarantined],
@@ -180,6 +183,7 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
         elapsed_seconds=time.monotonic() - started,
         images_per_second=run.images_per_second,
         stages=run.stages,
+        carried=plan.carried,
     )
 
 

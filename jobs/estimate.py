@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from .spec import JobSpec
 if TYPE_CHECKING:
     from ..pipeline.convert import ShardConverter, ShardProgress
     from ..pipeline.folder_labels import LabelReport
+    from ..pipeline.folders import Carried
     from ..pipeline.left_out import LeftOut
     from ..pipeline.receipts import Receipt
     from ..pipeline.source_shard import SourceShard
@@ -84,6 +85,7 @@ class Estimate:
     bytes_left: int
     left_out: tuple[LeftOut, ...]
     labels: LabelReport | None
+    carried: tuple[Carried, ...]
     samples: int | None
     layout: Layout
     pilot: Pilot | None
@@ -123,6 +125,7 @@ class Estimate:
             "source": {"kind": self.kind, "location": self.source, "ignored": self.ignored},
             "left_out": [each.to_json() for each in self.left_out],
             "labels": self.labels.to_json() if self.labels else None,
+            "carried": [asdict(each) for each in self.carried],
             "destination": self.destination,
             "quality": self.quality,
             "weights": {"name": self.weights, "fingerprint": self.fingerprint},
@@ -179,6 +182,7 @@ def estimate(
         bytes_left=sum(shard.bytes for shard in ledger.missing()),
         left_out=plan.left_out,
         labels=plan.labels,
+        carried=plan.carried,
         samples=plan.samples,
         layout=layout,
         pilot=pilot,

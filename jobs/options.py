@@ -72,6 +72,22 @@ Labels = Annotated[
 MissingImage = Annotated[
     Literal["quarantine", "passthrough"], typer.Option(help="What happens to samples without an image.")
 ]
+Carry = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN", help="Take matching files along byte for byte with the image of their name. Repeatable."
+    ),
+]
+Pair = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="IMAGES:FILES",
+        help="Take files of one folder along byte for byte with the images of another: images:masks. Repeatable.",
+    ),
+]
+LossyMaps = Annotated[
+    bool, typer.Option("--lossy-maps", help="Code label maps, masks and depth like photographs instead of refusing.")
+]
 MaxPixels = Annotated[int, typer.Option(help="Quarantine images with more pixels than this.")]
 Background = Annotated[str, typer.Option(metavar="RRGGBB", help="Colour behind transparent pixels.")]
 Animated = Annotated[Literal["first", "refuse"], typer.Option(help="Animated images: first frame, or quarantine.")]
@@ -198,6 +214,9 @@ def job_spec(
     image_column: ImageColumn = None,
     labels: Labels = "auto",
     missing_image: MissingImage = "quarantine",
+    carry: Carry = None,
+    pair: Pair = None,
+    lossy_maps: LossyMaps = False,
     max_pixels: MaxPixels = 178_956_970,
     background: Background = "ffffff",
     animated: Animated = "first",
@@ -229,6 +248,9 @@ def job_spec(
         image_column=image_column,
         labels=labels,
         missing_image=missing_image,
+        carry=tuple(carry or ()),
+        pair=tuple(pair or ()),
+        lossy_maps=lossy_maps,
         max_pixels=max_pixels,
         background=_colour(background),
         animated=animated,
@@ -281,10 +303,12 @@ def job_arguments(spec: JobSpec) -> list[str]:
         # A file beside the source is found from every working directory, one in it by its name there.
         is_file = Path(spec.labels).is_file()
         arguments += ["--labels", resolve_location(spec.labels) if is_file else spec.labels]
-    for pattern in spec.include:
-        arguments += ["--include", pattern]
+    for name in ("include", "carry", "pair"):
+        for pattern in getattr(spec, name):
+            arguments += [f"--{name}", pattern]
     flags = {
         "--no-psnr": not spec.measure_psnr,
+        "--lossy-maps": spec.lossy_maps,
         "--passthrough-smaller": spec.passthrough_smaller,
         "--overwrite": spec.overwrite,
     }

@@ -23,6 +23,7 @@ from .spec import JobSpec, plan_identity, resolve_weights
 
 if TYPE_CHECKING:
     from ..pipeline.folder_labels import LabelReport
+    from ..pipeline.folders import Carried
     from ..pipeline.left_out import LeftOut
     from ..pipeline.listing import Listing
     from ..pipeline.sources import Source
@@ -63,7 +64,8 @@ class Plan:
     ``plan_id`` is a hash over the other fields except ``weights``, which is the name the user gave, ``weights_sha256``,
     which an importance head that is not used changes, ``listing``, how the shards were found (None in plans of before
     it was kept), ``left_out``, the files of the source that belong to no sample, and ``labels``, what came of those of
-    a folder. ``classes``, the names by index, are in ``classes.json``.
+    a folder. ``classes``, the names by index, are in ``classes.json``; ``carried``, what came of each wish to carry
+    files along, is not frozen.
     """
 
     plan_id: str
@@ -78,6 +80,7 @@ class Plan:
     left_out: tuple[LeftOut, ...] = ()
     labels: LabelReport | None = None
     classes: Mapping[int, str] = field(default_factory=dict)
+    carried: tuple[Carried, ...] = ()
 
     @property
     def ignored(self) -> int:
@@ -132,7 +135,7 @@ def make_plan(spec: JobSpec) -> Plan:
     """Look at the source and the weights, and work out the plan. Writes nothing.
 
     Raises:
-        SourceError: the source is missing, empty or of an unknown kind.
+        SourceError: the source is missing, empty or of an unknown kind, or label maps are among its images.
         WeightsError: the weights, or a file of the guide, cannot be found or read.
         ConfigError: there is no such guide.
         StorageError: listing the source failed.
@@ -141,6 +144,7 @@ def make_plan(spec: JobSpec) -> Plan:
 
     from ..codec.guide import load_guide
     from ..codec.weights import load_weights
+    from ..pipeline.map_survey import refuse_maps
 
     source = spec.open_source()
     if not source.shards:
@@ -150,6 +154,8 @@ def make_plan(spec: JobSpec) -> Plan:
     config = spec.convert_config()
     # Workers could not load a guide that does not load here, and a frozen plan would keep its name.
     load_guide(config.guide, weights, torch.device("cpu"))
+    if not config.lossy_maps:
+        refuse_maps(source, config.pixels, image_member=config.image_member, carry=config.carry, s3=spec.source_s3)
     plan = Plan(
         plan_id="",
         source=source.location,
@@ -163,6 +169,7 @@ def make_plan(spec: JobSpec) -> Plan:
         left_out=source.left_out,
         labels=source.labels,
         classes=source.classes,
+        carried=source.carried,
     )
     return replace(plan, plan_id=plan.identity)
 

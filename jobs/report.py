@@ -13,6 +13,7 @@ from .text import format_bytes, format_count, format_duration, format_ratio
 if TYPE_CHECKING:
     from ..pipeline.decompress import DecompressReport
     from ..pipeline.folder_labels import LabelReport
+    from ..pipeline.folders import Carried
     from ..pipeline.receipts import Totals
     from ..pipeline.verify import VerifyReport
     from .compress import CompressResult
@@ -72,6 +73,7 @@ def compress_table(result: CompressResult) -> Table:
             ("carried", f"{format_bytes(totals.bytes_carried)} of other members" if totals.bytes_carried else None),
             ("labels", _label_words(result.labels)),
             ("left out", left_out_words(result.left_out) or None),
+            *_carried_facts(result.carried),
             ("bits a pixel", f"{totals.bpp:.3f}" if totals.bpp is not None else None),
             ("PSNR", f"{totals.psnr:.2f} dB" if totals.psnr is not None else None),
             ("shards", shards),
@@ -84,6 +86,19 @@ def compress_table(result: CompressResult) -> Table:
             ("in", result.destination),
         ]
     )
+
+
+def _carried_facts(carried: Iterable[Carried]) -> list[tuple[str, str | None]]:
+    """What is taken along for each option, and what is left: neither is silent."""
+    facts: list[tuple[str, str | None]] = []
+    for each in carried:
+        words = [f"{format_count(each.taken)} files"]
+        if each.left.count:
+            words.append(f"left out, since no image is theirs: {each.left}")
+        if each.lacking.count:
+            words.append(f"images without one: {each.lacking}")
+        facts.append((each.option, "; ".join(words)))
+    return facts
 
 
 def compress_lines(result: CompressResult) -> list[str]:
@@ -124,6 +139,7 @@ def estimate_table(estimate: Estimate) -> Table:
         [
             ("source", f"{estimate.source} ({estimate.kind})"),
             ("left out", left_out_words(estimate.left_out) or None),
+            *_carried_facts(estimate.carried),
             ("images", samples),
             ("labels", _label_words(estimate.labels)),
             ("bytes", format_bytes(estimate.bytes)),

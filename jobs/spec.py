@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError
+from ..pipeline.pairs import parse_pairs
 from ..pipeline.s3_client import S3Options
 
 if TYPE_CHECKING:
@@ -44,9 +45,11 @@ class JobSpec:
     samples, ``include`` only files that match one of the globs. ``image_member`` names the member that is the image
     where samples have several, ``image_column`` the column of Parquet files. ``labels`` says which labels of a folder
     are taken along (see ``pipeline.folder_labels``): ``auto``, ``none``, a kind, or a file. ``missing_image`` says
-    whether a sample without an image is quarantined or passed through. ``max_pixels`` (width × height), ``background``
-    (RGB, 0..255, behind transparency) and ``animated`` are the pixel policy. ``batch_pixels`` is how many pixels the
-    codec takes at once; None leaves it to the pipeline. ``measure_psnr`` decodes every image again; ``min_psnr`` and
+    whether a sample without an image is quarantined or passed through. Files that match a pattern of ``carry`` are
+    taken along with the sample of their stem, those of a ``pair`` (``images:masks``) with the image in the other
+    folder; label maps are refused unless ``lossy_maps`` is set. ``max_pixels`` (width × height), ``background`` (RGB,
+    0..255, behind transparency) and ``animated`` are the pixel policy. ``batch_pixels`` is how many pixels the codec
+    takes at once; None leaves it to the pipeline. ``measure_psnr`` decodes every image again; ``min_psnr`` and
     ``passthrough_smaller`` are those of ``ConvertConfig``, ``min_size``, ``resize`` and ``jpeg`` those of
     ``PixelPolicy``. ``overwrite`` removes a conversion with another plan from the destination.
 
@@ -66,6 +69,9 @@ class JobSpec:
     image_column: str | None = None
     labels: str = "auto"
     missing_image: MissingImage = "quarantine"
+    carry: tuple[str, ...] = ()
+    pair: tuple[str, ...] = ()
+    lossy_maps: bool = False
     max_pixels: int = 178_956_970
     background: tuple[int, int, int] = (255, 255, 255)
     animated: Animated = "first"
@@ -119,6 +125,7 @@ class JobSpec:
                 raise ConfigError(
                     f"{name.replace('_', ' ')} must be {' or '.join(allowed)}, not {getattr(self, name)!r}"
                 )
+        parse_pairs(self.pair)
         source, destination = resolve_location(self.source), resolve_location(self.destination)
         if source == destination:
             raise ConfigError(f"source and destination are the same place: {self.source}")
@@ -142,6 +149,8 @@ class JobSpec:
             include=self.include,
             image_column=self.image_column,
             labels=self.labels,
+            carry=self.carry,
+            pairs=self.pair,
         )
 
     def read_weights(self) -> WeightsFile:
@@ -175,6 +184,9 @@ class JobSpec:
             threads=threads,
             image_member=self.image_member,
             missing_image=self.missing_image,
+            carry=self.carry,
+            pairs=self.pair,
+            lossy_maps=self.lossy_maps,
             measure_psnr=self.measure_psnr,
             min_psnr=self.min_psnr,
             passthrough_smaller=self.passthrough_smaller,

@@ -30,18 +30,29 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import CodecError, ConfigError, ImageMissingError, PipelineError, ScatteredSampleError, ShardError
-from ..stored import FieldError, Fields
+from ..errors import (
+    CodecError,
+    ConfigError,
+    ImageMissingError,
+    LabelMapError,
+    PipelineError,
+    ScatteredSampleError,
+    ShardError,
+)
+from ..stored import FieldError, Fields, as_text
 from .coding import AnalysedImage, BegunBatch, SentBatch, analyse_image, begin_batch, finish_batch, send_batch
 from .contents import member_in_content
 from .gpu_jpeg import GpuJpeg, JpegFile, plain_jpeg
 from .grouping import BatchComposer
 from .items import Item
+from .label_maps import why_map
 from .left_out import LeftOut
 from .output import SampleFacts, ShardOutput, ShardProgress
+from .pairs import parse_pairs
+from .patterns import path_matches
 from .pixels import DecodedImage, PixelPolicy, decode_pixels
 from .receipts import Receipt, SourceRef, read_receipt
-from .samples import Sample, choose_image, sample_digest
+from .samples import Sample, choose_image, is_image_extension, sample_digest
 from .shards import check_names
 from .source_shard import SourceShard
 from .sources import SampleStream
@@ -77,7 +88,10 @@ class ConvertConfig:
     the codec on a CPU. The codec gets at most ``batch_pixels`` padded pixels at once (a single larger image alone) and
     looks at most ``lookahead`` samples ahead for images of one size. ``image_member`` names the extension of the member
     to compress, see :mod:`.samples`; a sample without image is quarantined or passed through unchanged, by
-    ``missing_image``. ``measure_psnr`` decodes every image again.
+    ``missing_image``. Members of tars that match a shell pattern of ``carry``, ``KEY.EXTENSION`` as a whole, are never
+    the image; samples of which that leaves none are passed through. ``pairs`` are those that the files of a folder were
+    listed with (:mod:`.pairs`). Label maps (:mod:`.label_maps`) are quarantined, or with ``lossy_maps`` coded like
+    photographs. ``measure_psnr`` decodes every image again.
 
     An image whose PSNR is below ``min_psnr`` (dB) is coded at a higher quality, and where the highest does not suffice
     it is passed through. With ``passthrough_smaller`` so is one whose file is no larger than its stream.
@@ -92,6 +106,9 @@ class ConvertConfig:
     lookahead: int = 256
     image_member: str | None = None
     missing_image: Literal["quarantine", "passthrough"] = "quarantine"
+    carry: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    lossy_maps: bool = False
     measure_psnr: bool = True
     min_psnr: float | None = None
     passthrough_smaller: bool = False
@@ -109,10 +126,16 @@ class ConvertConfig:
             raise ConfigError("min_psnr must be above 0 dB, and needs the PSNR to be measured")
         if self.image_member is not None and not self.image_member.strip("."):
             raise ConfigError("image_member must be an extension such as 'jpg' or 'rgb.png'")
+        parse_pairs(self.pairs)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; :meth:`from_dict` reads it back."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"pixels": self.pixels.to_dict()}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return values | {
+            "carry": list(self.carry),
+            "pairs": list(self.pairs),
+            "pixels": self.pixels.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ConvertConfig:
@@ -125,7 +148,10 @@ class ConvertConfig:
                 "threads": partial(told.whole, least=1, most=_MOST_THREADS),
                 **dict.fromkeys(("batch_pixels", "lookahead"), partial(told.whole, least=1)),
                 "image_member": partial(told.maybe, told.text),
-                **dict.fromkeys(("measure_psnr", "passthrough_smaller"), told.flag),
+                **dict.fromkeys(
+                    ("carry", "pairs"), lambda name: tuple(as_text(each, name) for each in told.items(name))
+                ),
+                **dict.fromkeys(("measure_psnr", "passthrough_smaller", "lossy_maps"), told.flag),
                 "min_psnr": partial(told.maybe, told.number, least=0, most=_MOST_DECIBELS),
                 "pixels": told.raw,
             }
@@ -141,7 +167,8 @@ class ConvertConfig:
         values = {name: value for name, value in self.to_dict().items() if name not in ("device", "threads")}
         if self.guide == "none":
             del values["guide"]
-        return values
+        # Without these, plans are those of releases that did not have them.
+        return {name: value for name, value in values.items() if value or name not in ("carry", "pairs", "lossy_maps")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +300,7 @@ class ShardConverter:
             with watch.measure("commit"):
                 return output.commit(
                     plan_id=plan_id,
-                    source=SourceRef(shard.kind, shard.location),
+                    source=SourceRef(shard.kind, shard.location, self.config.pairs),
                     weights=self.codec.name,
                     fingerprint=self.codec.fingerprint,
                     quality=self.config.quality,
@@ -323,7 +350,8 @@ class ShardConverter:
                 return
             item = self._prepared(index, sample)
             if item.fault is None and not item.passthrough:
-                item.decoding = pool.submit(self._decode, sample.members[item.extension], watch)
+                path = sample.source if sample.source != sample.key else f"{sample.key}.{item.extension}"
+                item.decoding = pool.submit(self._decode, sample.members[item.extension], path, watch)
             out.put(item)
             index += 1
 
@@ -332,21 +360,39 @@ class ShardConverter:
         facts = SampleFacts(sum(map(len, sample.members.values())), digest=digest)
         item = Item(index, sample, facts, fault=sample.fault)
         if sample.fault is None:
+            carried: frozenset[str] = frozenset()
             try:
                 check_names(sample.key, sample.members)
-                item.extension = choose_image(sample.members, self.config.image_member)
+                carried = self._carried(sample)
+                item.extension = choose_image(sample.members, self.config.image_member, carried)
             except ImageMissingError as exc:
-                told = None if self.config.image_member else member_in_content(sample.members)
+                others = {name: data for name, data in sample.members.items() if name not in carried}
+                told = None if self.config.image_member else member_in_content(others)
+                asked = sample.image is None and any(is_image_extension(name.rpartition(".")[2]) for name in carried)
                 item.extension = told or ""
-                item.passthrough = told is None and self.config.missing_image == "passthrough"
+                item.passthrough = told is None and (asked or self.config.missing_image == "passthrough")
                 item.fault = None if told or item.passthrough else exc
             except PipelineError as exc:
                 item.fault = exc
         return item
 
-    def _decode(self, data: bytes, watch: Stopwatch) -> DecodedImage | JpegFile:
+    def _carried(self, sample: Sample) -> frozenset[str]:
+        """Members that are never the image."""
+        if sample.image is not None:
+            return frozenset(sample.members.keys() - {sample.image})
+        patterns = self.config.carry
+        return frozenset(
+            name for name in sample.members if any(path_matches(f"{sample.key}.{name}", each) for each in patterns)
+        )
+
+    def _decode(self, data: bytes, path: str, watch: Stopwatch) -> DecodedImage | JpegFile:
         policy = self.config.pixels
         with watch.measure("pixels"):
+            why = None if self.config.lossy_maps else why_map(data, path, policy)
+            if why is not None:
+                raise LabelMapError(
+                    f"not coded, since it seems to be a label map or depth: {why}; see --carry, --pair and --lossy-maps"
+                )
             file = None if self._jpeg is None else plain_jpeg(data, policy)
             return decode_pixels(data, policy) if file is None else file
 

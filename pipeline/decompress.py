@@ -1,6 +1,7 @@
 """Converted shards back to ordinary image files, or to tars of them, with every carried member.
 
-Images of a converted folder come back under their relative paths, those of tars under ``SHARD/KEY``. What cannot be
+Images of a converted folder come back under their relative paths, and so do the files that belong to them by a pair;
+those of tars under ``SHARD/KEY``. What cannot be
 decoded is reported and does not stop the rest; its carried members are restored all the same.
 """
 
@@ -200,8 +201,10 @@ class _Restorer:
         threads = self._config.threads
         writer: FilesOutput | TarOutput
         if self._config.form == "files":
-            from_folder = shard.receipt is not None and shard.receipt.source.kind == "folder"
-            writer = FilesOutput(self._destination, shard.name, from_folder=from_folder)
+            source = shard.receipt.source if shard.receipt is not None else None
+            from_folder = source is not None and source.kind == "folder"
+            pairs = source.pairs if source is not None else ()
+            writer = FilesOutput(self._destination, shard.name, from_folder=from_folder, pairs=pairs)
         else:
             writer = TarOutput(self._destination, shard.name)
         with (

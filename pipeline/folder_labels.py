@@ -15,7 +15,6 @@ where none of the other three is there, whose folders are parts of a data set, a
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +28,7 @@ from .label_files import CLASS_FILES, LONGEST_CLASS_FILE, FileLabels, voc_labels
 from .label_folders import FolderLabels
 from .label_source import LabelSource, Opener, Stray, class_names, short
 from .label_tables import TABLE_NAMES, TableLabels
+from .patterns import path_matches
 
 __all__ = ["KINDS", "LabelReport", "Labels", "classes_json", "find_labels"]
 
@@ -268,7 +268,7 @@ class _Finder:
 
     def of_files(self, wanted: str, outside: Callable[[str], bool]) -> LabelSource:
         inside = wanted.removeprefix("./")
-        paths = [path for path in self._listing.others() if path == inside or fnmatch.fnmatchcase(path, inside)]
+        paths = [path for path in self._listing.others() if path_matches(path, inside)]
         if not paths and outside(wanted):
             paths = [wanted]
         if not paths:

@@ -8,22 +8,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
 from operator import itemgetter
+from typing import Any
 
-from ..errors import SampleFormatError, StorageError
+from ..errors import SampleFormatError, SourceError, StorageError
 from .contents import is_known_other, told_extension
 from .left_out import LeftOut, LeftOutCounter
+from .pairs import Pair
+from .patterns import path_matches
 from .samples import Sample, escape_key, hidden_part, is_image_extension
 from .scratch import Scratch, pack_name, unpack_name
 from .storage import Entry, Storage
 
-__all__ = ["FolderListing", "ListedFile", "SourceFile"]
+__all__ = ["Carried", "FolderListing", "Found", "ListedFile", "SourceFile"]
 
 _CARRIED = re.compile(r"[A-Za-z0-9_+-]+")
+_SHOWN = 3
 
 # Files that belong to no image, and to nothing else.
 _ALONE = (
-    "NOT archive AND (role = '' OR (role = 'carried' AND NOT EXISTS (SELECT 1 FROM file AS other "
-    "WHERE other.stem = file.stem AND other.role = 'image'))) AND path NOT IN (SELECT path FROM used)"
+    "NOT archive AND (role = '' OR (role = 'carried' AND NOT EXISTS (SELECT 1 FROM file AS other WHERE other.stem = "
+    "file.stem AND other.role = 'image')) OR (role = 'paired' AND path NOT IN (SELECT path FROM taken))) "
+    "AND path NOT IN (SELECT path FROM used)"
 )
 
 # So many files of an extension that tells nothing are read to see whether it is one of images, and so many altogether:
@@ -64,7 +69,7 @@ class SourceFile:
             if _has(members, member):
                 return self._faulty(members, f"the member {member!r} is given, and the sample has it as a file")
             members[member] = text.encode()
-        return Sample(self.key, members, self.paths[0])
+        return Sample(self.key, members, self.paths[0], image=next(iter(members)))
 
     def _faulty(self, members: dict[str, bytes], why: str) -> Sample:
         return Sample(self.key, members, self.paths[0], SampleFormatError(why, key=self.key))
@@ -83,6 +88,29 @@ class ListedFile:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How many files there are of a kind, and the first few of them."""
+
+    count: int = 0
+    examples: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        more = ", …" if self.count > len(self.examples) else ""
+        return f"{self.count} ({', '.join(self.examples)}{more})" if self.count else "0"
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What came of a wish to carry files along: how many are ``taken``, which are ``left`` because no image is theirs,
+    and for pairs which images are ``lacking`` a file."""
+
+    option: str
+    taken: int
+    left: Found
+    lacking: Found = Found()
+
+
 class FolderListing:
     """The samples among the files of a folder, sorted by the path of their image.
 
@@ -91,6 +119,10 @@ class FolderListing:
     hidden folder counts as one file, whatever is in it. ``starts`` reads the first bytes of files: those whose
     extension does not tell what they are, and that belong to no image, are told by them (:mod:`.contents`). Of each
     such extension some are read, spread over the folder, and the rest where one of those is an image.
+
+    Images that match one of the shell patterns ``carry`` are no samples but belong to the one with their stem, as other
+    files do; files of ``pairs`` belong to the image that these say. What came of each is in ``carried``. Raises
+    SourceError for a file that is of two images.
     """
 
     def __init__(
@@ -99,20 +131,34 @@ class FolderListing:
         image: Callable[[str], bool],
         archive: Callable[[str], bool] = lambda path: False,
         starts: Callable[[Sequence[str]], Iterable[bytes]] | None = None,
+        *,
+        carry: Sequence[str] = (),
+        pairs: Sequence[Pair] = (),
     ) -> None:
+        self._pairs = pairs
+        self._lacking = [Found() for _ in pairs]
         self._scratch = Scratch(
-            "CREATE TABLE file (stem BLOB, path BLOB, size INTEGER, role TEXT, archive BOOLEAN, told TEXT)",
-            "CREATE TABLE sample (path BLOB, key TEXT, paths TEXT, size INTEGER, told TEXT)",
+            # The rule is the number of the pair, or of the pattern behind these.
+            "CREATE TABLE file "
+            "(stem BLOB, path BLOB, size INTEGER, role TEXT, archive BOOLEAN, rule INTEGER, told TEXT)",
+            "CREATE TABLE sample (path BLOB, key TEXT, paths TEXT, named TEXT, size INTEGER)",
+            "CREATE TABLE taken (path BLOB PRIMARY KEY, stem BLOB, rule INTEGER) WITHOUT ROWID",
             "CREATE TABLE used (path BLOB PRIMARY KEY) WITHOUT ROWID",
+            # What looks like a part of a sample and is of none.
+            "CREATE VIEW lonely AS SELECT * FROM file WHERE role = 'carried' AND NOT EXISTS (SELECT 1 FROM file AS "
+            "other WHERE other.stem = file.stem AND other.role = 'image') OR role = 'paired' AND NOT EXISTS (SELECT 1 "
+            "FROM taken WHERE taken.path = file.path)",
         )
-        insert = "INSERT INTO file VALUES (?, ?, ?, ?, ?, NULL)"
-        self._scratch.run_for_all(insert, (_file_row(entry, image, archive) for entry in entries))
+        insert = "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, NULL)"
+        rules = _Rules(image, archive, carry, pairs)
+        self._scratch.run_for_all(insert, map(rules.row, entries))
         self._scratch.run("CREATE INDEX by_stem ON file (stem, role, path)")
         if starts is not None:
             self._tell(image, starts)
         self._scratch.run_for_all("INSERT INTO sample VALUES (?, ?, ?, ?, ?)", self._samples())
         self._scratch.run("CREATE INDEX by_path ON sample (path)")
         self._count = self._number("SELECT COUNT(*) FROM sample")
+        self.carried = tuple(self._came_of(number, option) for number, option in enumerate(rules.options))
 
     def left_out(self) -> tuple[LeftOut, ...]:
         """The files that belong to no sample and are not in use, nor archives that are wanted."""
@@ -160,16 +206,14 @@ class FolderListing:
             yield Entry(unpack_name(path), size)
 
     def __iter__(self) -> Iterator[ListedFile]:
-        query = "SELECT key, paths, size, told FROM sample ORDER BY path"
-        for key, packed, size, told in self._scratch.rows(query):
-            paths = tuple(json.loads(packed))
-            yield ListedFile(SourceFile(key, paths, named={told: paths[0]} if told else {}), size)
+        for key, paths, named, size in self._scratch.rows("SELECT key, paths, named, size FROM sample ORDER BY path"):
+            yield ListedFile(SourceFile(key, tuple(json.loads(paths)), json.loads(named)), size)
 
     def __len__(self) -> int:
         return self._count
 
-    def _number(self, query: str) -> int:
-        row = self._scratch.one(query)
+    def _number(self, query: str, *values: Any) -> int:
+        row = self._scratch.one(query, *values)
         return int(row[0]) if row else 0
 
     def _tell(self, image: Callable[[str], bool], starts: Callable[[Sequence[str]], Iterable[bytes]]) -> None:
@@ -177,7 +221,7 @@ class FolderListing:
         run, rows = self._scratch.run, self._scratch.rows
         run("CREATE TABLE unknown (number INTEGER PRIMARY KEY, extension BLOB, stem BLOB, path BLOB)")
         run("CREATE TABLE found (stem BLOB, path BLOB, told TEXT)")
-        query = f"SELECT stem, path FROM file WHERE {_ALONE} AND stem != x'' ORDER BY path"  # noqa: S608
+        query = f"SELECT stem, path FROM file WHERE {_ALONE} AND rule IS NULL AND stem != x'' ORDER BY path"  # noqa: S608
         insert = "INSERT INTO unknown (extension, stem, path) VALUES (?, ?, ?)"
         self._scratch.run_for_all(insert, _unknown_rows(rows(query), image))
         run("CREATE INDEX by_extension ON unknown (extension, number)")
@@ -198,9 +242,18 @@ class FolderListing:
         for stem, path, told in rows("SELECT stem, path, told FROM found"):
             run("UPDATE file SET role = 'image', told = ? WHERE stem = ? AND path = ?", told, stem, path)
 
-    def _samples(self) -> Iterator[tuple[bytes, str, str, int, str | None]]:
+    def _came_of(self, number: int, option: str) -> Carried:
+        shown = self._scratch.rows("SELECT path FROM lonely WHERE rule = ? ORDER BY path LIMIT ?", number, _SHOWN)
+        examples = tuple(unpack_name(row[0]) for row in shown)
+        left = Found(self._number("SELECT COUNT(*) FROM lonely WHERE rule = ?", number), examples)
+        if number < len(self._pairs):
+            taken = self._number("SELECT COUNT(*) FROM taken WHERE rule = ?", number)
+            return Carried(option, taken, left, self._lacking[number])
+        return Carried(option, self._number("SELECT COUNT(*) FROM file WHERE rule = ?", number) - left.count, left)
+
+    def _samples(self) -> Iterator[tuple[bytes, str, str, str, int]]:
         """Rows of the table of samples."""
-        query = "SELECT stem, path, size, role, told FROM file WHERE role != '' ORDER BY stem, path"
+        query = "SELECT stem, path, size, role, told FROM file WHERE role IN ('image', 'carried') ORDER BY stem, path"
         for stem, group in groupby(self._scratch.rows(query), key=itemgetter(0)):
             files = list(group)
             images = [file for file in files if file[3] == "image"]
@@ -209,7 +262,42 @@ class FolderListing:
             for _, path, own, _, told in images:
                 name = unpack_name(stem if len(images) == 1 else self._free(path))
                 paths = [unpack_name(each) for each in (path, *(file[1] for file in others))]
-                yield path, escape_key(name), json.dumps(paths), own + size, told
+                named, more = self._paired(unpack_name(path), stem)
+                if told is not None:
+                    named[told] = paths[0]
+                yield path, escape_key(name), json.dumps(paths), json.dumps(named), own + size + more
+
+    def _paired(self, image: str, stem: bytes) -> tuple[dict[str, str], int]:
+        """The files that belong to an image by the pairs, by member, and their bytes."""
+        named: dict[str, str] = {}
+        bytes_more = 0
+        for number, pair in enumerate(self._pairs):
+            wanted = pair.file_stem(image)
+            if wanted is None:
+                continue
+            query = "SELECT path, size FROM file WHERE stem = ? AND role = 'paired' ORDER BY path"
+            rows = [(unpack_name(path), size) for path, size in self._scratch.rows(query, pack_name(wanted))]
+            files = [(path, size) for path, size in rows if pair.has_file(path)]
+            if not files:
+                lacking = self._lacking[number]
+                self._lacking[number] = Found(lacking.count + 1, (*lacking.examples, image)[:_SHOWN])
+            for path, size in files:
+                if path in named.values():
+                    continue
+                self._take(path, stem, number, image)
+                named[pair.member(path)] = path
+                bytes_more += size
+        return named, bytes_more
+
+    def _take(self, path: str, stem: bytes, rule: int, image: str) -> None:
+        row = self._scratch.one("SELECT stem, rule FROM taken WHERE path = ?", pack_name(path))
+        if row is None:
+            self._scratch.run("INSERT INTO taken VALUES (?, ?, ?)", pack_name(path), stem, rule)
+        elif row[0] != stem:
+            raise SourceError(
+                f"{path} belongs to two images: to {image} by --pair {self._pairs[rule].text}, and to "
+                f"{unpack_name(row[0])} by --pair {self._pairs[row[1]].text}; leave one of the pairs out"
+            )
 
     def _free(self, name: bytes) -> bytes:
         """The name itself, or with the first number that makes it unlike the stem of an image that has it alone."""
@@ -218,22 +306,6 @@ class FolderListing:
         while (row := self._scratch.one(query, candidate)) and row[0] == 1:
             candidate, number = b"%s.%d" % (name, number), number + 1
         return candidate
-
-
-def _file_row(
-    entry: Entry, image: Callable[[str], bool], archive: Callable[[str], bool]
-) -> tuple[bytes, bytes, int, str, bool]:
-    hidden = hidden_part(entry.name)
-    if hidden is not None:
-        return b"", pack_name(hidden), entry.size, "", False
-    stem, extension = _split(entry.name)
-    role = ""
-    if extension:
-        if is_image_extension(extension):
-            role = "image" if image(entry.name) else ""
-        elif _CARRIED.fullmatch(extension):
-            role = "carried"
-    return pack_name(stem), pack_name(entry.name), entry.size, role, archive(entry.name)
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -261,3 +333,35 @@ def _told(
     while some := list(islice(left, _EXPLORED)):
         for (stem, path), start in zip(some, starts([unpack_name(path) for _, path in some]), strict=True):
             yield stem, path, told_extension(start, named=named)
+
+
+@dataclass(frozen=True)
+class _Rules:
+    image: Callable[[str], bool]
+    archive: Callable[[str], bool]
+    carry: Sequence[str]
+    pairs: Sequence[Pair]
+
+    @property
+    def options(self) -> list[str]:
+        return [*(f"--pair {pair.text}" for pair in self.pairs), *(f"--carry {pattern}" for pattern in self.carry)]
+
+    def row(self, entry: Entry) -> tuple[bytes, bytes, int, str, bool, int | None]:
+        hidden = hidden_part(entry.name)
+        if hidden is not None:
+            return b"", pack_name(hidden), entry.size, "", False, None
+        stem, extension = _split(entry.name)
+        role, rule = self._role(entry.name, extension) if extension else ("", None)
+        return pack_name(stem), pack_name(entry.name), entry.size, role, self.archive(entry.name), rule
+
+    def _role(self, path: str, extension: str) -> tuple[str, int | None]:
+        may_be_carried = _CARRIED.fullmatch(extension) is not None
+        pair = next((number for number, pair in enumerate(self.pairs) if pair.has_file(path)), None)
+        if pair is not None and may_be_carried:
+            return "paired", pair
+        carry = next((number for number, pattern in enumerate(self.carry) if path_matches(path, pattern)), None)
+        if carry is not None and may_be_carried:
+            return "carried", len(self.pairs) + carry
+        if is_image_extension(extension):
+            return ("image" if self.image(path) else ""), None
+        return ("carried" if may_be_carried else ""), None

@@ -25,6 +25,8 @@ class Listing:
     include: tuple[str, ...] = ()
     image_column: str | None = None
     labels: str = "none"
+    carry: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
 
     def open(self, location: str, s3: S3Options | None = None) -> Source:
         """What a location holds now. Raises as :func:`.sources.open_source` does."""
@@ -35,6 +37,8 @@ class Listing:
             include=self.include or None,
             image_column=self.image_column,
             labels=self.labels,
+            carry=self.carry,
+            pairs=self.pairs,
             s3=s3,
         )
 
@@ -46,18 +50,26 @@ class Listing:
             "include": list(self.include),
             "image_column": self.image_column,
             "labels": self.labels,
+            "carry": list(self.carry),
+            "pairs": list(self.pairs),
         }
 
     @classmethod
     def from_fields(cls, told: Fields) -> Listing:
         """What :meth:`to_dict` wrote. Raises FieldError."""
-        patterns = told.items("include")
-        if len(patterns) > _MOST_PATTERNS:
-            raise FieldError(f"include has {len(patterns)} patterns")
         return cls(
             shard_size=told.whole("shard_size", least=1),
             limit=told.maybe(told.whole, "limit", least=1),
-            include=tuple(as_text(each, "a pattern of include") for each in patterns),
+            include=_patterns(told, "include"),
             image_column=told.maybe(told.text, "image_column"),
             labels=told.text("labels") if "labels" in told else "none",
+            carry=_patterns(told, "carry"),
+            pairs=_patterns(told, "pairs"),
         )
+
+
+def _patterns(told: Fields, name: str) -> tuple[str, ...]:
+    patterns = told.items(name) if name in told else []
+    if len(patterns) > _MOST_PATTERNS:
+        raise FieldError(f"{name} has {len(patterns)} patterns")
+    return tuple(as_text(each, f"a pattern of {name}") for each in patterns)

@@ -31,6 +31,7 @@ __all__ = [
     "literal_start",
     "matching_files",
     "name_matches",
+    "path_matches",
 ]
 
 _GLOB = re.compile(r"[*?\[]")
@@ -53,6 +54,11 @@ def name_matches(name: str, pattern: str) -> bool:
     if name == pattern:
         return True
     return fnmatch.fnmatchcase(name, pattern) and (hidden_part(name) is None or pattern[:1] == name[:1])
+
+
+def path_matches(path: str, pattern: str) -> bool:
+    """Whether a whole relative path fits a pattern, whose ``*`` stands for any number of folders too."""
+    return path == pattern or fnmatch.fnmatchcase(path, pattern)
 
 
 def is_object(location: str, s3: S3Options | None = None) -> bool:

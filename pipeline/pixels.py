@@ -52,7 +52,15 @@ from .lighter import lighter
 from .tiff import tiff_image
 from .tiff_layout import TiffLayout, is_tiff, tiff_layout
 
-__all__ = ["ACCEPTED_FORMATS", "MAX_SIDE", "DecodedImage", "PixelPolicy", "decode_pixels", "plain_jpeg_size"]
+__all__ = [
+    "ACCEPTED_FORMATS",
+    "MAX_SIDE",
+    "DecodedImage",
+    "PixelPolicy",
+    "decode_pixels",
+    "opened_image",
+    "plain_jpeg_size",
+]
 
 ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "DIB", "PPM", "TGA", "GIF", "QOI")
 """Formats tried, by Pillow's names, whatever the file is called. JPEG covers MPO, which Pillow finds out later."""
@@ -163,7 +171,7 @@ def decode_pixels(data: bytes, policy: PixelPolicy = _DEFAULT_POLICY) -> Decoded
 
 
 def _decoded(data: bytes, policy: PixelPolicy, profile: bytes | None = None, notes: Sequence[str] = ()) -> DecodedImage:
-    with _opened(data, policy) as opened:
+    with opened_image(data, policy) as opened:
         if isinstance(opened, TiffLayout):
             return _decode_tiff(data, opened, policy)
         if profile:
@@ -178,7 +186,7 @@ def plain_jpeg_size(data: bytes, policy: PixelPolicy) -> tuple[int, int] | None:
     as ``decode_pixels`` does for what a header tells.
     """
     try:
-        with _opened(data, policy) as image:
+        with opened_image(data, policy) as image:
             if not isinstance(image, JpegImageFile):
                 return None
             plain = (
@@ -201,7 +209,7 @@ def plain_jpeg_size(data: bytes, policy: PixelPolicy) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _opened(data: bytes, policy: PixelPolicy) -> Iterator[Image.Image | TiffLayout]:
+def opened_image(data: bytes, policy: PixelPolicy) -> Iterator[Image.Image | TiffLayout]:
     """The image, opened and of an allowed size, or the layout of a TIFF file that Pillow would misread."""
     if not data:
         raise ImageUnreadableError("the image is empty: zero bytes")

@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
-from ..errors import ShardError
+from ..errors import ConfigError, ShardError
 from ..stored import FieldError, Fields, as_text, as_whole, parse_json
 from .left_out import LeftOut, LeftOutCounter, left_out_from_json
+from .pairs import parse_pairs
 from .prefetch import map_ahead
 from .storage import Storage, open_storage
 
@@ -93,10 +94,26 @@ class FileRef:
 
 @dataclass(frozen=True, slots=True)
 class SourceRef:
-    """What a shard was made from: ``folder`` or ``tar``, and where that was."""
+    """What a shard was made from: ``folder`` or ``tar``, where that was, and which pairs of files it had
+    (:mod:`.pairs`)."""
 
     kind: str
     location: str
+    pairs: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types; without pairs as it was before there were any."""
+        return {"kind": self.kind, "location": self.location} | ({"pairs": list(self.pairs)} if self.pairs else {})
+
+    @classmethod
+    def read(cls, told: Fields) -> SourceRef:
+        """What :meth:`to_dict` wrote. Raises FieldError."""
+        pairs = tuple(as_text(pair, "a pair") for pair in told.items("pairs")) if "pairs" in told else ()
+        try:
+            parse_pairs(pairs)
+        except ConfigError as exc:
+            raise FieldError(exc.message) from exc
+        return cls(told.text("kind"), told.text("location"), pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +173,8 @@ class ReceiptHead:
         body: dict[str, Any] = {"receipt": _FORMAT, "samples": self.samples}
         for name in ReceiptHead.__dataclass_fields__:
             value = getattr(self, name)
-            body[name] = asdict(value) if isinstance(value, FileRef | SourceRef) else value
+            body[name] = value.to_dict() if isinstance(value, SourceRef) else value
+            body[name] = asdict(value) if isinstance(value, FileRef) else body[name]
         body["left_out"] = [each.to_json() for each in self.left_out]
         if not self.left_out:
             del body["left_out"]
@@ -266,7 +284,6 @@ def _read_fields(head: bytes, shard: str | None) -> dict[str, Any]:
 
 def _typed(told: Fields) -> dict[str, Any]:
     """The fields of a head, each of its type and in its range. Raises FieldError."""
-    source = told.group("source")
     fields: dict[str, Any] = {name: told.text(name) for name in ("plan_id", "weights", "fingerprint")}
     fields |= {name: told.whole(name, most=MOST_SAMPLES) for name in _OUTCOMES}
     fields |= {name: told.whole(name) for name in ("ignored", "pixels", "bytes_in", "bytes_out", "bytes_carried")}
@@ -274,7 +291,7 @@ def _typed(told: Fields) -> dict[str, Any]:
         raise FieldError("samples is not the sum of what became of them")
     return fields | {
         "name": told.base_name("name"),
-        "source": SourceRef(source.text("kind"), source.text("location")),
+        "source": SourceRef.read(told.group("source")),
         "quality": told.whole("quality", least=1, most=100),
         "psnr": told.maybe(told.number, "psnr", least=0, most=_MOST_DB),
         "tar": _file_ref(told.group("tar")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..errors import SampleFormatError
+from .pairs import parse_pairs, restored_name
 from .samples import STREAM_EXTENSION, unescape_key
 from .shards import ShardWriter
 from .storage import Storage
@@ -73,10 +74,11 @@ def restored_path(key: str, shard: str, *, from_folder: bool) -> str:
 
 
 class FilesOutput:
-    """Writes each member of each sample as a file of its own."""
+    """Writes each member of each sample as a file of its own, those of ``pairs`` where they were."""
 
-    def __init__(self, storage: Storage, shard: str, *, from_folder: bool) -> None:
+    def __init__(self, storage: Storage, shard: str, *, from_folder: bool, pairs: Sequence[str] = ()) -> None:
         self._storage = storage
+        self._pairs = parse_pairs(pairs)
         self._shard = shard
         self._from_folder = from_folder
         self._written: set[str] = set()
@@ -84,7 +86,9 @@ class FilesOutput:
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Write the members. Raises SampleFormatError, and writes nothing, when a name is unusable or used already."""
         path = restored_path(key, self._shard, from_folder=self._from_folder)
-        names = {f"{path}.{extension}": content for extension, content in members.items()}
+        names = {restored_name(self._pairs, path, member): content for member, content in members.items()}
+        if len(names) < len(members):
+            raise SampleFormatError("two of its members would become one file", shard=self._shard, key=key)
         if any(len(part.encode("utf-8", "surrogateescape")) > _MAX_NAME for name in names for part in name.split("/")):
             raise SampleFormatError(f"the key is too long for a file name of {_MAX_NAME} bytes", key=key)
         twice = next((name for name in names if name in self._written), None)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import ImageMissingError, PipelineError, SampleFormatError
@@ -85,7 +85,8 @@ class Sample:
     ``members`` maps the extension without its leading dot to the bytes, in the source's order. ``source`` says where it
     was: the path of the image file relative to its folder, or the key inside its tar. ``fault`` is set when the sample
     could not be read properly; it is then quarantined with that error, and ``members`` may be incomplete. ``size`` is
-    of the members together where only the headers of a tar were read, and ``members`` are empty.
+    of the members together where only the headers of a tar were read, and ``members`` are empty. ``image`` is the
+    extension of the image where that is known already.
     """
 
     key: str
@@ -93,6 +94,7 @@ class Sample:
     source: str = ""
     fault: PipelineError | None = None
     size: int | None = field(default=None, compare=False)
+    image: str | None = None
 
 
 def _percent(match: re.Match[str]) -> str:
@@ -148,18 +150,18 @@ def is_image_extension(extension: str) -> bool:
     return extension.lower() in _RANK
 
 
-def choose_image(members: Iterable[str], image_member: str | None = None) -> str:
-    """The extension of the member that is the image, by the rule at the top of this module.
+def choose_image(members: Iterable[str], image_member: str | None = None, carried: Container[str] = ()) -> str:
+    """The extension of the member that is the image, by the rule at the top of this module; never one of ``carried``.
 
     Raises ImageMissingError when there is none, SampleFormatError when the sample already has a ``dci`` member beside
     its image.
     """
     names = list(members)
     if image_member is not None:
-        chosen = image_member if image_member in names else None
+        chosen = image_member if image_member in names and image_member not in carried else None
         missing = f"the sample has no member {image_member!r}"
     else:
-        images = [name for name in names if is_image_extension(name)]
+        images = [name for name in names if is_image_extension(name) and name not in carried]
         chosen = min(images, key=lambda name: _RANK[name.lower()], default=None)
         missing = "the sample has no image member"
     if chosen is None:

@@ -9,8 +9,9 @@ which go through JSON and name the output shard that each becomes; the files may
   image extension is a sample. Other files that share the stem of an image (``cat.jpg``, ``cat.txt``, ``cat.json``) are
   carried with it, and labels from elsewhere in the folder (:mod:`.folder_labels`); the rest are left out and counted by
   extension, as are hidden files and folders (a leading dot, ``__MACOSX``), each of these folders as one. Files whose
-  extension tells nothing are told by content (:mod:`.contents`). Where two images share a stem (``cat.jpg``, ``cat.png``), the key of each holds its whole
-  name, so both survive.
+  extension tells nothing are told by content (:mod:`.contents`). Where two images share a stem (``cat.jpg``,
+  ``cat.png``), the key of each holds its whole name, so both survive. Images that are to be carried are no samples, and
+  files of a pair belong to their image wherever they are (:mod:`.pairs`).
 - A **tar** is read by WebDataset's rule (key up to the first dot of the base name, members of a key adjacent) and keeps
   its base name. It may be packed with gzip. Hidden members are ignored. Where members of a key are not adjacent, all
   of them are brought together in a second pass over the tar; a key that comes back with nothing new is a faulty sample.
@@ -19,7 +20,6 @@ which go through JSON and name the output shard that each becomes; the files may
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -32,9 +32,11 @@ from typing import BinaryIO
 from ..errors import ConfigError, SourceError, StorageError
 from .contents import START_BYTES
 from .folder_labels import LabelReport, Labels, find_labels
-from .folders import FolderListing
+from .folders import Carried, FolderListing
 from .left_out import LeftOut, left_out_words
+from .pairs import Pair, parse_pairs
 from .parquet_source import check_columns, image_column, iter_parquet_samples, open_parquet, row_key, stored_bytes
+from .patterns import path_matches
 from .prefetch import map_ahead
 from .s3_client import S3Options
 from .samples import Sample, hidden_part
@@ -67,8 +69,8 @@ RESERVED_NAMES = frozenset({"plan", "index", "classes"})
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A source as it was found: its kind, its shards, which files are ``left_out``, and the ``labels`` and ``classes``
-    of a folder."""
+    """A source as it was found: its kind, its shards, which files are ``left_out``, the ``labels`` and ``classes`` of a
+    folder, and what came of each wish to carry files along."""
 
     kind: Kind
     location: str
@@ -76,6 +78,7 @@ class Source:
     left_out: tuple[LeftOut, ...] = ()
     labels: LabelReport | None = None
     classes: Mapping[int, str] = field(default_factory=dict)
+    carried: tuple[Carried, ...] = ()
 
     @property
     def ignored(self) -> int:
@@ -91,6 +94,8 @@ def open_source(
     include: str | Sequence[str] | None = None,
     image_column: str | None = None,
     labels: str = "none",
+    carry: Sequence[str] = (),
+    pairs: Sequence[str] = (),
     s3: S3Options | None = None,
 ) -> Source:
     """Find out what a location holds.
@@ -99,9 +104,12 @@ def open_source(
     ``limit`` takes only the first so many samples. ``include`` is one or more shell patterns; of a folder the relative
     paths that match one are taken, of tars and Parquet files the base names. ``image_column`` names the images in
     Parquet files. ``labels`` says which labels of a folder are taken along (:func:`.folder_labels.find_labels`); tars
-    and Parquet files have theirs. ``s3`` says how S3 is reached.
+    and Parquet files have theirs. ``carry`` are shell patterns of files that are taken along with the sample of their
+    stem, images too; of a folder they are matched here, of tars when they are converted. ``pairs`` says which files of
+    a folder belong to images elsewhere in it (:mod:`.pairs`). ``s3`` says how S3 is reached.
 
-    Raises SourceError when nothing is there, when it is empty or ambiguous, StorageError when it cannot be read.
+    Raises SourceError when nothing is there, when it is empty or ambiguous, or when nothing of it is as ``carry`` and
+    ``pairs`` say; ConfigError where these have no meaning; StorageError when it cannot be read.
     """
     if shard_size < 1:
         raise ConfigError(f"shard_size must be at least 1, not {shard_size}")
@@ -109,7 +117,7 @@ def open_source(
         raise ConfigError(f"limit must be at least 1, not {limit}")
     text = os.fspath(location)
     patterns = (include,) if isinstance(include, str) else tuple(include or ("*",))
-    opening = _Opening(shard_size, limit, patterns, image_column, labels, s3)
+    opening = _Opening(shard_size, limit, patterns, image_column, labels, tuple(carry), parse_pairs(pairs), s3)
     with storage_errors(f"cannot read {text}"):
         files = find_files(text, s3)
         return opening.folder(text) if files is None else opening.files(text, files)
@@ -191,16 +199,26 @@ def iter_keys(shard: SourceShard, s3: S3Options | None = None) -> Iterator[str]:
 
 def is_wanted(name: str, patterns: Iterable[str]) -> bool:
     """Whether a relative path or base name is one of these names, or matches one as a shell pattern."""
-    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    return any(path_matches(name, pattern) for pattern in patterns)
 
 
-def list_folder(root: str, entries: Iterable[Entry], patterns: Sequence[str], s3: S3Options | None) -> FolderListing:
+def list_folder(
+    root: str,
+    entries: Iterable[Entry],
+    patterns: Sequence[str],
+    s3: S3Options | None,
+    *,
+    carry: Sequence[str] = (),
+    pairs: Sequence[Pair] = (),
+) -> FolderListing:
     """The samples among the files of a folder that match a pattern, told by content where names do not tell."""
     return FolderListing(
         entries,
         image=lambda path: is_wanted(path, patterns),
         archive=lambda path: is_archive(path) and is_wanted(path.rpartition("/")[2], patterns),
         starts=partial(_starts, open_storage(root, s3)),
+        carry=carry,
+        pairs=pairs,
     )
 
 
@@ -224,12 +242,15 @@ class _Opening:
     patterns: Sequence[str]
     image_column: str | None
     labels: str
+    carry: tuple[str, ...]
+    pairs: tuple[Pair, ...]
     s3: S3Options | None
 
     def folder(self, root: str) -> Source:
         """A folder, or a prefix on S3: of images, or of tars, or of Parquet files."""
         base = root.rstrip("/") if is_remote(root) else str(local_path(root))
-        listing = list_folder(root, list_entries(root, self.s3), self.patterns, self.s3)
+        entries = list_entries(root, self.s3)
+        listing = list_folder(root, entries, self.patterns, self.s3, carry=self.carry, pairs=self.pairs)
         archive = next(listing.archives(), None)
         image = next(iter(listing), None)
         if archive and image:
@@ -250,6 +271,10 @@ class _Opening:
                 + ("" if self.patterns == ("*",) else f" that match {', '.join(self.patterns)}")
                 + (f"; left out: {words}" if (words := left_out_words(listing.left_out())) else "")
             )
+        # A wish that nothing fulfils is misspelt, and would be found out when labels are missing in training.
+        vain = next((each for each in listing.carried if not each.taken), None)
+        if vain is not None:
+            raise SourceError(f"{vain.option} takes nothing along from {root}: {_why_vain(vain)}")
         labels = labels_of(listing, base, self.labels, self.s3)
         report = labels.survey(listing)
         return Source(
@@ -259,6 +284,7 @@ class _Opening:
             left_out=listing.left_out(),
             labels=report,
             classes=labels.classes,
+            carried=listing.carried,
         )
 
     def _folder(self, base: str, listing: FolderListing, labels: Labels) -> Iterator[SourceShard]:
@@ -288,6 +314,15 @@ class _Opening:
             raise SourceError(
                 f"--labels {self.labels} is for folders of images; {_what(first.name)} bring the labels that are in "
                 "them"
+            )
+        if self.pairs:
+            raise ConfigError(
+                f"--pair is for folders of images, and {location} holds {_what(first.name)}; the other members or "
+                "columns of a sample are carried along as they are"
+            )
+        if self.carry and kind == "parquet":
+            raise ConfigError(
+                "--carry is not for Parquet files: all columns but the one of --image-column are carried along anyway"
             )
         shards = ShardTable(self._files(kind, chain((first,), chosen)))
         return Source(kind=kind, location=location.rstrip("/") or location, shards=shards)
@@ -385,6 +420,13 @@ def _opened(base: str, s3: S3Options | None, path: str) -> AbstractContextManage
 def _is_file(s3: S3Options | None, path: str) -> bool:
     parent, name = split_location(path)
     return bool(name) and open_storage(parent, s3).exists(name)
+
+
+def _why_vain(wish: Carried) -> str:
+    if not wish.left.count:
+        return "no file there is such a one"
+    lacking = f", and none to the images, {wish.lacking}" if wish.lacking.count else ""
+    return f"no image belongs to the files that it names, {wish.left}{lacking}"
 
 
 def _what(name: str) -> str:

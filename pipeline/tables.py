@@ -179,10 +179,11 @@ def _pack_receipt(receipt: ReceiptHead) -> str:
 
 def _unpack_receipt(packed: str) -> ReceiptHead:
     fields = dict(zip(_FIELDS, json.loads(packed), strict=True))
+    kind, location, pairs = fields["source"]
     return ReceiptHead(
         **{
             **fields,
-            "source": SourceRef(*fields["source"]),
+            "source": SourceRef(kind, location, tuple(pairs)),
             "tar": FileRef(*fields["tar"]),
             "statistics": FileRef(*fields["statistics"]),
             "left_out": tuple(LeftOut(*each) for each in fields["left_out"]),

@@ -17,6 +17,7 @@ from ..errors import PipelineError, ScatteredSampleError, ShardError, StorageErr
 from .findings import Findings
 from .folders import SourceFile
 from .listing import Listing
+from .pairs import parse_pairs
 from .receipts import Receipt
 from .s3_client import S3Options
 from .samples import Sample, sample_digest
@@ -265,8 +266,9 @@ class SourceChecker:
                 self._findings.problem("", "added", f"the source has {file.paths[0]}, the plan does not", file.key)
                 continue
             given, key, *paths = json.loads(row[1])
-            if key != file.key or set(file.paths) - set(paths):
-                others = ", ".join(sorted(set(file.paths) - set(paths))) or f"the key {file.key}"
+            more = {*file.paths, *file.named.values()} - set(paths)
+            if key != file.key or more:
+                others = ", ".join(sorted(more)) or f"the key {file.key}"
                 self._findings.problem(
                     unpack_name(row[0]), "changed", f"the source gives the sample {others} now, the plan does not", key
                 )
@@ -324,7 +326,14 @@ class _Folder:
         """The samples that a conversion would find now. Raises SourceError, StorageError."""
         rows = self._scratch.rows("SELECT path, size FROM file")
         entries = (Entry(unpack_name(path), size) for path, size in rows)
-        found = list_folder(self._location, entries, listing.include or ("*",), self._s3)
+        found = list_folder(
+            self._location,
+            entries,
+            listing.include or ("*",),
+            self._s3,
+            carry=listing.carry,
+            pairs=parse_pairs(listing.pairs),
+        )
         labels = labels_of(found, self._location, listing.labels, self._s3)
         return (labels.add_to(each).source for each in islice(found, listing.limit))
 
@@ -336,7 +345,11 @@ def _counted(count: int, what: str) -> str:
 def _planned(shards: ShardTable) -> Iterator[tuple[bytes, bytes, str]]:
     for shard in shards:
         for file in shard.files:
-            yield pack_name(file.paths[0]), pack_name(shard.name), json.dumps([dict(file.given), file.key, *file.paths])
+            yield (
+                pack_name(file.paths[0]),
+                pack_name(shard.name),
+                json.dumps([dict(file.given), file.key, *file.paths, *file.named.values()]),
+            )
 
 
 def _read(sample: Sample) -> _Seen:
