@@ -19,8 +19,8 @@ is an image
 - of one channel (also if it is stored as colours) with 64 values or fewer, or in which four of five neighbours are
   equal; for words of depth, any image of one channel;
 - in colour, of 64 colours or fewer, in which four of five neighbours are equal;
-- in a format with losses, in which four of five neighbours are within four levels and eight greys or colours make up
-  most of it; greys with gaps between them.
+- in a format with losses, in which four of five neighbours are within four levels and as many pixels have one of a few
+  greys or colours, between which there is nothing.
 
 An image of a single value without such a name is none: it comes back as it was, or nearly. Large images are measured in
 every so many rows.
@@ -74,9 +74,8 @@ _DARK = 16
 _FEW = 64
 _QUARTER = 1 << 14
 _NEAR = 4
-_MOST_OF_COLOURS = 0.6
-_MOST_OF_GREYS = 0.9
-_NO_GAPS = 0.75
+_NEARLY_ALL = 0.75
+_NOISE = 0.25
 _SEEN = 0.005
 
 
@@ -237,15 +236,17 @@ def _lossy_map(values: npt.NDArray[Any]) -> str | None:
     steps = np.abs(colours[:, 1:].astype(np.int16) - colours[:, :-1]).max(axis=2)
     if np.count_nonzero(steps <= _NEAR) < _FLAT * steps.size:
         return None
-    coarse = colours >> 3
-    if colours.shape[2] == 3:
-        counts = np.sort(np.unique(_packed(coarse), return_counts=True)[1])[::-1]
-        return "few colours in flat regions" if counts[:8].sum() >= _MOST_OF_COLOURS * coarse[..., 0].size else None
-    shares = np.bincount(coarse.ravel(), minlength=32) / coarse.size
-    used = np.flatnonzero(shares >= _SEEN)
-    # The greys of a photograph, however few, lie side by side.
-    gaps = len(used) > 1 and len(used) <= _NO_GAPS * (used[-1] - used[0] + 1)
-    return "few values in flat regions" if gaps and np.sort(shares)[-8:].sum() >= _MOST_OF_GREYS else None
+    # So that what stands for labels, mostly multiples of 8, lies in the middle of a bin.
+    coarse = (colours.astype(np.uint16) + 4) >> 3
+    bins, counts = np.unique(_packed(coarse) if coarse.shape[2] == 3 else coarse[..., 0], return_counts=True)
+    shares = counts / counts.sum()
+    bins, shares = bins[shares >= _SEEN].astype(np.int64), shares[shares >= _SEEN]
+    channels = np.stack([bins >> 16, bins >> 8 & 255, bins & 255], axis=1)
+    near = np.abs(channels[:, None] - channels).max(axis=2) <= 1
+    # The colours of a photograph, however few, lie side by side; those of labels have at most their own noise there.
+    alone = near @ shares - shares < _NOISE * shares
+    found = np.count_nonzero(alone) > 1 and shares[alone].sum() >= _NEARLY_ALL
+    return f"{np.count_nonzero(alone)} colours in flat regions" if found else None
 
 
 def _voc_palette() -> npt.NDArray[np.uint8]:

@@ -79,8 +79,7 @@ def refuse_maps(
     for path, read in _candidates(source, image_member, carry, s3):
         if not may_be_map(path):
             continue
-        folder, _, name = path.rpartition("/")
-        key = folder, name.rpartition(".")[2].lower(), map_word(path)
+        key = _kind_of(path)
         kind = kinds.get(key)
         if kind is None:
             if len(kinds) >= _MOST_KINDS:
@@ -93,6 +92,11 @@ def refuse_maps(
     refused = [kind for kind in kinds.values() if kind.refused]
     if refused:
         raise SourceError(_explained(source, refused))
+
+
+def _kind_of(path: str) -> tuple[str, str, str | None]:
+    folder, _, name = path.rpartition("/")
+    return folder, name.rpartition(".")[2].lower(), map_word(path)
 
 
 def _look(kinds: list[_Kind], policy: PixelPolicy) -> None:
@@ -199,22 +203,23 @@ def _remedy(source: Source, kinds: Sequence[_Kind]) -> str:
     everything = f"{kind.folder}/*" if kind.folder else f"*.{kind.extension}"
     if source.kind == "tar":
         return f"Take them along byte for byte with --carry '{everything}', name the image with --image-member"
-    refused = {each.folder for each in kinds if each.folder}
-    image = _partner(path, (file.paths[0] for shard in source.shards for file in shard.files), refused)
+    refused = {(each.folder, each.extension, each.word) for each in kinds}
+    images = (file.paths[0] for shard in source.shards for file in shard.files)
+    image = _partner(path, (image for image in images if _kind_of(image) not in refused))
     if image is None:
         return f"Leave them out with --include and the pattern of the images (unlike '{everything}')"
     option, images = _pairing(image, path)
     return f"Take them along byte for byte with {option}, leave them out with --include '{images}'"
 
 
-def _partner(path: str, images: Iterable[str], refused: set[str]) -> str | None:
+def _partner(path: str, images: Iterable[str]) -> str | None:
     """The image that a label map seems to belong to: of its name, or of its name without a last word."""
     stems = _stems(path)
     found: dict[str, str] = {}
     for image in images:
         stem = image.rpartition(".")[0]
         base = stem.rpartition("/")[2]
-        if image != path and base in stems and image.rpartition("/")[0] not in refused:
+        if base in stems:
             found.setdefault(base, image)
     return next((found[stem] for stem in stems if stem in found), None)
 
