@@ -14,6 +14,7 @@ from discernible.errors import SourceError
 from discernible.pipeline.batching import decode_label
 from discernible.pipeline.json_stream import iter_records
 from discernible.pipeline.sources import Source, iter_samples, open_source
+from discernible.pipeline.storage import open_storage
 from discernible.stored import FieldError
 
 from ..forging import peak_of
@@ -553,3 +554,26 @@ def test_records_do_not_depend_on_how_a_file_is_read(chunk: int, monkeypatch: py
     data = json.dumps(document, ensure_ascii=False, indent=1).encode()
     found = list(iter_records(io.BytesIO(data), ("images", "annotations")))
     assert found == [("images", None), ("images", {"id": 12, "n": "ü\\"}), ("images", {}), ("annotations", None)]
+
+
+def test_labels_on_s3(bucket: str, tmp_path: Path) -> None:
+    storage = open_storage(f"{bucket}/labels")
+    files = {
+        "train/images/a.jpg": "",
+        "train/labels/a.txt": "1 0.5 0.5 1 1",
+        "data.yaml": "names: [cat, dog]",
+        "metadata.csv": "file_name,where\na.jpg,here\n",
+    }
+    for name, text in files.items():
+        storage.put(name, text.encode())
+    (tmp_path / "truth.csv").write_text("id,label\na,7\n")
+    source = open_source(storage.location, labels="auto")
+    assert members(source, "txt", "json") == {"train/images/a.jpg": (files["train/labels/a.txt"], {"where": "here"})}
+    assert (source.classes, source.left_out) == ({0: "cat", 1: "dog"}, ())
+    assert source.shards.bytes == len(files["train/labels/a.txt"]) + len('{"where": "here"}')
+    elsewhere = open_source(storage.location, labels=str(tmp_path / "truth.csv"))
+    assert members(elsewhere, "cls") == {"train/images/a.jpg": 7}
+    inside = open_source(storage.location, labels=f"{storage.location}/metadata.csv")
+    assert members(inside, "json") == {"train/images/a.jpg": {"where": "here"}}
+    with pytest.raises(SourceError, match="no such file"):
+        open_source(storage.location, labels=f"{bucket}/nowhere.csv")
