@@ -198,30 +198,28 @@ def _explained(source: Source, kinds: Sequence[_Kind]) -> str:
 def _remedy(source: Source, kinds: Sequence[_Kind]) -> str:
     if source.kind == "parquet":
         return "Name another column with --image-column"
-    kind = kinds[0]
-    path = kind.maps[0][0]
-    everything = f"{kind.folder}/*" if kind.folder else f"*.{kind.extension}"
+    everything = f"{kinds[0].folder}/*" if kinds[0].folder else f"*.{kinds[0].extension}"
     if source.kind == "tar":
         return f"Take them along byte for byte with --carry '{everything}', name the image with --image-member"
     refused = {(each.folder, each.extension, each.word) for each in kinds}
     images = (file.paths[0] for shard in source.shards for file in shard.files)
-    image = _partner(path, (image for image in images if _kind_of(image) not in refused))
-    if image is None:
+    maps = [path for kind in kinds for path, _ in kind.maps]
+    partners = _partners(maps, (image for image in images if _kind_of(image) not in refused))
+    if partners is None:
         return f"Leave them out with --include and the pattern of the images (unlike '{everything}')"
-    option, images = _pairing(image, path)
-    return f"Take them along byte for byte with {option}, leave them out with --include '{images}'"
+    option, pattern = _pairing(*partners)
+    return f"Take them along byte for byte with {option}, leave them out with --include '{pattern}'"
 
 
-def _partner(path: str, images: Iterable[str]) -> str | None:
-    """The image that a label map seems to belong to: of its name, or of its name without a last word."""
-    stems = _stems(path)
+def _partners(maps: Sequence[str], images: Iterable[str]) -> tuple[str, str] | None:
+    """An image, and the label map that seems to belong to it: of its name, or with a word behind that."""
+    wanted = {stem: path for path in reversed(maps) for stem in reversed(_stems(path))}
     found: dict[str, str] = {}
     for image in images:
-        stem = image.rpartition(".")[0]
-        base = stem.rpartition("/")[2]
-        if base in stems:
+        base = image.rpartition("/")[2].rpartition(".")[0]
+        if base in wanted:
             found.setdefault(base, image)
-    return next((found[stem] for stem in stems if stem in found), None)
+    return next(((found[stem], path) for path in maps for stem in _stems(path) if stem in found), None)
 
 
 def _stems(path: str) -> tuple[str, ...]:
