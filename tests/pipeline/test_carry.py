@@ -163,6 +163,15 @@ def test_what_the_survey_does_not_see_is_quarantined(
     assert {row.status for row in rows.values()} == {"committed"}
 
 
+def test_one_image_that_is_mistaken_does_not_refuse_all(
+    tmp_path: Path, thumbnails: dict[str, bytes], masks: list[bytes]
+) -> None:
+    photos = {f"class{number}/1.png": thumbnails["chelsea0.png"] for number in range(9)}
+    refuse(write(tmp_path, photos | {"class9/1.png": masks[0]}))
+    with pytest.raises(SourceError, match=r"class9/1\.png"):
+        refuse(write(tmp_path, {f"class{number}/1.png": masks[0] for number in range(7, 10)}))
+
+
 def test_names_alone_refuse_nothing(tmp_path: Path, thumbnails: dict[str, bytes]) -> None:
     refuse(write(tmp_path, {f"masks/{name}": data for name, data in thumbnails.items()}))
 
