@@ -72,7 +72,7 @@ def file_of(copied: Path) -> Path:
 def forget_sha256(folder: Path) -> None:
     """Make a plan one of those that were written before destinations carried weights."""
     document = json.loads((folder / "plan.json").read_text())
-    del document["weights"]["sha256"]
+    del document["weights"]["sha256"], document["checksum"]
     (folder / "plan.json").write_text(json.dumps(document))
 
 
