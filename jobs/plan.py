@@ -294,6 +294,8 @@ def freeze_plan(plan: Plan, storage: Storage, *, overwrite: bool = False) -> boo
         DestinationError: the destination holds another plan, or files but no plan.
         StorageError: it cannot be read or written.
     """
+    from ..pipeline.carried_weights import carried_sha256
+
     found = _look(plan, storage, overwrite=overwrite)
     if found.frozen:
         return True
@@ -303,6 +305,9 @@ def freeze_plan(plan: Plan, storage: Storage, *, overwrite: bool = False) -> boo
         remove_conversion(found.other, storage)
     elif found.stale:
         storage.delete(PLAN_NAME)
+    # A plan that is written again names the file that is there, which may have another head than the one at hand.
+    carried = carried_sha256(storage, plan.fingerprint)
+    plan = plan if carried is None else replace(plan, weights_sha256=carried)
     staged = storage.stage(SHARDS_NAME)
     try:
         _write_shards(plan.shards, staged)

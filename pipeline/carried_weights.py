@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from ..codec.weights_file import WeightsFile
     from .storage import Storage
 
-__all__ = ["WEIGHTS_FOLDER", "CarriedCheck", "RecordedWeights", "carried_name", "carry_weights", "check_carried"]
+__all__ = [
+    "WEIGHTS_FOLDER",
+    "CarriedCheck",
+    "RecordedWeights",
+    "carried_name",
+    "carried_sha256",
+    "carry_weights",
+    "check_carried",
+]
 
 WEIGHTS_FOLDER = "weights"
 _DIGITS = 8
@@ -57,6 +65,21 @@ def carry_weights(storage: Storage, file: WeightsFile) -> bool:
     did. Raises StorageError."""
     name = carried_name(file.fingerprint)
     return not storage.exists(name) and storage.put_if_absent(name, file.data)
+
+
+def carried_sha256(storage: Storage, fingerprint: str) -> str | None:
+    """The SHA-256 of the weights file in a destination; None where there is none, or none that holds these weights.
+
+    Raises StorageError when the destination cannot be reached.
+    """
+    name = carried_name(fingerprint)
+    if not storage.exists(name):
+        return None
+    try:
+        file = parse_weights_file(storage.read(name, LONGEST_FILE), name)
+    except (WeightsFormatError, StorageError):
+        return None
+    return file.sha256 if file.fingerprint == fingerprint else None
 
 
 def check_carried(storage: Storage, recorded: RecordedWeights | None) -> CarriedCheck:

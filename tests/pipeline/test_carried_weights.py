@@ -27,6 +27,7 @@ from discernible.errors import DestinationError, WeightsNotFoundError
 from discernible.jobs import compress as compress_module
 from discernible.jobs.compress import compress
 from discernible.jobs.inspect import FolderFacts, StreamFacts, inspect_path
+from discernible.jobs.plan import freeze_plan, make_plan
 from discernible.jobs.retry import retry
 from discernible.jobs.spec import JobSpec
 from discernible.jobs.verify import verify_destination
@@ -199,6 +200,22 @@ def test_going_on_puts_back_what_is_missing(made: JobSpec, copied: Path, file_of
     file_of.unlink()
     carried_by(other, resumed=True)
     assert verify_destination(str(copied)).ok
+
+
+def test_a_plan_that_is_written_again_names_the_file_that_is_there(made: JobSpec, copied: Path, file_of: Path) -> None:
+    """Another file of the same weights, in the old place, must not make what is there look altered."""
+    other = renamed(Path(made.weights))
+    try:
+        spec = dataclasses.replace(made, destination=str(copied))
+        (copied / "plan.json").unlink()
+        freeze_plan(make_plan(spec), spec.open_destination())
+        carried_by(spec, resumed=False)
+        recorded = json.loads((copied / "plan.json").read_text())["weights"]["sha256"]
+        kept, given = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (file_of, other))
+        assert recorded == kept != given
+        assert verify_destination(str(copied)).ok
+    finally:
+        other.unlink()
 
 
 def test_they_are_there_before_the_first_shard(made: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
