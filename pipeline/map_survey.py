@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 
@@ -69,7 +70,7 @@ def refuse_maps(
 
     Raises:
         SourceError: there are some. The message says where, why, and which options take them along or leave them out.
-        StorageError, ShardError: the source cannot be read.
+        StorageError: a folder cannot be read.
     """
     kinds: dict[tuple[str, str, str | None], _Kind] = {}
     for path, read in _candidates(source, image_member, carry, s3):
@@ -138,14 +139,19 @@ def _candidates(
     count = len(source.shards)
     for number in sorted({at * count // _MOST_FILES for at in range(_MOST_FILES)}):
         shard = source.shards[number]
-        if shard.kind == "tar":
-            yield from _tar_images(shard, image_member, carry, s3)
-            continue
-        few = replace(shard, limit=min(shard.limit or _FIRST_SAMPLES, _FIRST_SAMPLES))
-        for sample in SampleStream(few, s3):
-            if sample.fault is None:
-                extension = choose_image(sample.members, image_member)
-                yield f"{shard.column}/{sample.key}.{extension}", _given(sample.members[extension])
+        images = _tar_images(shard, image_member, carry, s3) if shard.kind == "tar" else _rows(shard, image_member, s3)
+        # A shard that cannot be read is told when it is converted, and does not stop the others.
+        with suppress(PipelineError):
+            yield from images
+
+
+def _rows(shard: SourceShard, image_member: str | None, s3: S3Options | None) -> Iterator[tuple[str, _Read]]:
+    """The first few images of a Parquet file."""
+    few = replace(shard, limit=min(shard.limit or _FIRST_SAMPLES, _FIRST_SAMPLES))
+    for sample in SampleStream(few, s3):
+        if sample.fault is None:
+            extension = choose_image(sample.members, image_member)
+            yield f"{shard.column}/{sample.key}.{extension}", _given(sample.members[extension])
 
 
 def _tar_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from discernible.errors import ImageTooLargeError, ImageUnreadableError
+from discernible.errors import ImageTooLargeError, ImageUnreadableError, SourceError
 from discernible.pipeline.label_maps import map_word, may_be_map, why_map
+from discernible.pipeline.map_survey import refuse_maps
 from discernible.pipeline.pixels import PixelPolicy
+from discernible.pipeline.sources import open_source
 
 from .map_images import drawing, encoded, regions, strokes, voc, writing
 
@@ -190,3 +193,18 @@ def test_what_cannot_be_decoded_is_told_as_ever() -> None:
         why_map(encoded(regions(64, 64))[:-40], UNNAMED, POLICY)
     with pytest.raises(ImageTooLargeError):
         why_map(encoded(regions(64, 64)), UNNAMED, PixelPolicy(max_pixels=1000))
+
+
+@pytest.mark.parametrize("damage", [b"", b"no tar at all" * 100])
+def test_a_tar_that_cannot_be_read_does_not_stop_the_look_at_others(tmp_path: Path, damage: bytes) -> None:
+    """It is told as a damaged shard when it is converted."""
+    (tmp_path / "0.tar").write_bytes(damage)
+    photograph, mask = Image.new("RGB", (8, 8), "teal"), Image.fromarray(regions(64, 64))
+    for number, image in enumerate((photograph, mask), 1):
+        image.save(tmp_path / "x.png")
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            tar.add(tmp_path / "x.png", "mask.png" if image is mask else "a.png")
+        (tmp_path / "x.png").unlink()
+    refuse_maps(open_source(tmp_path, include="[01].tar"), PixelPolicy())
+    with pytest.raises(SourceError, match=r"mask\.png"):
+        refuse_maps(open_source(tmp_path), PixelPolicy())
