@@ -75,6 +75,10 @@ def repair_destination(
         damaged = []
     removed, whole = remove_damaged(damaged, storage, plan_id=plan.plan_id, decoder=decoder)
     kept += whole
+    if any(problem.shard == WEIGHTS_FOLDER for problem in report.problems):
+        why = _drop_weights(plan, storage)
+        absent = absent or why is None
+        kept += [] if why is None else [Kept(WEIGHTS_FOLDER, why)]
     written = not removed and not absent and _write_index(report, plan, storage)
     return Repair(
         removed=tuple(removed),
@@ -113,6 +117,21 @@ def _why_not_again(plan: Plan, source_s3: S3Options | None) -> str | None:
         return f"its weights cannot be read ({exc.message})"
     if fingerprint != plan.fingerprint:
         return f"its weights {plan.weights} ({plan.fingerprint}) are others now ({fingerprint})"
+    return None
+
+
+def _drop_weights(plan: Plan, storage: Storage) -> str | None:
+    """Remove the weights file, so that the next run writes it again; why not, where that would be another file."""
+    from ..codec.weights_file import find_weights, read_weights_file
+    from ..pipeline.carried_weights import carried_name
+
+    try:
+        file = read_weights_file(find_weights(str(plan.options.get("weights", plan.weights))))
+    except CodecError as exc:
+        return f"it could not be written again: {exc.message}"
+    if file.fingerprint != plan.fingerprint or plan.weights_sha256 not in (None, file.sha256):
+        return f"it could not be written again: {file.place} is another file than the conversion was made with"
+    storage.delete(carried_name(plan.fingerprint))
     return None
 
 

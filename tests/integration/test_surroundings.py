@@ -50,10 +50,13 @@ print(rans_kernels.__file__, rans_kernels._median_edge(5, 2, 4))
 def sealed(tmp_path: Path) -> Path:
     """A folder whose package can be imported, but in which numba can keep nothing."""
     package = tmp_path / "place" / "discernible"
-    (package / "codec").mkdir(parents=True)
-    for source in [*REPOSITORY.glob("*.py"), *(REPOSITORY / "codec").glob("*.py")]:
-        shutil.copy(source, package / source.relative_to(REPOSITORY))
-    (package / "codec" / "__pycache__").write_text("not a folder")
+    rooms = [REPOSITORY / "codec", *(each.parent for each in (REPOSITORY / "codec").glob("*/__init__.py"))]
+    for source in [*REPOSITORY.glob("*.py"), *(file for room in rooms for file in room.glob("*.py"))]:
+        target = package / source.relative_to(REPOSITORY)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    for room in rooms:
+        (package / room.relative_to(REPOSITORY) / "__pycache__").write_text("not a folder")
     return package.parent
 
 
@@ -70,7 +73,7 @@ def test_kernels_without_a_home_or_a_package_folder(sealed: Path, tmp_path: Path
     nowhere: Mapping[str, str] = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"), "/dev/null/x")
     done = python("-c", KERNELS, cwd=tmp_path, PYTHONPATH=str(sealed), TMPDIR=str(temporary), **nowhere)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(sealed / "discernible/codec/rans_kernels.py"), "3"]
+    assert done.stdout.split() == [str(sealed / "discernible/codec/stream/rans_kernels.py"), "3"]
     kept = list(temporary.rglob("*.nbi"))
     if place == "private":
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700

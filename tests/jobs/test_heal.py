@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from discernible.errors import DestinationError, ShardError, StorageError
+from discernible.jobs.compress import _carry_weights
 from discernible.jobs.ledger import read_ledger
 from discernible.jobs.plan import SHARDS_NAME, Plan, freeze_plan, make_plan, read_plan
 from discernible.jobs.repair import repair_destination
@@ -23,6 +24,8 @@ from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.local_storage import LocalStorage
 from discernible.pipeline.receipts import write_index
 from discernible.pipeline.storage import open_storage
+
+from ..codec.make_golden import GOLDEN
 
 PLAN, INDEX = "plan.json", "index.json"
 FILES = ("00000.tar", "00000.parquet", "00000.json", INDEX, PLAN, SHARDS_NAME)
@@ -52,7 +55,7 @@ class World:
     def compress(self, spec: JobSpec) -> Plan:
         """What ``compress`` does, without Ray."""
         plan, storage = self.plan(spec), spec.open_destination()
-        freeze_plan(plan, storage)
+        _carry_weights(spec, storage, resumed=freeze_plan(plan, storage))
         storage.sweep()
         ledger = read_ledger(plan, storage)
         ledger.check_files()
@@ -190,6 +193,30 @@ def test_every_damage_is_found_and_healed(world: World, folder: Path, damage: st
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("damage", ["flip 0", "flip 0.7", "cut", "grow", "empty", "remove"])
+def test_damaged_weights_are_written_again(world: World, folder: Path, damage: str) -> None:
+    before = contents(folder)
+    (file,) = (folder / "weights").iterdir()
+    DAMAGES[damage](file, world.other)
+    (problem,) = verify_destination(str(folder)).problems
+    assert problem.kind == "weights"
+    healed(world, folder)
+    assert verify_destination(str(folder), deep=True).problems == ()
+    assert contents(folder) == before
+
+
+def test_weights_that_are_not_at_hand_stay_as_they_are(
+    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = (folder / "weights").iterdir()
+    flip(0.7)(file, world.other)
+    monkeypatch.setattr("discernible.codec.weights_file.find_weights", lambda name: GOLDEN / "tiny.safetensors")
+    _, repair = verify_and_repair(str(folder))
+    assert [each.shard for each in repair.kept] == ["weights"]
+    assert "another file than the conversion was made with" in repair.kept[0].why
+    assert file.exists()
+
+
 def test_the_time_in_a_packed_plan_is_harmless(world: World, folder: Path) -> None:
     """gzip has its time, flags for people and a system there."""
     data = bytearray((folder / SHARDS_NAME).read_bytes())
@@ -198,7 +225,7 @@ def test_the_time_in_a_packed_plan_is_harmless(world: World, folder: Path) -> No
     (folder / SHARDS_NAME).write_bytes(data)
     assert verify_destination(str(folder), deep=True).ok
     plan = world.compress(world.spec(folder))
-    assert read_plan(open_storage(folder)) == replace(plan, ignored=0)
+    assert read_plan(open_storage(folder)) == replace(plan, carried=())
 
 
 def test_damage_of_everything_at_once(world: World, folder: Path) -> None:
