@@ -29,6 +29,10 @@ DOCUMENTS = sorted(
 )
 
 
+# Within a package, whose README tells of them.
+ROOMS = ("discernible.codec.network", "discernible.codec.stream", "discernible.codec.training")
+
+
 def folder_of(package: str) -> Path:
     return REPOSITORY.joinpath(*package.split(".")[1:])
 
@@ -47,9 +51,10 @@ def test_every_folder_with_modules_is_an_installed_package() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_package_has_a_readme_and_complete_names(package: str) -> None:
-    assert (folder_of(package) / "README.md").is_file(), f"{package} has no README.md"
     module = importlib.import_module(package)
     assert module.__doc__, f"{package} has no docstring"
+    if package not in ROOMS:
+        assert (folder_of(package) / "README.md").is_file(), f"{package} has no README.md"
     names = list(getattr(module, "__all__", []))
     assert len(names) == len(set(names))
     for name in names:

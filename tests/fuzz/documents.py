@@ -10,6 +10,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Hashable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -18,8 +19,10 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from discernible.errors import StorageError
-from discernible.jobs.plan import PLAN_NAME, SHARDS_NAME, Plan, _explain_difference, read_plan
+from discernible.jobs.plan import PLAN_NAME, SHARDS_NAME, Plan, _checksum, _explain_difference, read_plan
+from discernible.jobs.spec import plan_identity
 from discernible.pipeline.convert import ConvertConfig
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.receipts import Receipt, ReceiptHead, totals
 from discernible.pipeline.s3_claim import Claim
 from discernible.pipeline.shardlist import list_shards
@@ -156,7 +159,10 @@ class _Files(Storage):
     def open(self, name: str) -> BinaryIO:
         return cast("BinaryIO", io.BytesIO(self._files[name]))
 
-    list = stage = commit = delete = complete = put = put_if_absent = publish = sweep = size = None  # type: ignore[assignment]
+    def size(self, name: str) -> int:
+        return len(self._files[name])
+
+    list = stage = commit = delete = complete = put = put_if_absent = publish = sweep = None  # type: ignore[assignment]
 
 
 def plan_target(data: bytes) -> Hashable:
@@ -184,13 +190,14 @@ def _plans() -> list[Plan]:
     options = ConvertConfig(image_member="jpg", min_psnr=30.0).identity()
     return [
         Plan(
-            plan_id="p",
+            plan_id="",
             source="/d",
             kind="folder",
             weights="default",
             fingerprint="00c0ffee",
             options=options,
             shards=ShardTable(map(SourceShard.from_dict, shards)),
+            listing=Listing(),
         )
         for shards in ((), _SHARDS[:1], _SHARDS)
     ]
@@ -198,7 +205,9 @@ def _plans() -> list[Plan]:
 
 def plan_seeds() -> list[bytes]:
     return [
-        json.dumps(plan.to_json()).encode() + _SPLIT + gzip.compress(b"".join(plan.shards.lines()), 1, mtime=0)
+        json.dumps(replace(plan, plan_id=plan.identity).to_json()).encode()
+        + _SPLIT
+        + gzip.compress(b"".join(plan.shards.lines()), 1, mtime=0)
         for plan in _plans()
     ]
 
@@ -240,7 +249,25 @@ def mutate_plan(data: bytes, draw: Random, other: bytes) -> bytes:
     packed = packer.compress(raw) + packer.flush()
     if draw.random() < 0.05:
         packed = altered_bytes(packed, draw)
+    if draw.random() < 0.9:
+        _seal(document)
     return as_json(document).encode() + _SPLIT + packed
+
+
+def _seal(document: Any) -> None:
+    """Give a plan the id and the checksum that whoever forges one would."""
+    try:
+        document["plan_id"] = plan_identity(
+            source=document["source"]["location"],
+            options=document["options"],
+            weights=document["weights"]["fingerprint"],
+            shards=document["shards"]["sha256"],
+        )
+        document.pop("checksum", None)
+        document["checksum"] = _checksum(document)
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
+        # What is forged so badly gives itself away.
+        return
 
 
 def shard_target(data: bytes) -> Hashable:

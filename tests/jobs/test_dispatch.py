@@ -91,7 +91,8 @@ class Notes:
         self.failed.append(failure)
 
     def notice(self, message: str) -> None:
-        raise AssertionError(f"unexpected notice {message}")
+        # On a busy machine a worker may take long to start.
+        assert "waiting for the first worker" in message, message
 
     def tick(self) -> None:
         self.on_tick()
