@@ -37,7 +37,7 @@ from .byte_kernels import (
     write_pixels,
     write_samples,
 )
-from .swift import SwiftSynthesis, readers
+from .swift import StraightSynthesis, SwiftSynthesis, readers
 from .transforms import Synthesis
 
 __all__ = ["ByteSynthesis", "each_on_a_thread", "multiplies_bytes"]
@@ -50,6 +50,9 @@ _KEPT_BYTES = 1 << 24
 _ROW_DTYPES = {8: torch.uint64, 4: torch.uint32, 2: torch.uint16, 1: torch.uint8}
 
 _F32 = npt.NDArray[np.float32]
+_I32 = npt.NDArray[np.int32]
+_I16 = npt.NDArray[np.int16]
+_U8 = npt.NDArray[np.uint8]
 
 
 def multiplies_bytes() -> bool:
@@ -140,26 +143,33 @@ class ByteSynthesis:
         gain: latents times this are symbols.
     """
 
-    def __init__(self, synthesis: Synthesis | SwiftSynthesis, t: Tensor, means_KL: Tensor, gain: float) -> None:
-        assert isinstance(synthesis.body, ResidualBlocks)
+    def __init__(
+        self, synthesis: Synthesis | SwiftSynthesis | StraightSynthesis, t: Tensor, means_KL: Tensor, gain: float
+    ) -> None:
         self._side = synthesis.side
-        self._samples, self._width = synthesis.patch.weight.shape
+        self._samples, self._width = 3 * synthesis.side**2, 0
+        self._blocks: list[_Block] | None = None
+        self._patch_bytes: _Matrix | None = None
         with torch.inference_mode():
             weight, bias = (
                 torch.cat([getattr(layer, name) for layer in readers(synthesis)]) for name in ("weight", "bias")
             )
-            blocks, added = synthesis.body.folded_layers(t)
-            self._blocks = [_block(layers, depthwise) for layers, depthwise in blocks]
-            patch = synthesis.patch
-            shown = patch.weight @ added + 127.5
-            self._patch_bytes: _Matrix | None = None
-            if isinstance(synthesis, SwiftSynthesis):
-                bias[: 4 * self._samples] += shown.repeat(4)
-                self._patch_bytes = _in_bytes(patch.weight)
+            if isinstance(synthesis, StraightSynthesis):
+                bias += 127.5
             else:
-                # All of the picture goes through this layer, so that bytes would show: a fourth of the error is its.
-                self._patch = patch.weight.T.contiguous()
-                self._shown = (shown + patch.bias).numpy().copy()
+                assert isinstance(synthesis.body, ResidualBlocks)
+                blocks, added = synthesis.body.folded_layers(t)
+                self._blocks = [_block(layers, depthwise) for layers, depthwise in blocks]
+                patch = synthesis.patch
+                self._width = patch.in_features
+                shown = patch.weight @ added + 127.5
+                if isinstance(synthesis, SwiftSynthesis):
+                    bias[: 4 * self._samples] += shown.repeat(4)
+                    self._patch_bytes = _in_bytes(patch.weight)
+                else:
+                    # All of the picture goes through this layer: in bytes it alone made a fourth of the error.
+                    self._patch = patch.weight.T.contiguous()
+                    self._shown = (shown + patch.bias).numpy().copy()
             self._base = (means_KL @ weight.T + bias).numpy().copy()
             # As symbols take it, which are integers already.
             self._colours = (weight[:, :PREDICTED] / gain).T.contiguous().numpy()
@@ -197,13 +207,39 @@ class ByteSynthesis:
         first = room.first.numpy()
         if large:
             add_large(symbols, groups, PREDICTED, room.order, self._first.bytes.numpy(), first)
+        if self._blocks is not None:
+            self._run_network(room, self._blocks, first, colours, classes, columns)
+        pixels = torch.empty(3, self._side * 2 * rows, self._side * 2 * columns, dtype=torch.uint8)
+        packed = torch.empty(self._samples, dtype=torch.uint8)
+        cell_rows, picture_rows = (each.view(_ROW_DTYPES[self._side]).numpy() for each in (packed, pixels))
+        if self._blocks is not None and self._patch_bytes is None:
+            torch.mm(room.narrow, self._patch, out=room.samples)
+            write_samples(room.samples.numpy(), self._shown, 2 * columns, packed.numpy(), cell_rows, picture_rows)
+            return pixels
+        scale = first_scale = self._first.scale
+        if self._patch_bytes is None:
+            room.patches.zero_()
+            room.worth[:] = 0
+        else:
+            torch._int_mm(room.bytes, self._patch_bytes.bytes, out=room.patches)
+            scale = self._patch_bytes.scale
+        write_pixels(
+            first, first_scale, colours, classes, room.order, columns, self._colours, self._base,
+            room.patches.numpy(), room.worth, scale, packed.numpy(), cell_rows, picture_rows,
+        )  # fmt: skip
+        return pixels
+
+    def _run_network(
+        self, room: _Room, blocks: list[_Block], first: _I32, colours: _I16, classes: _U8, columns: int
+    ) -> None:
+        """The residual blocks: from the first products to the residual stream of ``room``, and its bytes."""
         cells, worth, narrow = room.bytes.numpy(), room.worth, room.narrow.numpy()
         place_blocks(
             first, self._first.scale, colours, classes, room.order, columns, self._colours, self._base,
             narrow, cells, worth,
         )  # fmt: skip
         sums, pairs = room.sums.numpy(), room.pairs.numpy()
-        for block in self._blocks:
+        for block in blocks:
             torch._int_mm(room.bytes, block.spatial_in.bytes, out=room.sums)
             convolve_rows(
                 sums, worth, block.spatial_in.scale, block.spatial_bias, 2 * columns,
@@ -215,19 +251,6 @@ class ByteSynthesis:
             gate_rows(pairs, worth, block.gate_in.scale, block.gate_bias, cells)
             torch._int_mm(room.bytes, block.gate_out.bytes, out=room.sums)
             add_rows(sums, worth, block.gate_out.scale, narrow, cells)
-        pixels = torch.empty(3, self._side * 2 * rows, self._side * 2 * columns, dtype=torch.uint8)
-        packed = torch.empty(self._samples, dtype=torch.uint8)
-        cell_rows, picture_rows = (each.view(_ROW_DTYPES[self._side]).numpy() for each in (packed, pixels))
-        if self._patch_bytes is None:
-            torch.mm(room.narrow, self._patch, out=room.samples)
-            write_samples(room.samples.numpy(), self._shown, 2 * columns, packed.numpy(), cell_rows, picture_rows)
-            return pixels
-        torch._int_mm(room.bytes, self._patch_bytes.bytes, out=room.patches)
-        write_pixels(
-            first, self._first.scale, colours, classes, room.order, columns, self._colours, self._base,
-            room.patches.numpy(), worth, self._patch_bytes.scale, packed.numpy(), cell_rows, picture_rows,
-        )  # fmt: skip
-        return pixels
 
 
 _kept = threading.local()

@@ -10,7 +10,6 @@ Shape suffixes as in :mod:`.transforms`; S channels of the narrow network.
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,7 @@ from .transforms import (
 )
 from .window import Cells
 
-__all__ = ["SwiftSynthesis", "initialise_swift", "readers", "reduced", "synthesis_of"]
+__all__ = ["StraightSynthesis", "SwiftSynthesis", "initialise_swift", "readers", "reduced", "synthesis_of"]
 
 # What keeps the fit of the straight matrix from following channels that are hardly ever coded.
 _RIDGE = 1e-3
@@ -75,7 +74,27 @@ class SwiftSynthesis(nn.Module):
         return as_multiplied(swift)
 
 
-_Synthesis = TypeVar("_Synthesis", bound=Synthesis | SwiftSynthesis)
+class StraightSynthesis(nn.Module):
+    """What the straight matrix of a swift synthesis makes alone, reduced: next to nothing of its network is left there.
+
+    With the arguments and results of :class:`.transforms.Synthesis`.
+    """
+
+    def __init__(self, swift: SwiftSynthesis, reduce: int) -> None:
+        super().__init__()
+        self.side = PATCH // reduce
+        self.straight = copy.deepcopy(swift.straight)
+        give_means(self.straight, reduce)
+
+    def patches(self, latents_NyxL: Tensor, t_N: Tensor, precision: torch.dtype, cells: Cells | None = None) -> Tensor:
+        """As :meth:`.transforms.Synthesis.patches`."""
+        quads = self.straight(latents_NyxL).unflatten(-1, (2, 2, -1))
+        result: Tensor = (as_cells(quads) if cells is None else cells.start(quads)) + 127.5
+        return result
+
+    def folded(self, t: Tensor) -> StraightSynthesis:
+        """The same: there is nothing that a quality changes."""
+        return self
 
 
 def synthesis_of(config: TransformConfig) -> Synthesis | SwiftSynthesis:
@@ -83,20 +102,22 @@ def synthesis_of(config: TransformConfig) -> Synthesis | SwiftSynthesis:
     return SwiftSynthesis(config) if config.swift_channels else Synthesis(config)
 
 
-def reduced(synthesis: _Synthesis, reduce: int) -> _Synthesis:
-    """The same, but that each pixel is the mean of ``reduce``×``reduce`` (1, 2, 4 or 8): its last layers are linear."""
+def reduced(synthesis: Synthesis | SwiftSynthesis, reduce: int) -> Synthesis | SwiftSynthesis | StraightSynthesis:
+    """The same, but that each pixel is the mean of ``reduce``×``reduce`` (1, 2, 4 or 8): its last layer is linear."""
     if reduce == 1:
         return synthesis
+    if isinstance(synthesis, SwiftSynthesis):
+        return StraightSynthesis(synthesis, reduce)
     smaller = copy.deepcopy(synthesis)
     smaller.side = PATCH // reduce
     give_means(smaller.patch, reduce)
-    if isinstance(smaller, SwiftSynthesis):
-        give_means(smaller.straight, reduce)
     return smaller
 
 
-def readers(synthesis: Synthesis | SwiftSynthesis) -> list[nn.Linear]:
+def readers(synthesis: Synthesis | SwiftSynthesis | StraightSynthesis) -> list[nn.Linear]:
     """The layers of a synthesis that read the latents."""
+    if isinstance(synthesis, StraightSynthesis):
+        return [synthesis.straight]
     return [synthesis.straight, synthesis.split] if isinstance(synthesis, SwiftSynthesis) else [synthesis.split]
 
 
