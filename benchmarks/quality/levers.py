@@ -3,10 +3,11 @@
     python -m benchmarks.quality.levers base.toml second_teacher.toml … --images IMAGES
 
 Every configuration is one of ``discernible train``; the first is what the others are compared with. All should have the
-same start, seed, steps and batch. Judged are real streams of the central 224² pixels of some photographs, by networks
-that no objective used: how far the probabilities of classifiers move (half the sum of absolute differences), and the
-squared distance of an embedding. The numbers are what a run's streams need more or less than the first one's, in %,
-averaged over what both reach; a range of ± is the standard error over halves of the images. Short runs tell directions.
+same start, seed, steps and batch. Weights, by name or file, are compared as they are. Judged are real streams of the
+central 224² pixels of some photographs, by networks that no objective used: how far the probabilities of classifiers
+move (half the sum of absolute differences), and the squared distance of an embedding. The numbers are what a run's
+streams need more or less than the first one's, in %, averaged over what both reach; a range of ± is the standard error
+over halves of the images. Short runs tell directions.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def spread(base: _F64, other: _F64, judge: int) -> float:
 def main() -> None:
     """Train what is not trained, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("configs", type=Path, nargs="+", help="configurations of `discernible train`")
+    parser.add_argument("configs", type=Path, nargs="+", help="configurations of `discernible train`, or weights")
     parser.add_argument("--images", type=Path, help="photographs to judge by (default: the labelled ones)")
     parser.add_argument("--limit", type=int, default=112)
     options = parser.parse_args()
@@ -127,25 +128,33 @@ def main() -> None:
     rows: list[list[str]] = []
     base: _F64 | None = None
     for path in options.configs:
-        config = TrainConfig.from_toml(path)
-        kept = config.output / "levers.npy"
-        if not kept.exists():
-            trained = config.output / "weights.safetensors"
-            if not trained.exists():
-                train(config, report=lambda line: print(line, file=sys.stderr))
-            np.save(kept, measure(Codec.load(trained, device="cpu"), photos, panel))
-        measured = np.load(kept)
+        name, measured = measured_once(path, photos, panel)
         base = measured if base is None else base
         cells = [
             f"{100 * saving(base, measured, judge):+.1f} ± {100 * spread(base, measured, judge):.1f}"
             for judge in range(len(panel))
         ]
         rates = " ".join(f"{value:.2f}" for value in measured.mean(1)[:, 0])
-        rows.append([config.name, rates, *cells])
-        print(f"{config.name}: {' | '.join(cells)}", file=sys.stderr)
+        rows.append([name, rates, *cells])
+        print(f"{name}: {' | '.join(cells)}", file=sys.stderr)
     header = ["", f"bpp at {', '.join(map(str, _QUALITIES))}", *(judge.name for judge in panel)]
     print(f"{len(photos)} photographs; bits at equal distance, % more than those of {rows[0][0]}\n")
     print(markdown_table(header, rows))
+
+
+def measured_once(source: Path, photos: Sequence[Pixels], panel: Sequence[Judge]) -> tuple[str, _F64]:
+    """The name of weights and what the panel says of them; those of a configuration are trained, and kept with it."""
+    if source.suffix != ".toml":
+        codec = Codec.load(str(source), device="cpu")
+        return f"{codec.name} {codec.fingerprint}", measure(codec, photos, panel)
+    config = TrainConfig.from_toml(source)
+    kept = config.output / "levers.npy"
+    if not kept.exists():
+        trained = config.output / "weights.safetensors"
+        if not trained.exists():
+            train(config, report=lambda line: print(line, file=sys.stderr))
+        np.save(kept, measure(Codec.load(trained, device="cpu"), photos, panel))
+    return config.name, np.load(kept)
 
 
 def photographs(folder: Path | None, limit: int) -> list[Pixels]:
