@@ -55,7 +55,7 @@ def receipt(name: str, committed: int = 1) -> ReceiptHead:
 
 
 NAMES = st.text(st.characters(min_codepoint=32, exclude_categories=["Cs"]), min_size=1).filter(
-    lambda name: "/" not in name
+    lambda name: "/" not in name and name not in (".", "..")
 )
 
 
