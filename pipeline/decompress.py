@@ -36,7 +36,7 @@ from .tables import ReceiptTable
 from .worker_codec import CodecCache, Codecs, StreamWeights
 
 if TYPE_CHECKING:
-    from ..codec import Codec, Latents
+    from ..codec import Codec, CompactLatents
     from .s3_client import S3Options
 
 __all__ = ["DecompressConfig", "DecompressProgress", "DecompressReport", "Failure", "decompress"]
@@ -160,8 +160,8 @@ class _Item:
     sample: Sample
     fault: DiscernibleError | None = None
     codec: Codec | None = None
-    decoding: Future[Latents] | None = None
-    latents: Latents | None = None
+    decoding: Future[CompactLatents] | None = None
+    latents: CompactLatents | None = None
     encoding: Future[bytes] | None = None
 
 
@@ -254,7 +254,7 @@ class _Restorer:
         except StreamError as exc:
             item.fault = exc
         else:
-            item.decoding = pool.submit(item.codec.entropy_decode, stream)
+            item.decoding = pool.submit(item.codec.entropy_decode_compact, stream)
 
     def _synthesise(self, source: Channel[_Item], pool: ThreadPoolExecutor, out: Channel[_Item]) -> None:
         from ..codec.network.transforms import BLOCK
@@ -283,7 +283,8 @@ class _Restorer:
                 out.put(item)
                 batches = composer.skip(item.index)
             else:
-                batches = composer.add(item.index, item, item.latents.height, item.latents.width)
+                (frame,) = item.latents.frames
+                batches = composer.add(item.index, item, frame.height, frame.width)
             for batch in batches:
                 emit(batch)
         for batch in composer.finish():

@@ -16,7 +16,7 @@ from .batching import ImageFinish
 from .worker_codec import Codecs, located_weights, shards_folder
 
 if TYPE_CHECKING:
-    from ..codec import Codec, Latents
+    from ..codec import Codec, CompactLatents
     from .s3_client import S3Options
 
 __all__ = ["DecodeBatch"]
@@ -80,7 +80,7 @@ class DecodeBatch:
         return {**rest, self.to: self._collate(images)}
 
     def _decode(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
-        work: dict[Codec, dict[int, Latents]] = {}
+        work: dict[Codec, dict[int, CompactLatents]] = {}
         for row, stream in enumerate(batch[self.column]):
             try:
                 codec, latents = self._entropy_decode(stream)
@@ -94,7 +94,7 @@ class DecodeBatch:
             images |= zip(rows, codec.synthesise(list(rows.values())), strict=True)
         return [images[row] for row in range(len(images))]
 
-    def _entropy_decode(self, stream: object) -> tuple[Codec, Latents]:
+    def _entropy_decode(self, stream: object) -> tuple[Codec, CompactLatents]:
         if not isinstance(stream, bytes | bytearray | memoryview):
             raise ImageMissingError(
                 f"there is no stream in the column {self.column!r}, but {type(stream).__name__}: the sample kept its "
@@ -104,7 +104,7 @@ class DecodeBatch:
             raise ConfigError("NumPy drops zeros at the end of bytes from arrays of its dtype S; use dtype=object")
         data = bytes(stream)
         codec = self._codecs.of(data, self._folder)
-        return codec, codec.entropy_decode(data)
+        return codec, codec.entropy_decode_compact(data)
 
     def _collate(self, images: list[torch.Tensor]) -> NDArray[Any]:
         if self._finish.size is not None and not images:
