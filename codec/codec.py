@@ -20,7 +20,7 @@ from .guide import Guide, load_guide, mixed
 from .network.byte_synthesis import ByteSynthesis, each_on_a_thread, multiplies_bytes
 from .network.prior import class_costs, median_edge_prediction
 from .network.swift import StraightSynthesis, SwiftSynthesis, reduced
-from .network.transforms import BLOCK, Analysis, Synthesis, quality_coordinate
+from .network.transforms import BLOCK, ROW_DTYPES, Analysis, Synthesis, quality_coordinate
 from .network.window import Cells, reaches
 from .quality import STEPS_PER_OCTAVE, check_quality, gain
 from .stream.bitstream import block_grid, check_size, lanes_for, pack_stream, parse_stream
@@ -45,9 +45,6 @@ _PASS_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 23}
 _REDUCTIONS = (1, 2, 4, 8)
 # Qualities for which transforms with folded weights are kept, each 2 MB.
 _FOLDED_KEPT = 8
-
-
-_ROW_DTYPES = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
 class Codec:
@@ -491,7 +488,7 @@ def _pictures(patches_hwP: Tensor) -> Tensor:
     """Patches uint8 (…, h, w, 3·side²) as images (…, 3, side·h, side·w): PyTorch's pixel shuffle, but the bytes of a
     row of a patch move as one number, those of 8×8 in half the time."""
     side = math.isqrt(patches_hwP.shape[-1] // 3)
-    rows = patches_hwP.view(_ROW_DTYPES[side]).unflatten(-1, (3, side))
+    rows = patches_hwP.view(ROW_DTYPES[side]).unflatten(-1, (3, side))
     ordered = torch.einsum("...hwcy->...chyw", rows).clone(memory_format=torch.contiguous_format)
     return ordered.view(torch.uint8).flatten(-3, -2)
 

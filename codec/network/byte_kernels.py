@@ -253,8 +253,8 @@ def write_pixels(
     worth: _F32,
     scale: _F32,
     packed: npt.NDArray[np.uint8],
-    rows: npt.NDArray[np.unsignedinteger],
-    pixels: npt.NDArray[np.unsignedinteger],
+    rows: npt.NDArray[np.integer],
+    pixels: npt.NDArray[np.integer],
 ) -> None:
     """The samples of all cells: the first 4·P columns of ``straight``, ``matrix`` and ``base`` as in
     :func:`place_blocks`, and scaled ``sums`` (M, P); rounded, clipped and written row by row as pixels.
@@ -289,8 +289,8 @@ def write_samples(
     bias: _F32,
     columns: int,
     packed: npt.NDArray[np.uint8],
-    rows: npt.NDArray[np.unsignedinteger],
-    pixels: npt.NDArray[np.unsignedinteger],
+    rows: npt.NDArray[np.integer],
+    pixels: npt.NDArray[np.integer],
 ) -> None:
     """Samples (M, P) of cells, ``columns`` a row, with ``bias`` (P,) as pixels; the rest as in :func:`write_pixels`."""
     side = len(rows) // 3

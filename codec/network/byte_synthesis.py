@@ -38,7 +38,7 @@ from .byte_kernels import (
     write_samples,
 )
 from .swift import StraightSynthesis, SwiftSynthesis, readers
-from .transforms import Synthesis
+from .transforms import ROW_DTYPES, Synthesis
 
 __all__ = ["ByteSynthesis", "each_on_a_thread", "multiplies_bytes"]
 
@@ -46,8 +46,6 @@ __all__ = ["ByteSynthesis", "each_on_a_thread", "multiplies_bytes"]
 _STEP = 64
 # Memory that a thread keeps from one image to the next; a large one would leave it with 60 bytes a pixel for good.
 _KEPT_BYTES = 1 << 24
-# Of a row of a cell, as one number.
-_ROW_DTYPES = {8: torch.uint64, 4: torch.uint32, 2: torch.uint16, 1: torch.uint8}
 
 _F32 = npt.NDArray[np.float32]
 _I32 = npt.NDArray[np.int32]
@@ -211,7 +209,7 @@ class ByteSynthesis:
             self._run_network(room, self._blocks, first, colours, classes, columns)
         pixels = torch.empty(3, self._side * 2 * rows, self._side * 2 * columns, dtype=torch.uint8)
         packed = torch.empty(self._samples, dtype=torch.uint8)
-        cell_rows, picture_rows = (each.view(_ROW_DTYPES[self._side]).numpy() for each in (packed, pixels))
+        cell_rows, picture_rows = (each.view(ROW_DTYPES[self._side]).numpy() for each in (packed, pixels))
         if self._blocks is not None and self._patch_bytes is None:
             torch.mm(room.narrow, self._patch, out=room.samples)
             write_samples(room.samples.numpy(), self._shown, 2 * columns, packed.numpy(), cell_rows, picture_rows)

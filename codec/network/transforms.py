@@ -28,6 +28,7 @@ __all__ = [
     "BLOCK",
     "PATCH",
     "PATCH_SAMPLES",
+    "ROW_DTYPES",
     "Analysis",
     "Synthesis",
     "TransformConfig",
@@ -39,6 +40,9 @@ __all__ = [
 ]
 
 PATCH_SAMPLES = 3 * PATCH * PATCH
+
+# The bytes of a row of a cell as one number, by the side of the cell, which is smaller where pictures are reduced.
+ROW_DTYPES = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
