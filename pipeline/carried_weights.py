@@ -45,11 +45,12 @@ class RecordedWeights(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class CarriedCheck:
     """What is wrong with a weights file, what else is to be said of it, and whether streams can be decoded with it, or
-    without it where there is none."""
+    without it where there is none. ``sha256`` is that of a file that holds the weights that it should."""
 
     fault: str | None = None
     note: str | None = None
     usable: bool = True
+    sha256: str | None = None
 
 
 def carried_name(fingerprint: str) -> str:
@@ -72,14 +73,7 @@ def carried_sha256(storage: Storage, fingerprint: str) -> str | None:
 
     Raises StorageError when the destination cannot be reached.
     """
-    name = carried_name(fingerprint)
-    if not storage.exists(name):
-        return None
-    try:
-        file = parse_weights_file(storage.read(name, LONGEST_FILE), name)
-    except (WeightsFormatError, StorageError):
-        return None
-    return file.sha256 if file.fingerprint == fingerprint else None
+    return check_carried(storage, RecordedWeights(fingerprint, None)).sha256
 
 
 def check_carried(storage: Storage, recorded: RecordedWeights | None) -> CarriedCheck:
@@ -101,5 +95,7 @@ def check_carried(storage: Storage, recorded: RecordedWeights | None) -> Carried
     if file.fingerprint != recorded.fingerprint:
         return CarriedCheck(fault=f"{name} holds the weights {file.fingerprint}: {_MEND}", usable=False)
     if recorded.sha256 not in (None, file.sha256):
-        return CarriedCheck(fault=f"{name} was altered, its SHA-256 is not the one in the plan: {_MEND}")
-    return CarriedCheck()
+        return CarriedCheck(
+            fault=f"{name} was altered, its SHA-256 is not the one in the plan: {_MEND}", sha256=file.sha256
+        )
+    return CarriedCheck(sha256=file.sha256)
