@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from .plan import Plan
+from ..errors import StorageError
+from .plan import WRITTEN_AGAIN, Plan
 
 if TYPE_CHECKING:
     from ..pipeline.findings import Findings
@@ -30,19 +31,17 @@ def write_classes(plan: Plan, storage: Storage) -> None:
 
 def check_classes(plan: Plan, storage: Storage, findings: Findings) -> None:
     """Whether the classes are those that the plan was made with; what is wrong is put into ``findings``."""
-    from ..errors import StorageError
     from ..pipeline.receipts import CLASSES_NAME
 
     digest = plan.options.get("classes")
     if digest is None:
         return
-    again = "compress with the same source and options writes it again"
     try:
         if not storage.exists(CLASSES_NAME):
-            findings.problem("", "classes", f"there is no {CLASSES_NAME}, which names the classes; {again}")
+            findings.problem("", "classes", f"there is no {CLASSES_NAME}, which names the classes; {WRITTEN_AGAIN}")
         elif hashlib.sha256(storage.read(CLASSES_NAME, _LONGEST)).hexdigest() != digest:
             findings.problem(
-                "", "classes", f"{CLASSES_NAME} was altered: it is not what the plan was made with; {again}"
+                "", "classes", f"{CLASSES_NAME} was altered: it is not what the plan was made with; {WRITTEN_AGAIN}"
             )
     except StorageError as error:
-        findings.problem("", "classes", f"{error.message}; {again}")
+        findings.problem("", "classes", f"{error.message}; {WRITTEN_AGAIN}")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from ..pipeline.left_out import LeftOut, count_left_out
 from .cluster import Layout, choose_layout, usable_cores
 from .ledger import Ledger
 from .plan import Plan, check_destination, make_plan
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from ..pipeline.convert import ShardConverter, ShardProgress
     from ..pipeline.folder_labels import LabelReport
     from ..pipeline.folders import Carried
-    from ..pipeline.left_out import LeftOut
     from ..pipeline.receipts import Receipt
     from ..pipeline.source_shard import SourceShard
 
@@ -93,7 +93,7 @@ class Estimate:
     @property
     def ignored(self) -> int:
         """How many files of the source belong to no sample."""
-        return sum(each.count for each in self.left_out)
+        return count_left_out(self.left_out)
 
     @property
     def samples_estimated(self) -> int | None:

@@ -35,6 +35,7 @@ __all__ = [
     "LABEL_OPTIONS",
     "PLAN_NAME",
     "SHARDS_NAME",
+    "WRITTEN_AGAIN",
     "Plan",
     "check_destination",
     "freeze_plan",
@@ -46,6 +47,8 @@ __all__ = [
 PLAN_NAME = "plan.json"
 SHARDS_NAME = "plan.shards.jsonl.gz"
 INDEX_NAME = "index.json"
+WRITTEN_AGAIN = "compress with the same source and options writes it again"
+"""What to do about a file that a plan gives, for the messages that find one damaged."""
 LABEL_OPTIONS = ("labels", "classes")
 """The options of a plan that say which labels were taken, and the SHA-256 of ``classes.json``: workers need none."""
 
@@ -81,11 +84,6 @@ class Plan:
     labels: LabelReport | None = None
     classes: Mapping[int, str] = field(default_factory=dict)
     carried: tuple[Carried, ...] = ()
-
-    @property
-    def ignored(self) -> int:
-        """How many files of the source belong to no sample."""
-        return sum(each.count for each in self.left_out)
 
     @property
     def bytes(self) -> int:

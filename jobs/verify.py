@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DestinationError
 from .classes import check_classes
-from .plan import PLAN_NAME, Plan, read_plan
+from .plan import PLAN_NAME, WRITTEN_AGAIN, Plan, read_plan
 from .repair import Repair, repair_destination
 from .spec import resolve_location
 
@@ -105,16 +105,15 @@ def _verify(storage: Storage, *, source_s3: S3Options | None, **options: Any) ->
 
 
 def _plan_of(storage: Storage, findings: Findings) -> Plan | None:
-    again = "compress with the same source and options writes it again"
     try:
         plan = read_plan(storage)
     except DestinationError as error:
-        findings.problem(PLAN_NAME, "plan", f"{error.message}; {again}")
+        findings.problem(PLAN_NAME, "plan", f"{error.message}; {WRITTEN_AGAIN}")
         return None
     if plan is None:
         findings.problem(
             PLAN_NAME,
             "plan",
-            f"there is no {PLAN_NAME}, so shards that are missing and the source were not looked for; {again}",
+            f"there is no {PLAN_NAME}, so shards that are missing and the source were not looked for; {WRITTEN_AGAIN}",
         )
     return plan

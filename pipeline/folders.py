@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import SampleFormatError, SourceError, StorageError
 from .contents import is_known_other, told_extension
-from .left_out import LeftOut, LeftOutCounter
+from .left_out import LeftOut, LeftOutCounter, count_left_out
 from .pairs import Pair
 from .patterns import path_matches
 from .samples import Sample, escape_key, hidden_part, is_image_extension
@@ -24,12 +24,13 @@ __all__ = ["Carried", "FolderListing", "Found", "ListedFile", "SourceFile"]
 _CARRIED = re.compile(r"[A-Za-z0-9_+-]+")
 _SHOWN = 3
 
-# Files that belong to no image, and to nothing else.
-_ALONE = (
-    "NOT archive AND (role = '' OR (role = 'carried' AND NOT EXISTS (SELECT 1 FROM file AS other WHERE other.stem = "
-    "file.stem AND other.role = 'image')) OR (role = 'paired' AND path NOT IN (SELECT path FROM taken))) "
-    "AND path NOT IN (SELECT path FROM used)"
+# Files that look like a part of a sample and are of none.
+_LONELY = (
+    "(role = 'carried' AND NOT EXISTS (SELECT 1 FROM file AS other WHERE other.stem = file.stem AND "
+    "other.role = 'image') OR role = 'paired' AND NOT EXISTS (SELECT 1 FROM taken WHERE taken.path = file.path))"
 )
+# Files that belong to no image, and to nothing else.
+_ALONE = f"NOT archive AND (role = '' OR {_LONELY}) AND path NOT IN (SELECT path FROM used)"  # noqa: S608  a constant
 
 # So many files of an extension that tells nothing are read to see whether it is one of images, and so many altogether:
 # a folder may hold millions of other files, on S3 with a delay each.
@@ -144,10 +145,7 @@ class FolderListing:
             "CREATE TABLE sample (path BLOB, key TEXT, paths TEXT, named TEXT, size INTEGER)",
             "CREATE TABLE taken (path BLOB PRIMARY KEY, stem BLOB, rule INTEGER) WITHOUT ROWID",
             "CREATE TABLE used (path BLOB PRIMARY KEY) WITHOUT ROWID",
-            # What looks like a part of a sample and is of none.
-            "CREATE VIEW lonely AS SELECT * FROM file WHERE role = 'carried' AND NOT EXISTS (SELECT 1 FROM file AS "
-            "other WHERE other.stem = file.stem AND other.role = 'image') OR role = 'paired' AND NOT EXISTS (SELECT 1 "
-            "FROM taken WHERE taken.path = file.path)",
+            f"CREATE VIEW lonely AS SELECT * FROM file WHERE {_LONELY}",  # noqa: S608  a constant
         )
         insert = "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, NULL)"
         rules = _Rules(image, archive, carry, pairs)
@@ -171,7 +169,7 @@ class FolderListing:
     @property
     def ignored(self) -> int:
         """How many files are left out."""
-        return sum(each.count for each in self.left_out())
+        return count_left_out(self.left_out())
 
     def others(self) -> Iterator[str]:
         """The paths of these files, without hidden ones, sorted."""

@@ -9,7 +9,7 @@ from typing import Any
 from ..stored import Fields, as_text
 from .label_source import short
 
-__all__ = ["LeftOut", "LeftOutCounter", "left_out_from_json", "left_out_words", "merged"]
+__all__ = ["LeftOut", "LeftOutCounter", "count_left_out", "left_out_from_json", "left_out_words", "merged"]
 
 HIDDEN = "hidden"
 OTHERS = "others"
@@ -72,6 +72,11 @@ def merged(*parts: Iterable[LeftOut]) -> tuple[LeftOut, ...]:
     for part in parts:
         counter.merge(part)
     return counter.result()
+
+
+def count_left_out(found: Iterable[LeftOut]) -> int:
+    """How many files or members there are in all."""
+    return sum(each.count for each in found)
 
 
 def left_out_words(found: Iterable[LeftOut]) -> str:

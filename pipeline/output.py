@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from ..errors import CodecError, ImageFilteredError, PipelineError
-from .left_out import LeftOut
+from .left_out import LeftOut, count_left_out
 from .receipts import FileRef, Receipt, SampleIndex, SourceRef, mean_psnr
 from .samples import STREAM_EXTENSION, Sample
 from .shards import ShardWriter
@@ -174,7 +174,7 @@ class ShardOutput:
             fingerprint=fingerprint,
             quality=quality,
             **self._counts,
-            ignored=sum(each.count for each in left_out),
+            ignored=count_left_out(left_out),
             left_out=left_out,
             pixels=self._pixels,
             bytes_in=self._bytes_in,

@@ -31,6 +31,7 @@ __all__ = [
     "MOST_SAMPLES",
     "PLAN_NAME",
     "RECEIPT_LIMIT",
+    "RESERVED_NAMES",
     "FileRef",
     "Receipt",
     "ReceiptHead",
@@ -49,6 +50,9 @@ __all__ = [
 CLASSES_NAME = "classes.json"
 INDEX_NAME = "index.json"
 PLAN_NAME = "plan.json"
+RESERVED_NAMES = frozenset(name.removesuffix(".json") for name in (INDEX_NAME, PLAN_NAME, CLASSES_NAME))
+"""Names that a shard cannot have, whose receipt would be one of these files of a destination."""
+
 MOST_SAMPLES = 1 << 24
 """Samples that a shard may have by a receipt or an index; lists of a forged number of them must fit into memory."""
 
@@ -59,7 +63,6 @@ INDEX_LIMIT = 1 << 29
 """Bytes of ``index.json``, which then lists some seven million shards."""
 
 _FORMAT = 1
-_NO_RECEIPTS = (INDEX_NAME, PLAN_NAME, CLASSES_NAME)
 _INDEX_LINE = b'\n  "index": ['
 _END = b"\n}\n"
 # How the index is laid out; read so, it takes no memory but that of its entries, whatever a forged one holds.
@@ -413,8 +416,9 @@ def list_receipts(destination: str | Storage) -> dict[str, Receipt]:
 def receipt_names(storage: Storage) -> Iterator[str]:
     """Names of the shards that have a file where a receipt would be, in no certain order."""
     for entry in storage.list():
-        if entry.name.endswith(".json") and "/" not in entry.name and entry.name not in _NO_RECEIPTS:
-            yield entry.name.removesuffix(".json")
+        name = entry.name.removesuffix(".json")
+        if name != entry.name and "/" not in name and name not in RESERVED_NAMES:
+            yield name
 
 
 def read_heads(storage: Storage, names: Iterable[str]) -> Iterator[ReceiptHead]:

@@ -33,11 +33,12 @@ from ..errors import ConfigError, SourceError, StorageError
 from .contents import START_BYTES
 from .folder_labels import LabelReport, Labels, find_labels
 from .folders import Carried, FolderListing
-from .left_out import LeftOut, left_out_words
+from .left_out import LeftOut, count_left_out, left_out_words
 from .pairs import Pair, parse_pairs
 from .parquet_source import check_columns, image_column, iter_parquet_samples, open_parquet, row_key, stored_bytes
 from .patterns import path_matches
 from .prefetch import map_ahead
+from .receipts import RESERVED_NAMES
 from .s3_client import S3Options
 from .samples import Sample, hidden_part
 from .shards import TarGroups
@@ -48,7 +49,6 @@ from .storage import Entry, Storage, is_remote, local_path, open_storage, split_
 from .tables import ShardTable
 
 __all__ = [
-    "RESERVED_NAMES",
     "SampleStream",
     "Source",
     "is_wanted",
@@ -62,9 +62,6 @@ __all__ = [
 # Single objects of S3 come with a delay each, so that many must be on their way at once.
 _FETCHING = 16
 _FETCHED_AHEAD = 32
-
-RESERVED_NAMES = frozenset({"plan", "index", "classes"})
-"""Names that a shard cannot have, since a destination keeps ``plan.json``, ``index.json`` and ``classes.json``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +80,7 @@ class Source:
     @property
     def ignored(self) -> int:
         """How many files are left out."""
-        return sum(each.count for each in self.left_out)
+        return count_left_out(self.left_out)
 
 
 def open_source(
