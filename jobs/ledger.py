@@ -72,17 +72,15 @@ class Ledger:
             ShardError: one is missing, or has another size than its receipt says.
             StorageError: the destination cannot be listed.
         """
-        from ..pipeline.scratch import Scratch, pack_name
+        from ..pipeline.tables import FileSizes
 
         location = self._storage.location
-        sizes = Scratch("CREATE TABLE file (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID")
-        listed = ((pack_name(entry.name), entry.size) for entry in self._storage.list())
-        sizes.run_for_all("INSERT OR REPLACE INTO file VALUES (?, ?)", listed)
+        sizes = FileSizes(self._storage.list())
         for receipt in self.receipts:
             for file in (receipt.tar, receipt.statistics):
-                row = sizes.one("SELECT size FROM file WHERE name = ?", pack_name(file.name))
-                if row is None or row[0] != file.size:
-                    state = "is missing" if row is None else f"has {row[0]} bytes instead of {file.size}"
+                size = sizes.find(file.name)
+                if size != file.size:
+                    state = "is missing" if size is None else f"has {size} bytes instead of {file.size}"
                     raise ShardError(
                         f"{file.name} in {location} {state}, though its shard was converted; discernible verify "
                         f"{location} --repair finds all that are damaged and takes them away, to be made again",

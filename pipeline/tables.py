@@ -13,10 +13,11 @@ from ..errors import SourceError
 from ..stored import FieldError, parse_json
 from .left_out import LeftOut
 from .receipts import FileRef, ReceiptHead, SourceRef, Totals, totals
-from .scratch import Scratch, pack_name
+from .scratch import Scratch, pack_name, unpack_name
 from .source_shard import SourceShard
+from .storage import Entry
 
-__all__ = ["LONGEST_LINE", "ReceiptTable", "ShardTable", "parse_shard"]
+__all__ = ["LONGEST_LINE", "FileSizes", "ReceiptTable", "ShardTable", "parse_shard"]
 
 LONGEST_LINE = 1 << 26
 """Bytes of a shard's line, which lists the files of a folder's shard."""
@@ -47,6 +48,26 @@ def _is_fit(line: bytes) -> bool:
 
 def _values(line: bytes) -> int:
     return sum(map(line.count, (b",", b":", b"[", b"{")))
+
+
+class FileSizes:
+    """The files of a listing with their sizes in bytes, by name."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._scratch = Scratch("CREATE TABLE file (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID")
+        rows = ((pack_name(entry.name), entry.size) for entry in entries)
+        self._scratch.run_for_all("INSERT OR REPLACE INTO file VALUES (?, ?)", rows)
+
+    def __bool__(self) -> bool:
+        return self._scratch.one("SELECT 1 FROM file") is not None
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (Entry(unpack_name(name), size) for name, size in self._scratch.rows("SELECT name, size FROM file"))
+
+    def find(self, name: str) -> int | None:
+        """The size of a file, None when it is not there."""
+        row = self._scratch.one("SELECT size FROM file WHERE name = ?", pack_name(name))
+        return None if row is None else int(row[0])
 
 
 class ShardTable(Sequence[SourceShard]):

@@ -27,8 +27,8 @@ from .source_shard import SourceShard
 from .source_tars import list_tar
 from .sources import SampleStream, iter_keys, labels_of, list_folder
 from .statistics import SampleRow
-from .storage import Entry, open_storage, split_location, storage_errors
-from .tables import ShardTable
+from .storage import open_storage, split_location, storage_errors
+from .tables import FileSizes, ShardTable
 
 __all__ = ["SourceChecker", "SourceReport"]
 
@@ -214,7 +214,7 @@ class SourceChecker:
     def _size_of(self, shard: SourceShard, file: SourceFile, folder: _Folder) -> int | None:
         total = 0
         for path in dict.fromkeys((*file.paths, *file.named.values())):
-            size = folder.size(path)
+            size = folder.sizes.find(path)
             if size is None:
                 self._findings.problem(shard.name, "gone", f"the source has no {path} any more", file.key)
                 return None
@@ -310,25 +310,16 @@ class _Folder:
 
     def __init__(self, location: str, s3: S3Options | None) -> None:
         self._location, self._s3 = location, s3
-        self._scratch = Scratch("CREATE TABLE file (path BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID")
         with storage_errors(f"cannot list {location}"):
-            rows = ((pack_name(entry.name), entry.size) for entry in list_entries(location, s3))
-            self._scratch.run_for_all("INSERT OR REPLACE INTO file VALUES (?, ?)", rows)
-        if self._scratch.one("SELECT 1 FROM file") is None:
+            self.sizes = FileSizes(list_entries(location, s3))
+        if not self.sizes:
             raise StorageError(f"nothing is at {location}; is it mounted?")
-
-    def size(self, path: str) -> int | None:
-        """The size of a file in bytes, None when it is not there."""
-        row = self._scratch.one("SELECT size FROM file WHERE path = ?", pack_name(path))
-        return None if row is None else int(row[0])
 
     def samples(self, listing: Listing) -> Iterator[SourceFile]:
         """The samples that a conversion would find now. Raises SourceError, StorageError."""
-        rows = self._scratch.rows("SELECT path, size FROM file")
-        entries = (Entry(unpack_name(path), size) for path, size in rows)
         found = list_folder(
             self._location,
-            entries,
+            self.sizes,
             listing.include or ("*",),
             self._s3,
             carry=listing.carry,

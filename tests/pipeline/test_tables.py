@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from discernible.errors import SourceError, StorageError
 from discernible.pipeline.folders import FolderListing, SourceFile
 from discernible.pipeline.prefetch import map_ahead
-from discernible.pipeline.receipts import FileRef, Receipt, ReceiptHead, SourceRef, totals
+from discernible.pipeline.receipts import FileRef, ReceiptHead, SourceRef, totals
 from discernible.pipeline.samples import hidden_part
 from discernible.pipeline.scratch import Scratch
 from discernible.pipeline.source_shard import SourceShard
 from discernible.pipeline.storage import Entry
 from discernible.pipeline.tables import ReceiptTable, ShardTable
+
+from . import receipt_setup
 
 
 def shard(name: str, size: int = 1, samples: int | None = 1) -> SourceShard:
@@ -31,27 +33,14 @@ def shard(name: str, size: int = 1, samples: int | None = 1) -> SourceShard:
 
 
 def receipt(name: str, committed: int = 1) -> ReceiptHead:
-    return Receipt.of(
-        (),
+    return dataclasses.replace(
+        receipt_setup.receipt("b", "/data").head(),
         name=name,
-        plan_id="p",
         source=SourceRef("tar", f"/data/{name}.tar"),
-        weights="default",
-        fingerprint="00c0ffee",
-        quality=50,
         committed=committed,
-        quarantined=1,
-        passthrough=0,
-        filtered=0,
-        ignored=0,
-        pixels=100,
-        bytes_in=500,
-        bytes_out=50,
-        bytes_carried=7,
-        psnr=31.25,
         tar=FileRef(f"{name}.tar", 10240, "0" * 64),
         statistics=FileRef(f"{name}.parquet", 99, "1" * 64),
-    ).head()
+    )
 
 
 NAMES = st.text(st.characters(min_codepoint=32, exclude_categories=["Cs"]), min_size=1).filter(
