@@ -32,6 +32,8 @@ _I8 = npt.NDArray[np.int8]
 
 _SLOPE = np.float32(0.1)
 _LARGEST = np.float32(127)
+# Cells that a pass takes at a time: they stay in the nearest cache.
+_SPAN = 32
 
 # NumPy's division: Python's looks whether the divisor is 0, and with it nothing becomes vector instructions.
 _OPTIONS = {"boundscheck": False, "fastmath": True, "error_model": "numpy"}
@@ -39,17 +41,24 @@ _jit = compiler(**_OPTIONS)
 _inline = compiler(**_OPTIONS, inline="always")
 
 
-@_inline
-def _to_bytes(row: _F32, packed: _I8) -> np.float32:
-    """Write a row as bytes; returns what one of them is worth."""
-    largest = np.float32(1e-20)
-    for i in range(len(row)):
-        largest = max(largest, abs(row[i]))
-    factor = _LARGEST / largest
-    for i in range(len(row)):
-        value = row[i] * factor
-        packed[i] = np.int8(value + (np.float32(0.5) if value > 0 else np.float32(-0.5)))
-    return largest / _LARGEST
+@_jit
+def _pack_rows(rows: _F32, packed: _I8, worth: _F32) -> None:
+    """Write rows (M, S) as bytes, and to ``worth`` (M,) what one of each row is worth.
+
+    Passes of their own: a vector that is read before the narrower ones in it have left the store buffer waits for them.
+    """
+    for cell in range(len(rows)):
+        # Floats without their sign are ordered as integers are, whose maximum becomes vector instructions.
+        bits = rows[cell].view(np.int32)
+        most = np.int32(0)
+        for i in range(len(bits)):
+            size = np.int32(bits[i] & np.int32(0x7FFFFFFF))
+            most = size if size > most else most
+        worth[cell] = max(np.int32(most).view(np.float32), np.float32(1e-20)) / _LARGEST
+    for cell in range(len(rows)):
+        row, target, factor = rows[cell], packed[cell], np.float32(1) / worth[cell]
+        for i in range(len(target)):
+            target[i] = np.int8(np.int32(np.rint(row[i] * factor)))
 
 
 @_jit
@@ -58,14 +67,14 @@ def pack_symbols(
     groups: npt.NDArray[np.uint8],
     exact: int,
     step: int,
-    order: npt.NDArray[np.int64],
+    places: npt.NDArray[np.int64],
     counts: npt.NDArray[np.int64],
     packed: _I8,
 ) -> int:
     """Sort blocks by how many of their groups of 8 channels are coded, in steps, most first, and write their coded
     symbols (S,), which lie behind one another, as bytes.
 
-    ``order`` (B,) gets the block of each row of ``packed`` (B, L), ``counts`` (steps + 1,) how many rows need each
+    ``places`` (B,) gets the row of each block in ``packed`` (B, L), ``counts`` (steps + 1,) how many rows need each
     number of steps. The first ``exact`` channels are 0. Returns how many symbols are too large for a byte; of these the
     nearest bytes are written.
     """
@@ -82,7 +91,7 @@ def pack_symbols(
         steps = (length + step - 1) // step
         place = starts[steps]
         starts[steps] += 1
-        order[place] = b
+        places[b] = place
         row, target = symbols[first : first + length], packed[place]
         off = np.int16(0)
         for c in range(length):
@@ -106,21 +115,19 @@ def add_large(
     symbols: npt.NDArray[np.int16],
     groups: npt.NDArray[np.uint8],
     exact: int,
-    order: npt.NDArray[np.int64],
+    places: npt.NDArray[np.int64],
     matrix: _I8,
     sums: _I32,
 ) -> None:
     """Add to ``sums`` (B, O) what ``matrix`` (L, O) makes of the parts of symbols that did not fit into bytes."""
-    firsts = np.zeros(len(groups), np.int64)
-    for b in range(1, len(groups)):
-        firsts[b] = firsts[b - 1] + 8 * np.int64(groups[b - 1])
-    for place in range(len(order)):
-        b = order[place]
-        row = symbols[firsts[b] : firsts[b] + 8 * np.int64(groups[b])]
+    first = np.int64(0)
+    for b in range(len(groups)):
+        row = symbols[first : first + 8 * np.int64(groups[b])]
+        first += len(row)
         for c in range(exact, len(row)):
             excess = np.int32(row[c] - min(max(row[c], np.int16(-127)), np.int16(127)))
             if excess != 0:
-                target, basis = sums[place], matrix[c]
+                target, basis = sums[places[b]], matrix[c]
                 for i in range(len(target)):
                     target[i] += excess * np.int32(basis[i])
 
@@ -131,7 +138,7 @@ def place_blocks(
     scale: _F32,
     colours: npt.NDArray[np.int16],
     classes: npt.NDArray[np.uint8],
-    order: npt.NDArray[np.int64],
+    places: npt.NDArray[np.int64],
     columns: int,
     matrix: _F32,
     base: _F32,
@@ -139,7 +146,7 @@ def place_blocks(
     packed: _I8,
     worth: _F32,
 ) -> None:
-    """From sums of products, block by block in ``order``, to the four cells of each, on a grid of 2·columns a row.
+    """From sums of products, whose rows ``places`` names, to the four cells of each block, on a grid of 2·columns a row.
 
     Fills the ``narrow`` (M, S) channels, also as bytes with their ``worth`` (M,); ``sums``, ``scale`` and the arrays
     below end with the 4·S columns that are for them. ``base`` (K, …) adds what the classes say, ``matrix`` (3, …) what
@@ -148,8 +155,8 @@ def place_blocks(
     width = narrow.shape[1]
     first = len(scale) - 4 * width
     red, green, blue = matrix[0], matrix[1], matrix[2]
-    for place in range(len(order)):
-        b = order[place]
+    for b in range(len(places)):
+        place = places[b]
         v0, v1, v2 = np.float32(colours[b, 0]), np.float32(colours[b, 1]), np.float32(colours[b, 2])
         y, x = b // columns, b % columns
         for quarter in range(4):
@@ -159,7 +166,7 @@ def place_blocks(
             r, g, bl, target = red[start:end], green[start:end], blue[start:end], narrow[cell]
             for i in range(width):
                 target[i] = said[i] + worths[i] * np.float32(found[i]) + v0 * r[i] + v1 * g[i] + v2 * bl[i]
-            worth[cell] = _to_bytes(target, packed[cell])
+    _pack_rows(narrow, packed, worth)
 
 
 @_jit
@@ -174,44 +181,53 @@ def convolve_rows(
     padded: _F32,
     packed: _I8,
 ) -> None:
-    """Leaky ReLU of scaled sums (M, S), then the depthwise 3×3 convolution by ``weight`` (9, S) and ``bias`` (S,), as
-    bytes whose worth takes the place of that of the sums. ``padded`` ((h + 2)·(columns + 2), S) has a rim of 0."""
-    width = len(bias)
+    """Leaky ReLU of scaled sums (M, S), then the depthwise 3×3 convolution by ``weight`` (9, n·S) and ``bias`` (n·S,), as
+    bytes whose worth takes the place of that of the sums. ``padded`` ((h + 2)·(columns + 2), S) has a rim of 0.
+
+    Weights and biases are repeated n times, for as many cells at once: a loop over few channels is short for vectors.
+    """
+    width, length, pitch = len(scale), columns * len(scale), (columns + 2) * len(scale)
     for cell in range(len(worth)):
         target = padded[(cell // columns + 1) * (columns + 2) + cell % columns + 1]
         found, value_of = sums[cell], worth[cell]
         for i in range(width):
             value = np.float32(found[i]) * (value_of * scale[i]) + rectified_bias[i]
             target[i] = max(value, _SLOPE * value)
-    total = np.empty(width, np.float32)
+    totals = np.empty((columns, width), np.float32)
+    samples, flat = padded.reshape(-1), totals.reshape(-1)
     w0, w1, w2 = weight[0], weight[1], weight[2]
     w3, w4, w5 = weight[3], weight[4], weight[5]
     w6, w7, w8 = weight[6], weight[7], weight[8]
-    for cell in range(len(worth)):
-        above = (cell // columns) * (columns + 2) + cell % columns
-        beside, below = above + columns + 2, above + 2 * columns + 4
-        a0, a1, a2 = padded[above], padded[above + 1], padded[above + 2]
-        a3, a4, a5 = padded[beside], padded[beside + 1], padded[beside + 2]
-        a6, a7, a8 = padded[below], padded[below + 1], padded[below + 2]
-        # In one loop: nine loops over so few channels took twice as long.
-        for i in range(width):
-            total[i] = (
-                bias[i]
-                + (a0[i] * w0[i] + a1[i] * w1[i] + a2[i] * w2[i])
-                + (a3[i] * w3[i] + a4[i] * w4[i] + a5[i] * w5[i])
-                + (a6[i] * w6[i] + a7[i] * w7[i] + a8[i] * w8[i])
-            )
-        worth[cell] = _to_bytes(total, packed[cell])
+    for start in range(0, len(worth), columns):
+        for begin in range(0, length, len(bias)):
+            some = min(len(bias), length - begin)
+            above = start // columns * pitch + begin
+            beside, below = above + pitch, above + 2 * pitch
+            a0, a1, a2 = samples[above:], samples[above + width :], samples[above + 2 * width :]
+            a3, a4, a5 = samples[beside:], samples[beside + width :], samples[beside + 2 * width :]
+            a6, a7, a8 = samples[below:], samples[below + width :], samples[below + 2 * width :]
+            total = flat[begin:]
+            # In one loop: nine loops over so few channels took twice as long.
+            for i in range(some):
+                total[i] = (
+                    bias[i]
+                    + (a0[i] * w0[i] + a1[i] * w1[i] + a2[i] * w2[i])
+                    + (a3[i] * w3[i] + a4[i] * w4[i] + a5[i] * w5[i])
+                    + (a6[i] * w6[i] + a7[i] * w7[i] + a8[i] * w8[i])
+                )
+        _pack_rows(totals, packed[start : start + columns], worth[start : start + columns])
 
 
 @_jit
 def add_rows(sums: _I32, worth: _F32, scale: _F32, narrow: _F32, packed: _I8) -> None:
     """Add scaled sums (M, S) to the residual stream ``narrow``, and make bytes of it with a new worth."""
-    for cell in range(len(worth)):
-        target, found, value_of = narrow[cell], sums[cell], worth[cell]
-        for i in range(len(scale)):
-            target[i] += np.float32(found[i]) * (value_of * scale[i])
-        worth[cell] = _to_bytes(target, packed[cell])
+    for start in range(0, len(worth), _SPAN):
+        end = min(start + _SPAN, len(worth))
+        for cell in range(start, end):
+            target, found, value_of = narrow[cell], sums[cell], worth[cell]
+            for i in range(len(scale)):
+                target[i] += np.float32(found[i]) * (value_of * scale[i])
+        _pack_rows(narrow[start:end], packed[start:end], worth[start:end])
 
 
 @_jit
@@ -222,21 +238,26 @@ def gate_rows(sums: _I32, worth: _F32, scale: _F32, bias: _F32, packed: _I8) -> 
     does not.
     """
     width = len(scale) // 2
-    total = np.empty(width, np.float32)
+    totals = np.empty((_SPAN, width), np.float32)
     value_scale, gate_scale, value_bias, gate_bias = scale[:width], scale[width:], bias[:width], bias[width:]
-    for cell in range(len(worth)):
-        values, gates, value_of = sums[cell, :width], sums[cell, width:], worth[cell]
-        for i in range(width):
-            value = np.float32(values[i]) * (value_of * value_scale[i]) + value_bias[i]
-            gate = np.float32(gates[i]) * (value_of * gate_scale[i]) + gate_bias[i]
-            half = min(max(gate * np.float32(0.5), np.float32(-4.97)), np.float32(4.97))
-            square = half * half
-            above = half * (np.float32(135135) + square * (np.float32(17325) + square * (np.float32(378) + square)))
-            below = np.float32(135135) + square * (
-                np.float32(62370) + square * (np.float32(3150) + square * np.float32(28))
-            )
-            total[i] = value * (np.float32(0.5) + np.float32(0.5) * above / below)
-        worth[cell] = _to_bytes(total, packed[cell])
+    for start in range(0, len(worth), _SPAN):
+        end = min(start + _SPAN, len(worth))
+        for cell in range(start, end):
+            values, gates, value_of = sums[cell, :width], sums[cell, width:], worth[cell]
+            total = totals[cell - start]
+            for i in range(width):
+                value = np.float32(values[i]) * (value_of * value_scale[i]) + value_bias[i]
+                gate = np.float32(gates[i]) * (value_of * gate_scale[i]) + gate_bias[i]
+                half = min(max(gate * np.float32(0.5), np.float32(-4.97)), np.float32(4.97))
+                square = half * half
+                above = half * (
+                    np.float32(135135) + square * (np.float32(17325) + square * (np.float32(378) + square))
+                )
+                below = np.float32(135135) + square * (
+                    np.float32(62370) + square * (np.float32(3150) + square * np.float32(28))
+                )
+                total[i] = value * (np.float32(0.5) + np.float32(0.5) * above / below)
+        _pack_rows(totals[: end - start], packed[start:end], worth[start:end])
 
 
 @_jit
@@ -245,7 +266,7 @@ def write_pixels(
     straight_scale: _F32,
     colours: npt.NDArray[np.int16],
     classes: npt.NDArray[np.uint8],
-    order: npt.NDArray[np.int64],
+    places: npt.NDArray[np.int64],
     columns: int,
     matrix: _F32,
     base: _F32,
@@ -264,8 +285,8 @@ def write_pixels(
     """
     side, samples = len(rows) // 3, len(packed)
     red, green, blue = matrix[0], matrix[1], matrix[2]
-    for place in range(len(order)):
-        b = order[place]
+    for b in range(len(places)):
+        place = places[b]
         v0, v1, v2 = np.float32(colours[b, 0]), np.float32(colours[b, 1]), np.float32(colours[b, 2])
         for quarter in range(4):
             y, x = 2 * (b // columns) + quarter // 2, 2 * (b % columns) + quarter % 2

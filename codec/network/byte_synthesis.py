@@ -44,6 +44,8 @@ __all__ = ["ByteSynthesis", "each_on_a_thread", "multiplies_bytes"]
 
 # Rows of the first product come in groups of so many channels: smaller ones would make too small products.
 _STEP = 64
+# So many channels, of one cell or several, go through the depthwise convolution at a time.
+_CONVOLVED = 128
 # Memory that a thread keeps from one image to the next; a large one would leave it with 60 bytes a pixel for good.
 _KEPT_BYTES = 1 << 24
 
@@ -107,7 +109,7 @@ class _Block(NamedTuple):
 
     spatial_in: _Matrix
     spatial_bias: _F32
-    depthwise_9S: _F32
+    depthwise: _F32  # (9, n·S): that of n cells side by side
     depthwise_bias: _F32
     spatial_out: _Matrix
     gate_in: _Matrix
@@ -119,11 +121,12 @@ def _block(layers: list[Tensor], depthwise: nn.Conv2d) -> _Block:
     """Of the layers that :meth:`.blocks.ResidualBlocks.folded_layers` gives."""
     spatial_in, spatial_bias, spatial_out, gate_in, gate_bias, gate_out = layers
     assert depthwise.bias is not None
+    cells = -(-_CONVOLVED // depthwise.out_channels)
     return _Block(
         spatial_in=_in_bytes(spatial_in),
         spatial_bias=spatial_bias.numpy().copy(),
-        depthwise_9S=depthwise.weight.reshape(-1, 9).T.contiguous().numpy(),
-        depthwise_bias=depthwise.bias.numpy().copy(),
+        depthwise=np.tile(depthwise.weight.reshape(-1, 9).T.contiguous().numpy(), cells),
+        depthwise_bias=np.tile(depthwise.bias.numpy(), cells),
         spatial_out=_in_bytes(spatial_out),
         gate_in=_in_bytes(gate_in),
         gate_bias=gate_bias.numpy().copy(),
@@ -193,18 +196,18 @@ class ByteSynthesis:
                 "weights"
             )
         room = _room(rows, columns, channels, self._width, self._samples, len(self._first.scale))
-        large = pack_symbols(symbols, groups, PREDICTED, _STEP, room.order, room.counts, room.symbols.numpy())
+        large = pack_symbols(symbols, groups, PREDICTED, _STEP, room.places, room.counts, room.symbols.numpy())
         start = 0
-        for steps in range(len(room.counts) - 1, 0, -1):
-            end = start + int(room.counts[steps])
-            if end > start:
-                most = min(steps * _STEP, channels)
+        for steps, count in reversed(list(enumerate(room.counts.tolist()))):
+            end, most = start + count, min(steps * _STEP, channels)
+            if most == 0:
+                room.first[start:] = 0
+            elif count:
                 torch._int_mm(room.symbols[start:end, :most], self._first.bytes[:most], out=room.first[start:end])
             start = end
-        room.first[start:] = 0
         first = room.first.numpy()
         if large:
-            add_large(symbols, groups, PREDICTED, room.order, self._first.bytes.numpy(), first)
+            add_large(symbols, groups, PREDICTED, room.places, self._first.bytes.numpy(), first)
         if self._blocks is not None:
             self._run_network(room, self._blocks, first, colours, classes, columns)
         pixels = torch.empty(3, self._side * 2 * rows, self._side * 2 * columns, dtype=torch.uint8)
@@ -222,7 +225,7 @@ class ByteSynthesis:
             torch._int_mm(room.bytes, self._patch_bytes.bytes, out=room.patches)
             scale = self._patch_bytes.scale
         write_pixels(
-            first, first_scale, colours, classes, room.order, columns, self._colours, self._base,
+            first, first_scale, colours, classes, room.places, columns, self._colours, self._base,
             room.patches.numpy(), room.worth, scale, packed.numpy(), cell_rows, picture_rows,
         )  # fmt: skip
         return pixels
@@ -233,7 +236,7 @@ class ByteSynthesis:
         """The residual blocks: from the first products to the residual stream of ``room``, and its bytes."""
         cells, worth, narrow = room.bytes.numpy(), room.worth, room.narrow.numpy()
         place_blocks(
-            first, self._first.scale, colours, classes, room.order, columns, self._colours, self._base,
+            first, self._first.scale, colours, classes, room.places, columns, self._colours, self._base,
             narrow, cells, worth,
         )  # fmt: skip
         sums, pairs = room.sums.numpy(), room.pairs.numpy()
@@ -241,7 +244,7 @@ class ByteSynthesis:
             torch._int_mm(room.bytes, block.spatial_in.bytes, out=room.sums)
             convolve_rows(
                 sums, worth, block.spatial_in.scale, block.spatial_bias, 2 * columns,
-                block.depthwise_9S, block.depthwise_bias, room.padded, cells,
+                block.depthwise, block.depthwise_bias, room.padded, cells,
             )  # fmt: skip
             torch._int_mm(room.bytes, block.spatial_out.bytes, out=room.sums)
             add_rows(sums, worth, block.spatial_out.scale, narrow, cells)
@@ -282,7 +285,7 @@ class _Room:
     def __init__(self, rows: int, columns: int, latents: int, width: int, samples: int, outputs: int) -> None:
         blocks, cells = rows * columns, 4 * rows * columns
         self.sizes = (rows, columns, latents, width, samples, outputs)
-        self.order = np.empty(blocks, np.int64)
+        self.places = np.empty(blocks, np.int64)
         self.counts = np.empty(-(-latents // _STEP) + 1, np.int64)
         self.symbols = _memory("symbols", torch.int8, blocks, -(-latents // _STEP) * _STEP)
         self.symbols[:, latents:] = 0
