@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 __all__ = [
+    "JSON_DECODER",
     "LARGEST",
     "FieldError",
     "Fields",
@@ -45,10 +46,11 @@ def parse_json(data: bytes) -> Any:
     It takes up to some thirty times the length of the text, so whoever reads a file limits that.
 
     Raises:
-        FieldError: it is no JSON, holds NaN or Infinity, or is nested too deeply.
+        FieldError: it is no JSON, holds NaN, Infinity or a number that only infinity stands for, or is nested too
+            deeply.
     """
     try:
-        return _DECODER.decode(data.decode("utf-8"))
+        return JSON_DECODER.decode(data.decode("utf-8"))
     except RecursionError as exc:
         raise FieldError("it is nested too deeply") from exc
     except ValueError as exc:
@@ -169,8 +171,16 @@ def _refuse(constant: str) -> None:
     raise FieldError(f"{constant} is not JSON")
 
 
+def _finite_number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise FieldError(f"{text[:_SHOWN]} is too large for a number")
+    return value
+
+
 # Made once: that takes longer than to read a receipt's head.
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+JSON_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite_number)
+"""Takes nothing but JSON whose numbers are finite; raises ValueError, of which FieldError is one."""
 
 
 def shown(value: object) -> str:

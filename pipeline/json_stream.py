@@ -6,12 +6,11 @@ For files that are one object with a few long lists of objects in it, such as CO
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
-from ..stored import FieldError
+from ..stored import JSON_DECODER, FieldError
 
 __all__ = ["LONGEST_RECORD", "iter_records"]
 
@@ -99,7 +98,7 @@ class _Text:
         self.sign()
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = JSON_DECODER.raw_decode(self._text, self._at)
             except RecursionError as exc:
                 raise FieldError("it is nested too deeply") from exc
             except FieldError:
@@ -148,10 +147,3 @@ class _Text:
             raise FieldError(f"it is no text in UTF-8: {exc.reason}") from exc
         self._at = 0
         return bool(data)
-
-
-def _refuse(constant: str) -> None:
-    raise FieldError(f"{constant} is not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse)

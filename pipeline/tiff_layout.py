@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from numbers import Number
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -185,7 +186,10 @@ def has_plain_ycbcr(layout: TiffLayout) -> bool:
         530: (1, 1),
         532: (0, 255, 128, 255, 128, 255),
     }
-    return all(
-        np.allclose([float(each) for each in layout.tags.get(tag, default)], default, atol=1e-3)
-        for tag, default in defaults.items()
-    )
+    for tag, default in defaults.items():
+        told = layout.tags.get(tag, default)
+        if not isinstance(told, tuple) or len(told) != len(default) or not all(isinstance(v, Number) for v in told):
+            return False
+        if not np.allclose([float(value) for value in told], default, atol=1e-3):
+            return False
+    return True

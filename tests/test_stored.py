@@ -30,7 +30,20 @@ def test_what_is_parsed_is_json_or_a_field_error(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"NaN", b"[Infinity]", b"-Infinity", b"[" * 10**6, b'{"a":' * 10**6, b"9" * 5000, b"\xff", b"", b"1 2"]
+    "data",
+    [
+        b"NaN",
+        b"[Infinity]",
+        b"-Infinity",
+        b"1e999",
+        b"[-1.5E+400]",
+        b"[" * 10**6,
+        b'{"a":' * 10**6,
+        b"9" * 5000,
+        b"\xff",
+        b"",
+        b"1 2",
+    ],
 )
 def test_what_is_no_json_is_refused(data: bytes) -> None:
     with pytest.raises(FieldError):

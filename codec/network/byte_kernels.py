@@ -53,7 +53,7 @@ def _pack_rows(rows: _F32, packed: _I8, worth: _F32) -> None:
         most = np.int32(0)
         for i in range(len(bits)):
             size = np.int32(bits[i] & np.int32(0x7FFFFFFF))
-            most = size if size > most else most
+            most = max(most, size)
         worth[cell] = max(np.int32(most).view(np.float32), np.float32(1e-20)) / _LARGEST
     for cell in range(len(rows)):
         row, target, factor = rows[cell], packed[cell], np.float32(1) / worth[cell]
@@ -146,7 +146,7 @@ def place_blocks(
     packed: _I8,
     worth: _F32,
 ) -> None:
-    """From sums of products, whose rows ``places`` names, to the four cells of each block, on a grid of 2·columns a row.
+    """From sums of products, whose rows ``places`` names, to the four cells of each block: 2·columns cells a row.
 
     Fills the ``narrow`` (M, S) channels, also as bytes with their ``worth`` (M,); ``sums``, ``scale`` and the arrays
     below end with the 4·S columns that are for them. ``base`` (K, …) adds what the classes say, ``matrix`` (3, …) what
@@ -181,8 +181,8 @@ def convolve_rows(
     padded: _F32,
     packed: _I8,
 ) -> None:
-    """Leaky ReLU of scaled sums (M, S), then the depthwise 3×3 convolution by ``weight`` (9, n·S) and ``bias`` (n·S,), as
-    bytes whose worth takes the place of that of the sums. ``padded`` ((h + 2)·(columns + 2), S) has a rim of 0.
+    """Leaky ReLU of scaled sums (M, S), then the depthwise 3×3 convolution by ``weight`` (9, n·S) and ``bias`` (n·S,),
+    as bytes whose worth takes the place of that of the sums. ``padded`` ((h + 2)·(columns + 2), S) has a rim of 0.
 
     Weights and biases are repeated n times, for as many cells at once: a loop over few channels is short for vectors.
     """
@@ -250,9 +250,7 @@ def gate_rows(sums: _I32, worth: _F32, scale: _F32, bias: _F32, packed: _I8) -> 
                 gate = np.float32(gates[i]) * (value_of * gate_scale[i]) + gate_bias[i]
                 half = min(max(gate * np.float32(0.5), np.float32(-4.97)), np.float32(4.97))
                 square = half * half
-                above = half * (
-                    np.float32(135135) + square * (np.float32(17325) + square * (np.float32(378) + square))
-                )
+                above = half * (np.float32(135135) + square * (np.float32(17325) + square * (np.float32(378) + square)))
                 below = np.float32(135135) + square * (
                     np.float32(62370) + square * (np.float32(3150) + square * np.float32(28))
                 )
