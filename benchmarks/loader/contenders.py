@@ -6,6 +6,7 @@ batch: turning it is free, as ``channels_last``. Where a peer could hold pixels 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from discernible.pipeline.shardset import ShardSet
 from discernible.pipeline.shardstream import LoaderConfig, ShardStream
 from discernible.pipeline.worker_codec import worker_codec
 
-WEIGHTS = "default"
+#: A name or a file, which the processes of contenders take over.
+WEIGHTS = os.environ.get("LOADER_WEIGHTS", "default")
 
 Decode = Callable[[bytes], Any]
 

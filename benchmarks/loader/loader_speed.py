@@ -11,9 +11,10 @@ The first table is the processor time of what workers do, in one process: readin
 decoding: ours to latents, which a GPU would turn into pixels; all others to pixels. The others are whole loaders, with
 0, 1, 2, … workers that run already, one thread a process: images a second, processor time an image of all processes,
 the time from building the loader in a fresh process to its first batch, and the memory of all processes. On a CPU ours
-does the synthesis too, and so is the slowest by far; "its workers alone" is what a GPU would be fed with. ``--device``
-moves the synthesis. How our workers' part scales is measured where no process waits for another: in as many training
-processes, each without workers, as there are cores.
+does the synthesis too; "its workers alone" is what a GPU would be fed with. ``--device`` moves the synthesis.
+``LOADER_WEIGHTS`` in the environment names other weights than ``default``, and ``--quality`` theirs. How our workers'
+part scales is measured where no process waits for another: in as many training processes, each without workers, as
+there are cores.
 
 Peers that are not installed are left out, and the script says so; ``make bench`` installs those that it can into
 ``build/loader_peers``. Prints tables in Markdown and writes ``loader_speed.csv``, a line for each turn.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import os
 import statistics
 import tempfile
@@ -43,7 +45,7 @@ from benchmarks.loader.contenders import (
     Contender,
 )
 from benchmarks.loader.datasets import bytes_of, convert, tar_rows, write_tars
-from benchmarks.loader.photos import AGREEMENT, AT_AGREEMENT, FINGERPRINT, SIDE, encoded, setting
+from benchmarks.loader.photos import AGREEMENT, AT_AGREEMENT, FINGERPRINT, SIDE, Qualities, encoded, setting
 from benchmarks.loader.processes import ContenderMissing, Contest, Task
 from benchmarks.peers import markdown_table
 from discernible.codec import Codec
@@ -65,13 +67,13 @@ Turn = dict[str, float]  # quantity → value
 
 def write_all(root: Path, options: argparse.Namespace) -> dict[str, float]:
     """All photographs in all formats, as tars; the mean bytes of a file by format."""
-    qualities = AT_AGREEMENT[options.judge]
+    qualities = options.qualities
     files = encoded(options.images, qualities)
     for data, some in files.items():
         write_tars(root / data, "jpg" if data == "original" else data, some)
     codec = Codec.load(WEIGHTS)
     print(f"ours: weights {codec.name} ({codec.fingerprint})")
-    if codec.fingerprint != FINGERPRINT:
+    if codec.fingerprint != FINGERPRINT and options.quality is None:
         print(f"quality {qualities.ours} was found for weights {FINGERPRINT}")
     convert(root / "png", root / "dci", codec, qualities.ours)
     files["dci"] = [row["image"] for row in tar_rows(root / "dci", "dci")]
@@ -126,7 +128,9 @@ def median(turns: list[Turn]) -> Turn:
     return {quantity: statistics.median(turn[quantity] for turn in turns) for quantity in turns[0]}
 
 
-def feed_table(there: list[Contender], middle: dict[Key, Turn], file_bytes: dict[str, float], judge: str) -> str:
+def feed_table(
+    there: list[Contender], middle: dict[Key, Turn], file_bytes: dict[str, float], qualities: Qualities
+) -> str:
     """What one worker pays for an image."""
     ours = sum(middle[OURS, None].values())
     rows = []
@@ -134,7 +138,7 @@ def feed_table(there: list[Contender], middle: dict[Key, Turn], file_bytes: dict
         if contender.read is None:
             continue
         read, decode = (middle[contender.name, None][part] for part in ("read", "decode"))
-        at = setting(AT_AGREEMENT[judge], contender.data)
+        at = setting(qualities, contender.data)
         times = [f"{1e3 * seconds:.3f}" for seconds in (read, decode, read + decode)]
         rows.append([contender.name, at, f"{file_bytes[contender.data]:,.0f}", *times, f"{(read + decode) / ours:.1f}"])
     header = ["processor ms an image, in a worker", "files", "bytes", "read", "decode", "both", "ours = 1"]
@@ -169,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), help="where the CSV goes")
     parser.add_argument("--judge", choices=list(AT_AGREEMENT), default="EfficientNet-Lite2", help="whose agreement")
+    parser.add_argument("--quality", type=int, help="of ours (default: where weights 'default' have that agreement)")
     parser.add_argument("--device", default="cpu", help="where the synthesis of ours runs")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64)
@@ -180,6 +185,9 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=Path("build/loader_peers"), help="folder of peers' packages")
     parser.add_argument("--quick", action="store_true", help="64 images, 1 round, 0 and 1 workers")
     options = parser.parse_args()
+    options.qualities = AT_AGREEMENT[options.judge]
+    if options.quality is not None:
+        options.qualities = dataclasses.replace(options.qualities, ours=options.quality)
     if options.quick:
         options.images, options.batch, options.rounds, options.workers, options.seconds = 64, 16, 1, [0, 1], 0.2
 
@@ -205,7 +213,7 @@ def main() -> None:
         f"{options.images} photographs, {SIDE}×{SIDE}, agreement of {options.judge} {AGREEMENT:.0%}; batches of "
         f"{options.batch}, {options.rounds} rounds, {os.cpu_count()} cores, synthesis on {options.device}\n"
     )
-    print(feed_table(there, middle, file_bytes, options.judge), end="\n\n")
+    print(feed_table(there, middle, file_bytes, options.qualities), end="\n\n")
     for line in verdicts(middle, options.workers):
         print(f"- {line}")
     if together:
