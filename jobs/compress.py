@@ -15,8 +15,9 @@ from rich.console import Console
 from ..errors import DestinationError, SourceError
 from .classes import write_classes
 from .dispatch import Dispatcher, DispatchPolicy, ShardFailure, Task
+from .freeze import freeze_plan
 from .ledger import Ledger, read_ledger
-from .plan import Plan, freeze_plan, make_plan, read_plan
+from .plan import Plan, make_plan, read_plan
 from .progress import Counts, Meter, NullDisplay, ProgressMode, announce, make_display
 from .quarantine import QuarantinedSample, quarantine_of
 from .signals import stop_on_signals

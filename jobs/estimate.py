@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..pipeline.left_out import LeftOut, count_left_out
 from .cluster import Layout, choose_layout, usable_cores
+from .freeze import check_destination
 from .ledger import Ledger
-from .plan import Plan, check_destination, make_plan
+from .plan import Plan, make_plan
 from .spec import JobSpec
 
 if TYPE_CHECKING:

@@ -10,10 +10,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from ..errors import DestinationError, ShardError, SourceError, StorageError, StreamError, WeightsError
-from ..pipeline.storage import is_remote, open_storage, split_location
+from ..pipeline.opening import open_storage
+from ..pipeline.storage import is_remote, split_location
+from .facts import facts
 from .ledger import read_ledger
 from .plan import INDEX_NAME, read_plan
-from .report import byte_words, facts, sample_words
+from .report import byte_words, sample_words
 from .spec import resolve_location
 from .text import format_bytes, format_count
 
@@ -317,8 +319,8 @@ def _inspect_sample(key: str, members: dict[str, bytes], fault: str | None) -> S
 
 
 def _inspect_folder(path: str, storage: Storage) -> FolderFacts:
+    from ..pipeline.receipt_table import ReceiptTable
     from ..pipeline.receipts import read_heads, receipt_names
-    from ..pipeline.tables import ReceiptTable
 
     plan = read_plan(storage)
     if plan is None:

@@ -23,7 +23,7 @@ class Ledger:
     """The state of a destination: the receipts that are known, and the shards of the plan that have none."""
 
     def __init__(self, plan: Plan, storage: Storage) -> None:
-        from ..pipeline.tables import ReceiptTable
+        from ..pipeline.receipt_table import ReceiptTable
 
         self._plan = plan
         self._storage = storage
@@ -72,7 +72,7 @@ class Ledger:
             ShardError: one is missing, or has another size than its receipt says.
             StorageError: the destination cannot be listed.
         """
-        from ..pipeline.tables import FileSizes
+        from ..pipeline.shard_table import FileSizes
 
         location = self._storage.location
         sizes = FileSizes(self._storage.list())

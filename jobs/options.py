@@ -11,14 +11,13 @@ import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from ..errors import ConfigError
 from ..pipeline.s3_client import S3Options
-from .spec import JobSpec, resolve_location
+from .spec import JobSpec
 
 __all__ = [
     "Destination",
@@ -29,7 +28,6 @@ __all__ = [
     "Threads",
     "Weights",
     "expanded",
-    "job_arguments",
     "job_spec",
     "s3_access",
     "s3_pair",
@@ -268,63 +266,6 @@ def job_spec(
         source_s3=s3.source,
         destination_s3=s3.destination,
     )
-
-
-def job_arguments(spec: JobSpec) -> list[str]:
-    """The command line arguments that give this JobSpec again, ``tries`` included; weights stay as they are named."""
-    plain = JobSpec(source=spec.source, destination=spec.destination)
-    arguments = [resolve_location(spec.source), resolve_location(spec.destination)]
-    for name in (
-        "quality",
-        "weights",
-        "guide",
-        "shard_size",
-        "limit",
-        "image_member",
-        "image_column",
-        "missing_image",
-        "max_pixels",
-        "animated",
-        "jpeg",
-        "min_psnr",
-        "min_size",
-        "resize",
-        "device",
-        "workers",
-        "cpus_per_worker",
-        "gpus_per_worker",
-        "tries",
-    ):
-        if getattr(spec, name) != getattr(plain, name):
-            arguments += [f"--{name.replace('_', '-')}", str(getattr(spec, name))]
-    if spec.background != plain.background:
-        arguments += ["--background", bytes(spec.background).hex()]
-    if spec.labels != plain.labels:
-        # A file beside the source is found from every working directory, one in it by its name there.
-        is_file = Path(spec.labels).is_file()
-        arguments += ["--labels", resolve_location(spec.labels) if is_file else spec.labels]
-    for name in ("include", "carry", "pair"):
-        for pattern in getattr(spec, name):
-            arguments += [f"--{name}", pattern]
-    flags = {
-        "--no-psnr": not spec.measure_psnr,
-        "--lossy-maps": spec.lossy_maps,
-        "--passthrough-smaller": spec.passthrough_smaller,
-        "--overwrite": spec.overwrite,
-    }
-    arguments += [flag for flag, given in flags.items() if given]
-    source, destination = spec.source_s3, spec.destination_s3
-    for name in ("endpoint", "profile", "region"):
-        there, here = getattr(source, name), getattr(destination, name)
-        if here is not None:
-            arguments += [f"--{name}", here]
-        if there is not None and there != here:
-            arguments += [f"--source-{name}", there]
-    if source.anonymous:
-        arguments.append("--anonymous")
-    if source.requester_pays:
-        arguments.append("--requester-pays")
-    return arguments
 
 
 def _colour(text: str) -> tuple[int, int, int]:

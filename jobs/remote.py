@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, JobError
 from ..pipeline.storage import is_remote
-from .options import job_arguments
+from .freeze import check_destination
 from .package import build_wheel
-from .plan import check_destination, make_plan
-from .spec import JobSpec, resolve_location
+from .plan import make_plan
+from .spec import JobSpec, job_arguments, resolve_location
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

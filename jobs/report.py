@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from ..pipeline.left_out import left_out_words
+from .facts import facts
 from .text import format_bytes, format_count, format_duration, format_ratio
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ __all__ = [
     "decompress_lines",
     "decompress_table",
     "estimate_table",
-    "facts",
     "job_table",
     "repair_lines",
     "retry_table",
@@ -39,17 +39,6 @@ __all__ = [
 ]
 
 _PROBLEMS_SHOWN = 20
-
-
-def facts(rows: Iterable[tuple[str, str | None]]) -> Table:
-    """Two columns, name and value; rows without a value are left out."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        if value is not None:
-            table.add_row(name, value)
-    return table
 
 
 def compress_table(result: CompressResult) -> Table:

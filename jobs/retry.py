@@ -71,9 +71,9 @@ def retry(
     """
     from ..codec import Codec
     from ..pipeline.convert import ConvertConfig, ShardConverter
+    from ..pipeline.opening import open_storage
     from ..pipeline.receipts import write_index
     from ..pipeline.retry import retry_shard
-    from ..pipeline.storage import open_storage
     from ..pipeline.stream_weights import weights_of
 
     storage = open_storage(resolve_location(destination), s3)

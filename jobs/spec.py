@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from ..pipeline.sources import Source
     from ..pipeline.storage import Storage
 
-__all__ = ["Animated", "JobSpec", "JpegDecoder", "MissingImage", "plan_identity", "resolve_location", "resolve_weights"]
+__all__ = [
+    "Animated",
+    "JobSpec",
+    "JpegDecoder",
+    "MissingImage",
+    "job_arguments",
+    "plan_identity",
+    "resolve_guide",
+    "resolve_location",
+    "resolve_weights",
+]
 
 MissingImage = Literal["quarantine", "passthrough"]
 Animated = Literal["first", "refuse"]
@@ -161,7 +171,7 @@ class JobSpec:
 
     def open_destination(self) -> Storage:
         """The storage that the shards go to."""
-        from ..pipeline.storage import open_storage
+        from ..pipeline.opening import open_storage
 
         return open_storage(resolve_location(self.destination), self.destination_s3)
 
@@ -200,6 +210,63 @@ class JobSpec:
             ),
             **optional,
         )
+
+
+def job_arguments(spec: JobSpec) -> list[str]:
+    """The command line arguments that give this JobSpec again, ``tries`` included; weights stay as they are named."""
+    plain = JobSpec(source=spec.source, destination=spec.destination)
+    arguments = [resolve_location(spec.source), resolve_location(spec.destination)]
+    for name in (
+        "quality",
+        "weights",
+        "guide",
+        "shard_size",
+        "limit",
+        "image_member",
+        "image_column",
+        "missing_image",
+        "max_pixels",
+        "animated",
+        "jpeg",
+        "min_psnr",
+        "min_size",
+        "resize",
+        "device",
+        "workers",
+        "cpus_per_worker",
+        "gpus_per_worker",
+        "tries",
+    ):
+        if getattr(spec, name) != getattr(plain, name):
+            arguments += [f"--{name.replace('_', '-')}", str(getattr(spec, name))]
+    if spec.background != plain.background:
+        arguments += ["--background", bytes(spec.background).hex()]
+    if spec.labels != plain.labels:
+        # A file beside the source is found from every working directory, one in it by its name there.
+        is_file = Path(spec.labels).is_file()
+        arguments += ["--labels", resolve_location(spec.labels) if is_file else spec.labels]
+    for name in ("include", "carry", "pair"):
+        for pattern in getattr(spec, name):
+            arguments += [f"--{name}", pattern]
+    flags = {
+        "--no-psnr": not spec.measure_psnr,
+        "--lossy-maps": spec.lossy_maps,
+        "--passthrough-smaller": spec.passthrough_smaller,
+        "--overwrite": spec.overwrite,
+    }
+    arguments += [flag for flag, given in flags.items() if given]
+    source, destination = spec.source_s3, spec.destination_s3
+    for name in ("endpoint", "profile", "region"):
+        there, here = getattr(source, name), getattr(destination, name)
+        if here is not None:
+            arguments += [f"--{name}", here]
+        if there is not None and there != here:
+            arguments += [f"--source-{name}", there]
+    if source.anonymous:
+        arguments.append("--anonymous")
+    if source.requester_pays:
+        arguments.append("--requester-pays")
+    return arguments
 
 
 def plan_identity(*, source: str, options: Mapping[str, Any], weights: str, shards: str) -> str:

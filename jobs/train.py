@@ -12,7 +12,7 @@ from typing import Literal
 from rich.console import RenderableType
 
 from ..errors import ConfigError
-from .report import facts
+from .facts import facts
 from .signals import stop_on_signals
 
 __all__ = ["TrainingOutcome", "example_configuration", "train_weights"]

@@ -67,7 +67,7 @@ def verify_and_repair(
 
 
 def _opened(destination: str, s3: S3Options | None) -> Storage:
-    from ..pipeline.storage import open_storage
+    from ..pipeline.opening import open_storage
 
     storage = open_storage(resolve_location(destination), s3)
     if storage.exists(PLAN_NAME):

@@ -212,7 +212,8 @@ def _loose(place: str, s3: S3Options | None) -> _Group:
 
 
 def _from_shard(place: str, limit: int, s3: S3Options | None) -> _Group:
-    from ..pipeline.locations import base_name, folder_of, open_file, read_receipt_head, shown
+    from ..pipeline.locations import base_name, folder_of, open_file, shown
+    from ..pipeline.receipt_files import read_receipt_head
     from ..pipeline.shards import iter_tar_samples
 
     entries: list[_Entry] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from .report import facts
+from .facts import facts
 from .text import format_bytes
 
 __all__ = ["InstalledWeights", "installed_weights"]

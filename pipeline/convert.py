@@ -47,6 +47,7 @@ from .grouping import BatchComposer
 from .items import Item
 from .label_maps import why_map
 from .left_out import LeftOut
+from .opening import open_storage
 from .output import SampleFacts, ShardOutput, ShardProgress
 from .pairs import parse_pairs
 from .patterns import path_matches
@@ -57,7 +58,7 @@ from .shards import check_names
 from .source_shard import SourceShard
 from .sources import SampleStream
 from .stages import Channel, Stages, Stopwatch
-from .storage import Storage, open_storage
+from .storage import Storage
 
 if TYPE_CHECKING:
     import numpy as np

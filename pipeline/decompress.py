@@ -26,13 +26,14 @@ from ..errors import (
     WeightsMismatchError,
 )
 from .grouping import BatchComposer
+from .opening import open_storage
+from .receipt_table import ReceiptTable
 from .receipts import ReceiptHead, read_heads, read_receipt, receipt_names
 from .restore import FilesOutput, ImageFormat, TarOutput, encode_image, restored_extensions
 from .samples import STREAM_EXTENSION, Sample
 from .shards import iter_tar_samples
 from .stages import Channel, Stages
-from .storage import Storage, is_remote, local_path, open_storage, split_location
-from .tables import ReceiptTable
+from .storage import Storage, is_remote, local_path, split_location
 from .worker_codec import CodecCache, Codecs, StreamWeights
 
 if TYPE_CHECKING:

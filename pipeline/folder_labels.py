@@ -26,8 +26,9 @@ from .image_names import ImageNames
 from .label_coco import CocoLabels, is_coco_name
 from .label_files import CLASS_FILES, LONGEST_CLASS_FILE, FileLabels, voc_labels, yolo_classes, yolo_labels
 from .label_folders import FolderLabels
-from .label_source import LabelSource, Opener, Stray, class_names, short
+from .label_source import LabelSource, Opener, Stray, class_names
 from .label_tables import TABLE_NAMES, TableLabels
+from .names import short
 from .patterns import path_matches
 
 __all__ = ["KINDS", "LabelReport", "Labels", "classes_json", "find_labels"]

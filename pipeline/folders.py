@@ -13,9 +13,10 @@ from typing import Any
 from ..errors import SampleFormatError, SourceError, StorageError
 from .contents import is_known_other, told_extension
 from .left_out import LeftOut, LeftOutCounter, count_left_out
+from .names import hidden_part
 from .pairs import Pair
 from .patterns import path_matches
-from .samples import Sample, escape_key, hidden_part, is_image_extension
+from .samples import Sample, escape_key, is_image_extension
 from .scratch import Scratch, pack_name, unpack_name
 from .storage import Entry, Storage
 

@@ -17,7 +17,8 @@ from ..errors import SourceError
 from ..stored import FieldError
 from .image_names import ImageNames
 from .json_stream import iter_records
-from .label_source import LabelSource, Opener, Told, class_names, short
+from .label_source import LabelSource, Opener, Told, class_names
+from .names import short
 from .scratch import Scratch, pack_name
 from .source_shard import LONGEST_GIVEN
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..errors import SourceError
-from .label_source import LabelSource, Told, short
+from .label_source import LabelSource, Told
+from .names import short
 
 __all__ = ["SPLITS", "FolderLabels"]
 

@@ -10,9 +10,10 @@ from typing import Any, BinaryIO, TypeAlias
 
 from ..errors import SourceError
 from ..stored import Fields, as_text
+from .names import short
 from .storage import Entry
 
-__all__ = ["LabelSource", "Opener", "Stray", "Told", "class_names", "short"]
+__all__ = ["LabelSource", "Opener", "Stray", "Told", "class_names"]
 
 Opener: TypeAlias = Callable[[str], AbstractContextManager[BinaryIO]]
 """Opens a file of labels by its path, for the length of a block."""
@@ -100,11 +101,3 @@ def class_names(classes: Mapping[int, str], more: Mapping[int, str], of: str, al
     if len(classes) + len(more) > _MOST_CLASSES:
         raise SourceError(f"{also} has more than {_MOST_CLASSES} classes")
     return {**classes, **more}
-
-
-def short(text: str, longest: int = 80) -> str:
-    """A text from a file, fit for a line on a terminal."""
-    shown = "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text[: longest + 1]
-    )
-    return shown if len(text) <= longest else f"{shown[:longest]}…"

@@ -25,7 +25,8 @@ from typing import Any, BinaryIO
 from ..errors import SourceError
 from ..stored import FieldError, dump_json, parse_json
 from .image_names import ImageNames
-from .label_source import LabelSource, Opener, Told, short
+from .label_source import LabelSource, Opener, Told
+from .names import short
 from .scratch import Scratch, pack_name
 
 __all__ = ["LABEL_COLUMNS", "NAME_COLUMNS", "TABLE_NAMES", "TableLabels"]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..stored import Fields, as_text
-from .label_source import short
+from .names import short
 
 __all__ = ["LeftOut", "LeftOutCounter", "count_left_out", "left_out_from_json", "left_out_words", "merged"]
 

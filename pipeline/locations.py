@@ -7,7 +7,7 @@ import os
 from typing import BinaryIO, cast
 from urllib.parse import quote, unquote
 
-from ..errors import ShardError, StorageError
+from ..errors import StorageError
 from .http_reader import (
     HttpReader,
     UrlFacts,
@@ -19,11 +19,11 @@ from .http_reader import (
     shown_url,
     url_exists,
 )
-from .receipts import RECEIPT_LIMIT, ReceiptHead
+from .opening import open_storage
 from .s3_client import S3Options, error_code
 from .s3_reader import ObjectReader
 from .s3_storage import S3Storage
-from .storage import is_remote, local_path, open_storage, split_location, storage_errors
+from .storage import is_remote, local_path, split_location, storage_errors
 
 __all__ = [
     "base_name",
@@ -31,21 +31,16 @@ __all__ = [
     "file_exists",
     "folder_of",
     "is_local",
-    "is_receipt",
     "look_at",
     "open_file",
     "open_remote",
     "read_file",
     "read_if_there",
-    "read_receipt_head",
-    "receipt_location",
     "shown",
     "within",
 ]
 
 _BUFFER = 1 << 20
-_HEAD_BYTES = 4096
-_RECEIPT_START = b'{\n  "receipt": '
 # Without the right to list a bucket, what is not there is denied.
 _ABSENT = ("NoSuchKey", "404", "AccessDenied", "403")
 
@@ -90,11 +85,6 @@ def within(folder: str, name: str) -> str:
         path, mark, query = folder.partition("?")
         return beside(f"{path.rstrip('/')}/{mark}{query}", name)
     return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else str(local_path(folder) / name)
-
-
-def receipt_location(tar: str) -> str:
-    """Where the receipt of a tar would be."""
-    return beside(tar, base_name(tar).removesuffix(".tar") + ".json")
 
 
 def open_remote(location: str, s3: S3Options | None = None) -> ObjectReader | HttpReader:
@@ -159,24 +149,3 @@ def read_if_there(
         if error_code(exc.__cause__ or exc) in _ABSENT:
             return None
         raise
-
-
-def is_receipt(data: bytes) -> bool:
-    """Whether a file begins as receipts do; other data sets have files of such names, too."""
-    return data.startswith(_RECEIPT_START)
-
-
-def read_receipt_head(tar: str, s3: S3Options | None = None) -> ReceiptHead | None:
-    """The head of the receipt beside a tar, or None when there is none. Raises ShardError when it is damaged,
-    StorageError."""
-    place = receipt_location(tar)
-    name = base_name(tar).removesuffix(".tar")
-    start = read_if_there(place, s3, _HEAD_BYTES)
-    if start is None or not is_receipt(start):
-        return None
-    try:
-        return ReceiptHead.from_head(start, shard=name)
-    except ShardError:
-        if len(start) < _HEAD_BYTES:
-            raise
-        return ReceiptHead.from_head(read_file(place, s3, RECEIPT_LIMIT), shard=name)

@@ -16,6 +16,7 @@ from itertools import groupby, islice
 
 from ..errors import PipelineError, SourceError
 from .label_maps import map_word, may_be_map, why_map
+from .opening import open_storage
 from .patterns import path_matches
 from .pixels import PixelPolicy
 from .prefetch import map_ahead
@@ -25,7 +26,7 @@ from .shards import is_meta
 from .source_shard import SourceShard
 from .source_tars import open_tar
 from .sources import SampleStream, Source
-from .storage import is_remote, open_storage
+from .storage import is_remote
 
 __all__ = ["refuse_maps"]
 

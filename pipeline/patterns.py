@@ -16,9 +16,9 @@ from ..errors import StorageError
 from .braces import expand_braces
 from .http_reader import is_url
 from .locations import read_if_there
+from .names import hidden_part
 from .s3_client import S3Options, error_code
 from .s3_storage import S3Storage
-from .samples import hidden_part
 from .storage import is_remote, local_path
 
 __all__ = [

@@ -20,9 +20,10 @@ from typing import Any
 from ..errors import ConfigError, ShardError
 from ..stored import FieldError, Fields, as_text, as_whole, parse_json
 from .left_out import LeftOut, LeftOutCounter, left_out_from_json
+from .opening import open_storage
 from .pairs import parse_pairs
 from .prefetch import map_ahead
-from .storage import Storage, open_storage
+from .storage import Storage
 
 __all__ = [
     "CLASSES_NAME",

@@ -30,7 +30,6 @@ __all__ = [
     "Sample",
     "choose_image",
     "escape_key",
-    "hidden_part",
     "sample_digest",
     "split_member_name",
     "unescape_key",
@@ -71,7 +70,6 @@ IMAGE_EXTENSIONS: tuple[str, ...] = (
 STREAM_EXTENSION = "dci"
 """Extension of the member that takes the image's place in a converted sample."""
 
-_MAC_FOLDER = "__MACOSX"
 _RANK = {extension: rank for rank, extension in enumerate(IMAGE_EXTENSIONS)}
 _MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _ESCAPE = re.compile("[%\\\\\x00-\x1f\x7f-\x9f\udc80-\udcff]")
@@ -121,19 +119,6 @@ def split_member_name(name: str) -> tuple[str, str] | None:
     """Key and extension of a tar member by WebDataset's rule; None when the name has no key or no extension."""
     match = _MEMBER.fullmatch(name)
     return (match[1], match[2]) if match and match[2] else None
-
-
-def hidden_part(path: str) -> str | None:
-    """The path down to its first hidden component, None when it has none.
-
-    Hidden is what begins with a dot, such as ``.DS_Store`` and the ``._cat.jpg`` that a Mac puts beside ``cat.jpg``,
-    and ``__MACOSX``, the folder in which it does so in archives. Neither is a sample or a part of one.
-    """
-    parts = path.split("/")
-    for number, part in enumerate(parts):
-        if part == _MAC_FOLDER or (part.startswith(".") and part not in (".", "..")):
-            return "/".join(parts[: number + 1])
-    return None
 
 
 def sample_digest(members: Mapping[str, bytes]) -> str:

@@ -20,18 +20,8 @@ from typing import BinaryIO
 
 from ..errors import ConfigError, PipelineError, ShardError, StorageError
 from .http_reader import is_url
-from .locations import (
-    base_name,
-    is_local,
-    is_receipt,
-    look_at,
-    open_file,
-    open_remote,
-    read_if_there,
-    read_receipt_head,
-    receipt_location,
-    shown,
-)
+from .locations import base_name, is_local, look_at, open_file, open_remote, read_if_there, shown
+from .receipt_files import is_receipt, read_receipt_head, receipt_location
 from .receipts import RECEIPT_LIMIT
 from .s3_client import S3Options, s3_client
 from .shard_cache import ShardCache, TemporaryFolder, cache_name

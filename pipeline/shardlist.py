@@ -13,21 +13,14 @@ from ..errors import ShardError, SourceError, StorageError
 from ..stored import FieldError, Fields, parse_json
 from .braces import has_braces
 from .http_reader import is_url
-from .locations import (
-    base_name,
-    file_exists,
-    folder_of,
-    is_local,
-    read_if_there,
-    read_receipt_head,
-    shown,
-    within,
-)
+from .locations import base_name, file_exists, folder_of, is_local, read_if_there, shown, within
+from .opening import open_storage
 from .patterns import expand_location
 from .prefetch import map_ahead
+from .receipt_files import read_receipt_head
 from .receipts import INDEX_LIMIT, INDEX_NAME, MOST_SAMPLES
 from .s3_client import S3Options, error_code
-from .storage import absolute, local_path, open_storage
+from .storage import absolute, local_path
 
 __all__ = ["LoaderShard", "list_shards", "recorded_fingerprint"]
 

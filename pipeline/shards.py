@@ -19,7 +19,8 @@ from typing import BinaryIO, Protocol
 
 from ..errors import SampleFormatError, ScatteredSampleError, ShardError
 from .left_out import LeftOutCounter
-from .samples import Sample, hidden_part, split_member_name
+from .names import hidden_part
+from .samples import Sample, split_member_name
 from .tarfiles import BLOCK_BYTES, MAX_EXTENDED, TarMember, iter_members, members_of, padded
 
 __all__ = [

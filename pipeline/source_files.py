@@ -17,12 +17,13 @@ from typing import Literal
 from ..errors import SourceError
 from .braces import expand_braces, has_braces
 from .local_storage import name_of
+from .names import hidden_part
+from .opening import open_storage
 from .patterns import fixed_part, has_glob, is_object, join_location, literal_start, matching_files, name_matches
 from .s3_client import S3Options
 from .s3_storage import S3Storage
-from .samples import hidden_part
 from .scratch import Scratch
-from .storage import Entry, is_remote, local_path, open_storage, split_location
+from .storage import Entry, is_remote, local_path, split_location
 
 __all__ = ["ARCHIVES", "FoundFile", "archive_kind", "archive_stem", "find_files", "is_archive", "list_entries"]
 

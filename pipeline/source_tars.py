@@ -11,12 +11,13 @@ from typing import BinaryIO, cast
 
 from ..errors import ScatteredSampleError, ShardError, StorageError
 from .gunzip import LARGEST_MEMBER, is_gzip, unpacked
+from .opening import open_storage
 from .s3_client import S3Options
 from .samples import split_member_name
 from .scratch import Scratch, pack_name, unpack_name
 from .shards import TarGroups, is_meta
 from .source_shard import SourceShard
-from .storage import is_remote, open_storage, split_location, storage_errors
+from .storage import is_remote, split_location, storage_errors
 from .tarfiles import TarMember, iter_members
 
 __all__ = ["SourceTar", "count_samples", "list_tar", "open_location", "open_tar", "source_members"]

@@ -34,19 +34,21 @@ from .contents import START_BYTES
 from .folder_labels import LabelReport, Labels, find_labels
 from .folders import Carried, FolderListing
 from .left_out import LeftOut, count_left_out, left_out_words
+from .names import hidden_part
+from .opening import open_storage
 from .pairs import Pair, parse_pairs
 from .parquet_source import check_columns, image_column, iter_parquet_samples, open_parquet, row_key, stored_bytes
 from .patterns import path_matches
 from .prefetch import map_ahead
 from .receipts import RESERVED_NAMES
 from .s3_client import S3Options
-from .samples import Sample, hidden_part
+from .samples import Sample
+from .shard_table import ShardTable
 from .shards import TarGroups
 from .source_files import ARCHIVES, FoundFile, archive_kind, archive_stem, find_files, is_archive, list_entries
 from .source_shard import Kind, SourceShard
 from .source_tars import count_samples, list_tar, open_location, source_members
-from .storage import Entry, Storage, is_remote, local_path, open_storage, split_location, storage_errors
-from .tables import ShardTable
+from .storage import Entry, Storage, is_remote, local_path, split_location, storage_errors
 
 __all__ = [
     "SampleStream",

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from ..errors import ShardError
 from ..stored import LARGEST
+from .opening import open_storage
 from .parquet_pages import check_pages
 from .prefetch import map_ahead
-from .storage import Storage, open_storage
+from .storage import Storage
 
 if TYPE_CHECKING:
     from .receipts import ReceiptHead

@@ -1,6 +1,6 @@
 """Where bytes live: a small interface for named objects under one location.
 
-:mod:`.local_storage` and :mod:`.s3_storage` are its kinds; :func:`open_storage` tells them apart by the location. Every
+:mod:`.local_storage` and :mod:`.s3_storage` are its kinds; :mod:`.opening` tells them apart by the location. Every
 write is atomic: a reader, or a run after a crash, sees the whole object or none. ``commit`` publishes several objects
 and seals them with one that is created exclusively, so that the first of two competing writers wins and the other
 changes nothing.
@@ -29,7 +29,6 @@ __all__ = [
     "check_size",
     "is_remote",
     "local_path",
-    "open_storage",
     "split_location",
     "storage_errors",
 ]
@@ -174,16 +173,3 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
         return parent, name
     path = local_path(location)
     return str(path.parent), path.name
-
-
-def open_storage(location: str | os.PathLike[str] | Storage, s3: S3Options | None = None) -> Storage:
-    """The storage at a location; ``s3`` says how S3 is reached. A local folder is created by the first write only."""
-    if isinstance(location, Storage):
-        return location
-    if is_remote(location):
-        from .s3_storage import S3Storage
-
-        return S3Storage(os.fspath(location), s3)
-    from .local_storage import LocalStorage
-
-    return LocalStorage(local_path(location))

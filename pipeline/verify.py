@@ -18,10 +18,12 @@ from .findings import Findings, Problem
 from .folder_labels import LabelReport
 from .left_out import LeftOut, merged
 from .listing import Listing
+from .opening import open_storage
+from .receipt_table import ReceiptTable
 from .receipts import INDEX_LIMIT, INDEX_NAME, index_lines, receipt_names
 from .s3_client import S3Options
-from .storage import Storage, open_storage
-from .tables import ReceiptTable, ShardTable
+from .shard_table import ShardTable
+from .storage import Storage
 from .verify_shard import ShardChecker, StreamDecoder
 from .verify_sources import SourceChecker, SourceReport
 

@@ -17,18 +17,19 @@ from ..errors import PipelineError, ScatteredSampleError, ShardError, StorageErr
 from .findings import Findings
 from .folders import SourceFile
 from .listing import Listing
+from .opening import open_storage
 from .pairs import parse_pairs
 from .receipts import Receipt
 from .s3_client import S3Options
 from .samples import Sample, sample_digest
 from .scratch import Scratch, pack_name, unpack_name
+from .shard_table import FileSizes, ShardTable
 from .source_files import list_entries
 from .source_shard import SourceShard
 from .source_tars import list_tar
 from .sources import SampleStream, iter_keys, labels_of, list_folder
 from .statistics import SampleRow
-from .storage import open_storage, split_location, storage_errors
-from .tables import FileSizes, ShardTable
+from .storage import split_location, storage_errors
 
 __all__ = ["SourceChecker", "SourceReport"]
 

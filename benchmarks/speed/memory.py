@@ -26,12 +26,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers import cut_photos, markdown_table
-from discernible.jobs.plan import freeze_plan, make_plan, weights_fingerprint
+from discernible.jobs.freeze import freeze_plan
+from discernible.jobs.plan import make_plan, weights_fingerprint
 from discernible.jobs.spec import JobSpec
 from discernible.pipeline.convert import ConvertConfig, ShardConverter
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.shards import ShardWriter
 from discernible.pipeline.sources import open_source
-from discernible.pipeline.storage import open_storage, split_location
+from discernible.pipeline.storage import split_location
 
 ROOT = Path(__file__).resolve().parents[2]
 CARRIED = 256_000

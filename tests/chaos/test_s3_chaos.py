@@ -28,8 +28,8 @@ import pytest
 from PIL import Image
 
 from discernible.jobs.verify import verify_destination
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.shards import ShardWriter
-from discernible.pipeline.storage import open_storage
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 

@@ -25,10 +25,10 @@ from discernible.pipeline.convert import ConvertConfig
 from discernible.pipeline.listing import Listing
 from discernible.pipeline.receipts import Receipt, ReceiptHead, totals
 from discernible.pipeline.s3_claim import Claim
+from discernible.pipeline.shard_table import ShardTable, parse_shard
 from discernible.pipeline.shardlist import list_shards
 from discernible.pipeline.source_shard import SourceShard
 from discernible.pipeline.storage import Storage
-from discernible.pipeline.tables import ShardTable, parse_shard
 from discernible.stored import dump_json
 
 from ..pipeline.receipt_setup import receipt

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from discernible.jobs.options import job_arguments, s3_access
+from discernible.jobs.options import s3_access
 from discernible.jobs.package import build_wheel
-from discernible.jobs.spec import JobSpec
-from discernible.pipeline.storage import open_storage
+from discernible.jobs.spec import JobSpec, job_arguments
+from discernible.pipeline.opening import open_storage
 
 Run = Callable[..., Any]
 

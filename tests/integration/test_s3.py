@@ -18,9 +18,9 @@ import yaml
 from PIL import Image
 
 from discernible.codec import read_stream_info
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.s3_client import S3Options
 from discernible.pipeline.shards import ShardWriter
-from discernible.pipeline.storage import open_storage
 
 pytestmark = pytest.mark.usefixtures("local_ray", "s3_server")
 Run = Callable[..., Any]

@@ -15,13 +15,7 @@ import pytest
 import typer.main
 
 import discernible
-from discernible.errors import (
-    ConfigError,
-    DestinationError,
-    DiscernibleError,
-    VerificationError,
-    WeightsNotFoundError,
-)
+from discernible.errors import ConfigError, DestinationError, DiscernibleError, VerificationError, WeightsNotFoundError
 from discernible.jobs import cli
 from discernible.jobs.terminal import ExitCode, exit_code_of
 

@@ -15,15 +15,16 @@ from PIL import Image
 
 from discernible.errors import DestinationError, ShardError, StorageError
 from discernible.jobs.compress import _carry_weights
+from discernible.jobs.freeze import freeze_plan
 from discernible.jobs.ledger import read_ledger
-from discernible.jobs.plan import SHARDS_NAME, Plan, freeze_plan, make_plan, read_plan
+from discernible.jobs.plan import SHARDS_NAME, Plan, make_plan, read_plan
 from discernible.jobs.repair import repair_destination
 from discernible.jobs.spec import JobSpec
 from discernible.jobs.verify import verify_and_repair, verify_destination
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.local_storage import LocalStorage
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import write_index
-from discernible.pipeline.storage import open_storage
 
 from ..codec.make_golden import GOLDEN
 

@@ -19,23 +19,18 @@ from PIL import Image
 
 from discernible.codec.network.importance import ImportanceHead
 from discernible.codec.weights import load_weights, save_with_head
-from discernible.errors import (
-    ConfigError,
-    DestinationError,
-    SourceError,
-    WeightsMismatchError,
-    WeightsNotFoundError,
-)
-from discernible.jobs.plan import SHARDS_NAME, Plan, check_destination, freeze_plan, make_plan, read_plan
+from discernible.errors import ConfigError, DestinationError, SourceError, WeightsMismatchError, WeightsNotFoundError
+from discernible.jobs.freeze import check_destination, freeze_plan
+from discernible.jobs.plan import SHARDS_NAME, Plan, make_plan, read_plan
 from discernible.jobs.retry import retry
 from discernible.jobs.spec import JobSpec, plan_identity, resolve_guide, resolve_location
 from discernible.pipeline.carried_weights import carried_name
 from discernible.pipeline.convert import ConvertConfig, ShardConverter
 from discernible.pipeline.folders import SourceFile
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import FileRef, Receipt, SourceRef
+from discernible.pipeline.shard_table import ShardTable
 from discernible.pipeline.source_shard import SourceShard
-from discernible.pipeline.storage import open_storage
-from discernible.pipeline.tables import ShardTable
 
 from ..forging import dumped, forgeries, peak_of
 

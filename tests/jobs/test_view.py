@@ -21,10 +21,10 @@ from discernible.errors import ConfigError, SourceError, StreamError
 from discernible.jobs.cli import main
 from discernible.jobs.view import write_view
 from discernible.pipeline.convert import ConvertConfig, ShardConverter
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import list_receipts, write_index
 from discernible.pipeline.shards import ShardWriter
 from discernible.pipeline.sources import open_source
-from discernible.pipeline.storage import open_storage
 
 from ..pipeline.web_server import WebServer
 

@@ -26,15 +26,16 @@ from discernible.codec.weights_file import find_weights, read_weights_file
 from discernible.errors import DestinationError, WeightsNotFoundError
 from discernible.jobs import compress as compress_module
 from discernible.jobs.compress import compress
+from discernible.jobs.freeze import freeze_plan
 from discernible.jobs.inspect import FolderFacts, StreamFacts, inspect_path
-from discernible.jobs.plan import freeze_plan, make_plan
+from discernible.jobs.plan import make_plan
 from discernible.jobs.retry import retry
 from discernible.jobs.spec import JobSpec
 from discernible.jobs.verify import verify_destination
 from discernible.jobs.view import write_view
 from discernible.pipeline.carried_weights import carried_name, carry_weights
 from discernible.pipeline.decompress import DecompressConfig, decompress
-from discernible.pipeline.storage import open_storage
+from discernible.pipeline.opening import open_storage
 
 from ..codec.make_golden import GOLDEN
 
@@ -241,7 +242,7 @@ import sys
 from pathlib import Path
 from discernible.codec.weights_file import find_weights, read_weights_file
 from discernible.pipeline.carried_weights import carry_weights
-from discernible.pipeline.storage import open_storage
+from discernible.pipeline.opening import open_storage
 
 file, storage = read_weights_file(Path(sys.argv[1])), open_storage(sys.argv[2])
 print("ready", flush=True)

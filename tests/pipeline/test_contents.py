@@ -13,12 +13,13 @@ from PIL import Image
 from discernible.errors import ImageTooLargeError, ImageUnreadableError
 from discernible.pipeline.contents import START_BYTES, told_extension
 from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.pixels import PixelPolicy, decode_pixels
 from discernible.pipeline.restore import FilesOutput
 from discernible.pipeline.samples import choose_image
 from discernible.pipeline.shards import ShardWriter, iter_tar_samples
 from discernible.pipeline.sources import Source, iter_samples, open_source
-from discernible.pipeline.storage import Storage, open_storage
+from discernible.pipeline.storage import Storage
 
 
 def picture(height: int = 24, width: int = 40) -> Image.Image:

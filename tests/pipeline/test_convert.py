@@ -21,11 +21,11 @@ from discernible.codec.device import Sent
 from discernible.codec.stream.quantise import Transformed
 from discernible.errors import ConfigError, ImageError, ShardError
 from discernible.pipeline.convert import ConvertConfig, ShardConverter, ShardProgress
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.pixels import PixelPolicy, decode_pixels
 from discernible.pipeline.receipts import Receipt, list_receipts, read_receipt, totals
 from discernible.pipeline.sources import iter_samples, open_source
 from discernible.pipeline.statistics import SampleRow, iter_rows
-from discernible.pipeline.storage import open_storage
 
 PLAN = "plan-1"
 

@@ -16,11 +16,11 @@ import pytest
 
 from discernible.errors import ScatteredSampleError, ShardError, SourceError
 from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import Receipt
 from discernible.pipeline.shards import iter_tar_samples
 from discernible.pipeline.source_shard import SourceShard
 from discernible.pipeline.sources import SampleStream, iter_keys, open_source
-from discernible.pipeline.storage import open_storage
 
 # webdataset leaves closing its files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

@@ -23,16 +23,17 @@ from hypothesis import HealthCheck, given, settings
 
 from discernible.errors import ConfigError, ShardError, SourceError, StorageError
 from discernible.pipeline.convert import ConvertConfig
+from discernible.pipeline.receipt_table import ReceiptTable
 from discernible.pipeline.receipts import Receipt, ReceiptHead, totals
 from discernible.pipeline.s3_claim import Claim
 from discernible.pipeline.shard_files import ShardFiles
 from discernible.pipeline.shard_index import scan_tar
 from discernible.pipeline.shard_reader import ShardReader
+from discernible.pipeline.shard_table import parse_shard
 from discernible.pipeline.shardlist import LoaderShard, list_shards
 from discernible.pipeline.shards import iter_tar_samples
 from discernible.pipeline.source_shard import SourceShard
 from discernible.pipeline.statistics import SCHEMA, SampleRow, encode_rows, read_rows
-from discernible.pipeline.tables import ReceiptTable, parse_shard
 from discernible.pipeline.verify import verify
 
 from ..forging import dumped, forged, forgeries, peak_of

@@ -14,8 +14,8 @@ import pytest
 from discernible.errors import SourceError
 from discernible.pipeline.batching import decode_label
 from discernible.pipeline.json_stream import iter_records
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.sources import Source, iter_samples, open_source
-from discernible.pipeline.storage import open_storage
 from discernible.stored import FieldError
 
 from ..forging import peak_of

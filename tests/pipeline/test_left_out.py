@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from discernible.errors import SourceError
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.left_out import LeftOut, LeftOutCounter, left_out_from_json, left_out_words, merged
+from discernible.pipeline.receipt_table import ReceiptTable
 from discernible.pipeline.receipts import ReceiptHead, totals
 from discernible.pipeline.sources import open_source
-from discernible.pipeline.tables import ReceiptTable
 from discernible.stored import FieldError
 
 

@@ -15,12 +15,12 @@ from discernible.errors import ConfigError, ShardError, SourceError
 from discernible.pipeline.folders import Carried, FolderListing, Found
 from discernible.pipeline.local_storage import LocalStorage
 from discernible.pipeline.pairs import parse_pairs, restored_name
+from discernible.pipeline.receipt_table import ReceiptTable
 from discernible.pipeline.receipts import ReceiptHead, SourceRef
 from discernible.pipeline.restore import FilesOutput
 from discernible.pipeline.shards import check_names
 from discernible.pipeline.sources import iter_samples, open_source
 from discernible.pipeline.storage import Entry
-from discernible.pipeline.tables import ReceiptTable
 
 from .receipt_setup import receipt
 

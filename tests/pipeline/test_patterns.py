@@ -14,10 +14,10 @@ from discernible.jobs.inspect import ShardFacts, inspect_path
 from discernible.jobs.view import write_view
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.decompress import DecompressConfig, decompress
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import list_receipts, write_index
 from discernible.pipeline.shardlist import list_shards
 from discernible.pipeline.sources import iter_keys, iter_samples, open_source
-from discernible.pipeline.storage import open_storage
 from discernible.pipeline.verify import verify
 
 

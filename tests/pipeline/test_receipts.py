@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discernible.errors import ShardError
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import (
     Receipt,
     ReceiptHead,
@@ -25,7 +26,6 @@ from discernible.pipeline.receipts import (
     totals,
 )
 from discernible.pipeline.statistics import SampleRow, encode_rows, read_rows
-from discernible.pipeline.storage import open_storage
 
 from .receipt_setup import receipt
 

@@ -14,12 +14,12 @@ from discernible.jobs.retry import retry
 from discernible.jobs.spec import JobSpec
 from discernible.jobs.verify import verify_destination
 from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import list_receipts, write_index
 from discernible.pipeline.retry import retry_shard
+from discernible.pipeline.shard_table import ShardTable
 from discernible.pipeline.shards import iter_tar_samples
 from discernible.pipeline.sources import iter_keys, open_source
-from discernible.pipeline.storage import open_storage
-from discernible.pipeline.tables import ShardTable
 from discernible.pipeline.verify import verify
 
 PLAN = "plan-1"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from discernible.errors import SourceError, StorageError
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.s3_client import S3Options
 from discernible.pipeline.sources import iter_keys, iter_samples, open_source
-from discernible.pipeline.storage import open_storage
 
 
 @pytest.fixture

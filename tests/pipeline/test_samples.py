@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext
 
 from discernible.errors import ImageMissingError, SampleFormatError
-from discernible.pipeline.samples import choose_image, escape_key, hidden_part, split_member_name, unescape_key
+from discernible.pipeline.names import hidden_part
+from discernible.pipeline.samples import choose_image, escape_key, split_member_name, unescape_key
 from discernible.pipeline.shards import check_names
 
 # What a POSIX file name can be: any bytes but NUL and the slash.

@@ -22,11 +22,11 @@ import pytest
 from discernible import CompressedLoader
 from discernible.errors import ConfigError, PipelineError, ShardError, StorageError
 from discernible.pipeline import http_reader, shard_files
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import list_receipts
 from discernible.pipeline.s3_client import S3Options
 from discernible.pipeline.shard_cache import cache_name
 from discernible.pipeline.shard_files import CacheOptions, ShardFiles
-from discernible.pipeline.storage import open_storage
 
 from .web_server import WebServer
 

@@ -13,10 +13,10 @@ import pytest
 
 from discernible.codec import Codec
 from discernible.errors import ShardError, SourceError, StorageError
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import list_receipts
 from discernible.pipeline.s3_client import S3Options
 from discernible.pipeline.shardlist import LoaderShard, list_shards, recorded_fingerprint
-from discernible.pipeline.storage import open_storage
 
 from .web_server import WebServer
 

@@ -12,10 +12,10 @@ from discernible.errors import ConfigError, SampleFormatError, SourceError, Stor
 from discernible.pipeline.braces import expand_braces, has_braces
 from discernible.pipeline.folders import SourceFile
 from discernible.pipeline.samples import unescape_key
+from discernible.pipeline.shard_table import ShardTable
 from discernible.pipeline.shards import ShardWriter
 from discernible.pipeline.source_shard import LONGEST_GIVEN, SourceShard
 from discernible.pipeline.sources import iter_keys, iter_samples, open_source
-from discernible.pipeline.tables import ShardTable
 
 
 def touch(root: Path, *names: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from discernible.errors import StorageError
 from discernible.pipeline.local_storage import LocalStorage
-from discernible.pipeline.storage import open_storage
+from discernible.pipeline.opening import open_storage
 
 
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a\0b"])
@@ -64,7 +64,7 @@ def test_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:
 
 def test_sweep_removes_what_a_killed_writer_left_and_nothing_else(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from discernible.pipeline.storage import open_storage\n"
+        "import sys, time; from discernible.pipeline.opening import open_storage\n"
         "staged = open_storage(sys.argv[1]).stage('0.tar'); staged.write(b'half')\n"
         "print('ready', flush=True); time.sleep(60)"
     )

@@ -14,8 +14,9 @@ import boto3
 import pytest
 
 from discernible.errors import StorageError
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.s3_client import S3Options
-from discernible.pipeline.storage import Storage, open_storage
+from discernible.pipeline.storage import Storage
 
 MIB = 1 << 20
 

@@ -33,16 +33,11 @@ from discernible import (
 )
 from discernible.codec import Codec
 from discernible.codec.weights_file import LONGEST_FILE, find_weights, read_weights_file
-from discernible.errors import (
-    DiscernibleError,
-    WeightsFormatError,
-    WeightsMismatchError,
-    WeightsNotFoundError,
-)
+from discernible.errors import DiscernibleError, WeightsFormatError, WeightsMismatchError, WeightsNotFoundError
 from discernible.pipeline import worker_codec
 from discernible.pipeline.carried_weights import carried_name, carry_weights
 from discernible.pipeline.decompress import DecompressConfig, decompress
-from discernible.pipeline.storage import open_storage
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.stream_weights import WEIGHTS_PATH
 from discernible.pipeline.worker_codec import CodecCache, Codecs, StreamWeights
 

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 
 from discernible.errors import SourceError, StorageError
 from discernible.pipeline.folders import FolderListing, SourceFile
+from discernible.pipeline.names import hidden_part
 from discernible.pipeline.prefetch import map_ahead
+from discernible.pipeline.receipt_table import ReceiptTable
 from discernible.pipeline.receipts import FileRef, ReceiptHead, SourceRef, totals
-from discernible.pipeline.samples import hidden_part
 from discernible.pipeline.scratch import Scratch
+from discernible.pipeline.shard_table import ShardTable
 from discernible.pipeline.source_shard import SourceShard
 from discernible.pipeline.storage import Entry
-from discernible.pipeline.tables import ReceiptTable, ShardTable
 
 from . import receipt_setup
 

@@ -17,10 +17,10 @@ import pytest
 
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.listing import Listing
+from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import FileRef, list_receipts, write_index
+from discernible.pipeline.shard_table import ShardTable
 from discernible.pipeline.statistics import SCHEMA, encode_rows, read_rows
-from discernible.pipeline.storage import open_storage
-from discernible.pipeline.tables import ShardTable
 from discernible.pipeline.verify import VerifyReport, verify
 
 PLAN = "plan-1"

@@ -9,10 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from discernible.codec.weights import list_weights, load_weights
-from discernible.errors import (
-    WeightsFormatError,
-    WeightsNotFoundError,
-)
+from discernible.errors import WeightsFormatError, WeightsNotFoundError
 
 from ..make_golden import GOLDEN
 
