@@ -1,14 +1,19 @@
-"""Names and values side by side, for people."""
+"""Names and values side by side, and counts in words, for people."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-__all__ = [
-    "facts",
-]
+from .text import format_bytes, format_count, format_ratio
+
+if TYPE_CHECKING:
+    from ..pipeline.receipts import Totals
+    from ..pipeline.verify import VerifyReport
+
+__all__ = ["byte_words", "facts", "sample_words"]
 
 
 def facts(rows: Iterable[tuple[str, str | None]]) -> Table:
@@ -20,3 +25,22 @@ def facts(rows: Iterable[tuple[str, str | None]]) -> Table:
         if value is not None:
             table.add_row(name, value)
     return table
+
+
+def byte_words(before: int, after: int) -> str | None:
+    """``12.3 MB → 1.2 MB (10.2× smaller)``; None when nothing was converted."""
+    if not after:
+        return None
+    return f"{format_bytes(before)} → {format_bytes(after)} ({format_ratio(before, after)} smaller)"
+
+
+def sample_words(counts: Totals | VerifyReport) -> str:
+    """``12: 10 committed, 2 quarantined``."""
+    parts = [f"{format_count(counts.committed)} committed"]
+    if counts.quarantined:
+        parts.append(f"{format_count(counts.quarantined)} quarantined")
+    if counts.passthrough:
+        parts.append(f"{format_count(counts.passthrough)} passed through")
+    if counts.filtered:
+        parts.append(f"{format_count(counts.filtered)} filtered")
+    return f"{format_count(counts.samples)}: {', '.join(parts)}" if len(parts) > 1 else parts[0]

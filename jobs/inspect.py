@@ -12,10 +12,9 @@ from rich.table import Table
 from ..errors import DestinationError, ShardError, SourceError, StorageError, StreamError, WeightsError
 from ..pipeline.opening import open_storage
 from ..pipeline.storage import is_remote, split_location
-from .facts import facts
+from .facts import byte_words, facts, sample_words
 from .ledger import read_ledger
 from .plan import INDEX_NAME, read_plan
-from .report import byte_words, sample_words
 from .spec import resolve_location
 from .text import format_bytes, format_count
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from ..pipeline.left_out import left_out_words
-from .facts import facts
+from .facts import byte_words, facts, sample_words
 from .text import format_bytes, format_count, format_duration, format_ratio
 
 if TYPE_CHECKING:
     from ..pipeline.decompress import DecompressReport
     from ..pipeline.folder_labels import LabelReport
     from ..pipeline.folders import Carried
-    from ..pipeline.receipts import Totals
     from ..pipeline.verify import VerifyReport
     from .compress import CompressResult
     from .estimate import Estimate, Pilot
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from .retry import RetryResult
 
 __all__ = [
-    "byte_words",
     "compress_lines",
     "compress_table",
     "decompress_lines",
@@ -33,7 +31,6 @@ __all__ = [
     "job_table",
     "repair_lines",
     "retry_table",
-    "sample_words",
     "verify_lines",
     "verify_table",
 ]
@@ -225,25 +222,6 @@ def _pilot_words(pilot: Pilot) -> str:
         f"worker, {format_ratio(pilot.bytes_in, pilot.bytes_out)} smaller"
     )
     return words if pilot.psnr is None else f"{words}, {pilot.psnr:.2f} dB"
-
-
-def byte_words(before: int, after: int) -> str | None:
-    """``12.3 MB → 1.2 MB (10.2× smaller)``; None when nothing was converted."""
-    if not after:
-        return None
-    return f"{format_bytes(before)} → {format_bytes(after)} ({format_ratio(before, after)} smaller)"
-
-
-def sample_words(counts: Totals | VerifyReport) -> str:
-    """``12: 10 committed, 2 quarantined``."""
-    parts = [f"{format_count(counts.committed)} committed"]
-    if counts.quarantined:
-        parts.append(f"{format_count(counts.quarantined)} quarantined")
-    if counts.passthrough:
-        parts.append(f"{format_count(counts.passthrough)} passed through")
-    if counts.filtered:
-        parts.append(f"{format_count(counts.filtered)} filtered")
-    return f"{format_count(counts.samples)}: {', '.join(parts)}" if len(parts) > 1 else parts[0]
 
 
 def _busy(result: CompressResult) -> str | None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..codec.weights_file import LONGEST_FILE, parse_weights_file
+from ..codec import LONGEST_FILE, parse_weights_file
 from ..errors import StorageError, WeightsFormatError
 
 if TYPE_CHECKING:
-    from ..codec.weights_file import WeightsFile
+    from ..codec import WeightsFile
     from .storage import Storage
 
 __all__ = [

@@ -21,9 +21,7 @@ from .gpu_jpeg import GpuJpeg, JpegFile
 if TYPE_CHECKING:
     import torch
 
-    from ..codec import Codec, Latents
-    from ..codec.device import Sent
-    from ..codec.stream.quantise import Transformed
+    from ..codec import Codec, Latents, Sent, Transformed
 
 __all__ = ["AnalysedImage", "BegunBatch", "SentBatch", "analyse_image", "begin_batch", "finish_batch", "send_batch"]
 

@@ -64,8 +64,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..codec import Codec, Latents
-    from ..codec.stream.quantise import Transformed
+    from ..codec import Codec, Latents, Transformed
     from .s3_client import S3Options
 
 __all__ = ["ConvertConfig", "ShardConverter", "ShardProgress", "StageTimings"]
@@ -219,8 +218,7 @@ class ShardConverter:
     """
 
     def __init__(self, config: ConvertConfig, *, codec: Codec | None = None) -> None:
-        from ..codec import Codec
-        from ..codec.network.transforms import BLOCK
+        from ..codec import BLOCK, Codec
 
         self.config = config
         self.codec = codec or Codec.load(

@@ -175,7 +175,7 @@ class _Restorer:
         total: int,
         progress: Callable[[DecompressProgress], None] | None,
     ) -> None:
-        from ..codec.device import resolve_device
+        from ..codec import resolve_device
 
         self._source = source
         self._destination = destination
@@ -258,7 +258,7 @@ class _Restorer:
             item.decoding = pool.submit(item.codec.entropy_decode_compact, stream)
 
     def _synthesise(self, source: Channel[_Item], pool: ThreadPoolExecutor, out: Channel[_Item]) -> None:
-        from ..codec.network.transforms import BLOCK
+        from ..codec import BLOCK
 
         composer: BatchComposer[_Item] = BatchComposer(
             block=BLOCK, batch_pixels=self._config.batch_pixels, lookahead=self._config.lookahead

@@ -141,7 +141,7 @@ class CompressedLoader:
         kind: Shuffle = shuffle if isinstance(shuffle, str) else "window" if shuffle else "none"
         self._order = self._set.order(shuffle=kind, window=shuffle_window, seed=seed)
 
-        from ..codec.device import resolve_device
+        from ..codec import resolve_device
 
         reader = self._set.reader()
         # Codecs of its own: what one makes on the stream of one loader must not be used on that of another.

@@ -29,8 +29,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ..codec.quality import check_quality
-from ..codec.stream.bitstream import HEADER_BYTES, check_size, parse_stream, read_stream_info
+from ..codec import HEADER_BYTES, check_quality, check_size, parse_stream, read_stream_info
 from ..errors import DiscernibleError, StorageError, StreamError, WeightsError, WeightsNotFoundError
 from .worker_codec import Codecs, worker_codec
 

@@ -12,14 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..codec.weights_file import (
-    LONGEST_FILE,
-    WeightsFile,
-    fingerprint_of,
-    list_weights,
-    parse_weights_file,
-    read_weights_file,
-)
+from ..codec import LONGEST_FILE, WeightsFile, fingerprint_of, list_weights, parse_weights_file, read_weights_file
 from ..errors import WeightsFormatError, WeightsNotFoundError
 from .carried_weights import carried_name
 from .locations import read_if_there, shown, within

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..codec.stream.bitstream import read_stream_info
+from ..codec import read_stream_info
 from .locations import base_name, folder_of, is_local
 from .storage import absolute, local_path
 from .stream_weights import weights_of
@@ -20,8 +20,7 @@ from .stream_weights import weights_of
 if TYPE_CHECKING:
     import torch
 
-    from ..codec import Codec
-    from ..codec.weights_file import WeightsFile
+    from ..codec import Codec, WeightsFile
     from .s3_client import S3Options
     from .shard_files import ShardFiles
 
@@ -115,7 +114,7 @@ class Codecs:
     @property
     def place(self) -> torch.device:
         """The device."""
-        from ..codec.device import resolve_device
+        from ..codec import resolve_device
 
         return resolve_device(self.device)
 
@@ -129,7 +128,7 @@ class Codecs:
 
     def find(self, wanted: StreamWeights | None) -> WeightsFile:
         """The weights that were named, or that a stream needs. Raises as :meth:`made_with`."""
-        from ..codec.weights_file import find_weights, read_weights_file
+        from ..codec import find_weights, read_weights_file
 
         if self.weights is not None:
             return read_weights_file(find_weights(self.weights))

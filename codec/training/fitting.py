@@ -38,11 +38,12 @@ from ..stream.tables import (
 )
 from ..weights import Weights, find_weights, save_weights, save_with_head
 from .card import RunDetails, card_with_head, write_card
+from .config import TrainConfig
 from .head import train_head
 from .neighbours import ClassMap, class_tables
+from .network import CodecNetwork
 from .photos import PhotoCrops, find_photos, held_out
 from .refit import refit
-from .train import CodecNetwork, TrainConfig
 
 __all__ = ["add_head", "finish", "fit_tables"]
 

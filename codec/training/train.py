@@ -24,6 +24,7 @@ from ..weights import load_weights
 from .card import RunDetails
 from .checkpoint import TrainingState
 from .config import TrainConfig
+from .fitting import add_head, finish
 from .head import check_importance
 from .network import CodecNetwork
 from .objectives import Objective, ObjectiveOutput
@@ -63,8 +64,6 @@ def train(
         if config.importance.only:
             stopped = False
             if ranks.first:
-                from .fitting import add_head
-
                 try:
                     add_head(load_weights(str(config.start)), config, report=tell, stopping=stopping)
                 except Stopped:
@@ -91,8 +90,6 @@ def train(
         stopped = False
         if ranks.first:
             network = state.put_average(state.network).cpu().eval()
-            from .fitting import finish
-
             details = RunDetails(
                 started_from=state.started_from,
                 device=_device_name(ranks.device),

@@ -86,7 +86,7 @@ def test_kernels_without_a_home_or_a_package_folder(sealed: Path, tmp_path: Path
 SAYS = """
 import sys
 from discernible.jobs import cli, terminal
-from discernible.jobs.report import byte_words
+from discernible.jobs.facts import byte_words
 from discernible.jobs.facts import facts
 
 def command(*_):
