@@ -146,7 +146,7 @@ def estimate(
 ) -> Estimate:
     """Work out what ``compress(spec)`` would do, and measure ``pilot_samples`` samples (0: no pilot).
 
-    Raises what :func:`~discernible.jobs.compress.compress` would raise about source, weights and destination.
+    Raises what :func:`.compress.compress` would raise about source, weights and destination.
     """
     tell = progress or (lambda _: None)
     tell(f"listing {spec.source}")

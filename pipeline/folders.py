@@ -119,8 +119,8 @@ class FolderListing:
     ``image`` is asked whether the image at a relative path is wanted, ``archive`` whether a file is an archive that is;
     those are listed apart, and belong to a sample all the same where they share its stem. Hidden files are ignored; a
     hidden folder counts as one file, whatever is in it. ``starts`` reads the first bytes of files: those whose
-    extension does not tell what they are, and that belong to no image, are told by them (:mod:`.contents`). Of each
-    such extension some are read, spread over the folder, and the rest where one of those is an image.
+    extension does not tell what they are, and that belong to no image, are told by them (:mod:`.contents`). Of
+    each such extension some are read, spread over the folder, and the rest where one of those is an image.
 
     Images that match one of the shell patterns ``carry`` are no samples but belong to the one with their stem, as other
     files do; files of ``pairs`` belong to the image that these say. What came of each is in ``carried``. Raises

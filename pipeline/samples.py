@@ -10,8 +10,8 @@ The image is chosen by this rule, first match wins:
 2. the member whose *whole* extension is one of :data:`IMAGE_EXTENSIONS` in any case; of several, the one that comes
    first in that tuple (then the first in the sample).
 
-Of a tar's sample without such a member, the one that :func:`.contents.member_in_content` finds is the image. Dotted
-extensions such as ``mask.png`` are never taken by rule 2. Everything that is not chosen is carried along byte
+Of a tar's sample without such a member, the one that :func:`.contents.member_in_content` finds is the image.
+Dotted extensions such as ``mask.png`` are never taken by rule 2. Everything that is not chosen is carried along byte
 for byte, so at most one member of a sample is ever compressed.
 """
 

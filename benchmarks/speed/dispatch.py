@@ -129,7 +129,8 @@ def measure(count: int) -> dict[str, float]:
         def convert() -> None:
             assert compress(spec).status == "done"
 
-        with mock.patch("discernible.jobs.actors.actor_factory", lambda work, layout: lambda: Idle.remote(work)):
+        factory = "discernible.jobs.actors.actor_factory"
+        with mock.patch(factory, lambda work, layout: lambda: Idle.remote(work)):
             cpu, clock = measured(convert, count)
             with (destination / INDEX_NAME).open() as index:
                 assert sum('"nsamples": 1000' in line for line in index) == count
