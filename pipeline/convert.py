@@ -90,8 +90,8 @@ class ConvertConfig:
     to compress, see :mod:`.samples`; a sample without image is quarantined or passed through unchanged, by
     ``missing_image``. Members of tars that match a shell pattern of ``carry``, ``KEY.EXTENSION`` as a whole, are never
     the image; samples of which that leaves none are passed through. ``pairs`` are those that the files of a folder were
-    listed with (:mod:`.pairs`). Label maps (:mod:`.label_maps`) are quarantined, or coded like photographs
-    with ``lossy_maps``. ``measure_psnr`` decodes every image again.
+    listed with (:mod:`.pairs`). Label maps (:mod:`.label_maps`) are quarantined, or with
+    ``lossy_maps`` coded like photographs. ``measure_psnr`` decodes every image again.
 
     An image whose PSNR is below ``min_psnr`` (dB) is coded at a higher quality, and where the highest does not suffice
     it is passed through. With ``passthrough_smaller`` so is one whose file is no larger than its stream.

@@ -2,8 +2,8 @@
 
 Locations are local paths or ``s3://`` URLs and mean the same on both. A pattern may hold braces and globs, as in
 ``{train,val}/shard-*.tar``; each of the names that braces give must match something. What exists by its exact name is
-no pattern (:mod:`.patterns`). Globs match no hidden files and folders (:mod:`.names`) unless they begin as
-these do.
+no pattern (:mod:`.patterns`). Globs match no hidden files and folders (:mod:`.names`), unless they
+begin as these do.
 """
 
 from __future__ import annotations
