@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from discernible.errors import StorageError
-from discernible.jobs.plan import PLAN_NAME, SHARDS_NAME, Plan, _checksum, _explain_difference, read_plan
+from discernible.jobs.freeze import _explain_difference
+from discernible.jobs.plan import PLAN_NAME, SHARDS_NAME, Plan, _checksum, read_plan
 from discernible.jobs.spec import plan_identity
 from discernible.pipeline.convert import ConvertConfig
 from discernible.pipeline.listing import Listing
