@@ -80,7 +80,8 @@ class ConversionWorker:
         # Libraries read these once, when they are first imported, which is inside this method.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
             os.environ[name] = str(threads)
-        from ..pipeline.convert import ConvertConfig, ShardConverter
+        from ..pipeline.convert import ShardConverter
+        from ..pipeline.convert_config import ConvertConfig
 
         self._converter = ShardConverter(ConvertConfig.from_dict(dict(self._work.config)))
         if self._converter.fingerprint != self._work.fingerprint:

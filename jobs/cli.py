@@ -61,7 +61,6 @@ app = typer.Typer(
 )
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
-Tries = Annotated[int, typer.Option(help="How often a shard is tried before it is given up.")]
 Address = Annotated[
     str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", metavar="URL", help="Dashboard of the Ray cluster.")
 ]
@@ -134,9 +133,7 @@ def _show_estimate(spec: JobSpec, *, pilot: int, json: bool) -> ExitCode:
 
 @app.command()
 @expanded(spec=job_spec)
-def compress(
-    spec: JobSpec, tries: Tries = 3, progress: Progress = "auto", dry_run: DryRun = False, json: Json = False
-) -> ExitCode:
+def compress(spec: JobSpec, progress: Progress = "auto", dry_run: DryRun = False, json: Json = False) -> ExitCode:
     """Convert images into shards of .dci streams. Run it again to go on after an interruption."""
     from .compress import compress as run
     from .report import compress_lines, compress_table
@@ -144,7 +141,7 @@ def compress(
     if dry_run:
         return _show_estimate(spec, pilot=0, json=json)
     console = progress_console()
-    result = run(replace(spec, tries=tries), progress=progress, console=console)
+    result = run(spec, progress=progress, console=console)
     if json:
         print_json(result.to_json())
     else:
@@ -169,7 +166,6 @@ def submit(
         bool, typer.Option("--ship/--no-ship", help="Send this version of discernible along, or use the cluster's own.")
     ] = True,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its log until it ends.")] = False,
-    tries: Tries = 3,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> ExitCode:
@@ -178,7 +174,7 @@ def submit(
 
     if dry_run:
         return _show_estimate(spec, pilot=0, json=json)
-    job = submit_job(replace(spec, tries=tries), address, ship=ship)
+    job = submit_job(spec, address, ship=ship)
     if not job.submitted:
         progress_console().print("this job is at work already")
     if follow:

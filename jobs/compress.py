@@ -167,7 +167,7 @@ def compress(spec: JobSpec, *, progress: ProgressMode = "none", console: Console
         plan_id=plan.plan_id,
         source=plan.source,
         destination=storage.location,
-        quality=spec.quality,
+        quality=spec.convert.quality,
         weights=plan.weights,
         fingerprint=plan.fingerprint,
         shards=len(plan.shards),
@@ -212,13 +212,13 @@ def _check_device(spec: JobSpec) -> None:
 
     Raises ConfigError.
     """
-    if not spec.device.startswith("cuda") or os.environ.get("RAY_ADDRESS"):
+    if not spec.convert.device.startswith("cuda") or os.environ.get("RAY_ADDRESS"):
         return
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         from ..codec.device import resolve_device
 
-        resolve_device(spec.device)
+        resolve_device(spec.convert.device)
 
 
 def _dispatch(
@@ -245,9 +245,9 @@ def _dispatch(
             workers=spec.workers,
             cpus_per_worker=spec.cpus_per_worker,
             gpus_per_worker=spec.gpus_per_worker,
-            use_gpus=spec.device != "cpu",
+            use_gpus=spec.convert.device != "cpu",
         )
-        device = "cpu" if spec.device == "auto" and not layout.gpus else spec.device
+        device = "cpu" if spec.convert.device == "auto" and not layout.gpus else spec.convert.device
         work = Work(
             config=spec.convert_config(threads=layout.cpus, device=device).to_dict(),
             fingerprint=plan.fingerprint,

@@ -144,7 +144,7 @@ def run_demo(
     tell(f"{len(chosen)} photographs from {origins} are in {photos}")
 
     tell(f"discernible compress {photos} {shards} --quality {quality} --shard-size {_SHARD_SIZE}")
-    spec = JobSpec(
+    spec = JobSpec.of(
         source=str(photos),
         destination=str(shards),
         quality=quality,

@@ -157,13 +157,13 @@ def estimate(
         ledger.refresh()
     layout = choose_layout(
         cpus=usable_cores(),
-        gpus=_gpus_here() if spec.device != "cpu" else 0,
+        gpus=_gpus_here() if spec.convert.device != "cpu" else 0,
         shards=len(plan.shards),
         left=ledger.left,
         workers=spec.workers,
         cpus_per_worker=spec.cpus_per_worker,
         gpus_per_worker=spec.gpus_per_worker,
-        use_gpus=spec.device != "cpu",
+        use_gpus=spec.convert.device != "cpu",
     )
     pilot = None
     if pilot_samples and ledger.left:
@@ -176,7 +176,7 @@ def estimate(
         destination=storage.location,
         weights=plan.weights,
         fingerprint=plan.fingerprint,
-        quality=spec.quality,
+        quality=spec.convert.quality,
         shards=len(plan.shards),
         shards_done=len(ledger.receipts),
         bytes=plan.bytes,

@@ -11,13 +11,13 @@ import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from ..errors import ConfigError
 from ..pipeline.s3_client import S3Options
-from .spec import JobSpec
+from ..settings import SettingField, setting_fields
+from .spec import OWNERS, JobSpec
 
 __all__ = [
     "Destination",
@@ -44,70 +44,7 @@ Source = Annotated[
 Destination = Annotated[str, typer.Argument(metavar="DST", help="Folder for the shards, or s3://bucket/prefix.")]
 Quality = Annotated[int, typer.Option("--quality", "-q", help="1 (smallest) to 100 (best).")]
 Weights = Annotated[str, typer.Option("--weights", metavar="NAME|FILE", help="Codec weights.")]
-Guide = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME|FILE|none",
-        help="What tells the encoder where networks look: auto (the weights' own head), none, or networks such as "
-        "efficientnet-lite0 or vgg16:FILE (exact, slow), with commas between.",
-    ),
-]
-ShardSize = Annotated[int, typer.Option(help="Samples a shard, for sources that are not tars.")]
-Limit = Annotated[int | None, typer.Option(help="Take only the first so many samples.")]
-Include = Annotated[list[str] | None, typer.Option(help="Take only files that match this pattern. Repeatable.")]
-ImageMember = Annotated[
-    str | None, typer.Option(metavar="EXT", help="Which member is the image, where samples have several.")
-]
-ImageColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Which column of Parquet files is the image.")]
-Labels = Annotated[
-    str,
-    typer.Option(
-        metavar="KIND|FILE",
-        help="Labels of a folder: auto (what is unambiguous), none, folder (a class each), yolo, coco, voc, or a .csv, "
-        ".jsonl or COCO .json, also a pattern.",
-    ),
-]
-MissingImage = Annotated[
-    Literal["quarantine", "passthrough"], typer.Option(help="What happens to samples without an image.")
-]
-Carry = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="PATTERN", help="Take matching files along byte for byte with the image of their name. Repeatable."
-    ),
-]
-Pair = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="IMAGES:FILES",
-        help="Take files of one folder along byte for byte with the images of another: images:masks. Repeatable.",
-    ),
-]
-LossyMaps = Annotated[
-    bool, typer.Option("--lossy-maps", help="Code label maps, masks and depth like photographs instead of refusing.")
-]
-MaxPixels = Annotated[int, typer.Option(help="Quarantine images with more pixels than this.")]
-Background = Annotated[str, typer.Option(metavar="RRGGBB", help="Colour behind transparent pixels.")]
-Animated = Annotated[Literal["first", "refuse"], typer.Option(help="Animated images: first frame, or quarantine.")]
-Jpeg = Annotated[
-    Literal["cpu", "gpu"], typer.Option(help="Who decodes JPEG files: Pillow, or GPUs (needs torchvision).")
-]
-Psnr = Annotated[bool, typer.Option("--psnr/--no-psnr", help="Decode every image again to measure its PSNR.")]
-MinPsnr = Annotated[
-    float | None, typer.Option(metavar="DB", help="Code worse images at a higher quality, or keep them as they are.")
-]
-MinSize = Annotated[int | None, typer.Option(help="Leave out images whose shorter side is smaller.")]
-Resize = Annotated[int | None, typer.Option(help="Reduce images until their shorter side is this; never enlarge.")]
-PassthroughSmaller = Annotated[
-    bool, typer.Option("--passthrough-smaller", help="Keep image files that are no larger than their streams.")
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Remove a conversion of other options or sources from the destination.")
-]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Workers = Annotated[int | None, typer.Option(help="How many workers. Default: one a GPU, else one a core.")]
-CpusPerWorker = Annotated[int | None, typer.Option(help="CPU cores (and threads) of each worker.")]
-GpusPerWorker = Annotated[float | None, typer.Option(help="GPUs of each worker; fractions share one.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads. 0: all cores.")]
 
 Endpoint = Annotated[str | None, typer.Option(metavar="URL", help="S3: a store other than AWS.")]
@@ -198,80 +135,48 @@ def _annotated(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     }
 
 
+def _with_settings(build: Callable[..., JobSpec]) -> Callable[..., JobSpec]:
+    """Give a function, in the place of ``options``, all settings of a conversion as options of the command line."""
+    given = {field.name: field for owner in OWNERS for field in setting_fields(owner) if field.setting.help}
+
+    @functools.wraps(build)
+    def run(**values: Any) -> JobSpec:
+        options = {name: _value(values.pop(name), field) for name, field in given.items() if name in values}
+        return build(**values, **options)
+
+    parameters = dict(_annotated(build))
+    del parameters["options"]
+    made = {name: _parameter(field) for name, field in given.items()}
+    # Arguments and what decides the result before how S3 is reached.
+    first = {name: parameters.pop(name) for name in ("source", "destination")}
+    both = {**first, **made, **parameters}
+    run.__signature__ = inspect.Signature(list(both.values()))  # type: ignore[attr-defined]
+    run.__annotations__ = {name: parameter.annotation for name, parameter in both.items()}
+    return run
+
+
+def _parameter(field: SettingField) -> inspect.Parameter:
+    """An option as Typer takes it: several values are a list, and what people write in a way of their own is text."""
+    known, default, kind = field.setting, field.default, field.type
+    if known.write is not None:
+        default, kind = known.write(default), str
+    elif typing.get_origin(kind) is tuple:
+        default, kind = None, list[str] | None
+    elif field.optional:
+        kind = kind | None
+    option = typer.Option(*field.flags, help=known.help, metavar=known.metavar)
+    annotation = Annotated[kind, option]  # type: ignore[valid-type]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _value(value: Any, field: SettingField) -> Any:
+    if field.setting.read is not None:
+        return field.setting.read(value)
+    return tuple(value or ()) if typing.get_origin(field.type) is tuple else value
+
+
+@_with_settings
 @expanded(s3=s3_pair)
-def job_spec(
-    source: Source,
-    destination: Destination,
-    quality: Quality = 50,
-    weights: Weights = "default",
-    guide: Guide = "auto",
-    shard_size: ShardSize = 1000,
-    limit: Limit = None,
-    include: Include = None,
-    image_member: ImageMember = None,
-    image_column: ImageColumn = None,
-    labels: Labels = "auto",
-    missing_image: MissingImage = "quarantine",
-    carry: Carry = None,
-    pair: Pair = None,
-    lossy_maps: LossyMaps = False,
-    max_pixels: MaxPixels = 178_956_970,
-    background: Background = "ffffff",
-    animated: Animated = "first",
-    jpeg: Jpeg = "cpu",
-    psnr: Psnr = True,
-    min_psnr: MinPsnr = None,
-    min_size: MinSize = None,
-    resize: Resize = None,
-    passthrough_smaller: PassthroughSmaller = False,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    workers: Workers = None,
-    cpus_per_worker: CpusPerWorker = None,
-    gpus_per_worker: GpusPerWorker = None,
-    *,
-    s3: S3Pair,
-) -> JobSpec:
+def job_spec(source: Source, destination: Destination, *, s3: S3Pair, **options: Any) -> JobSpec:
     """The JobSpec of a job's options. Raises ConfigError."""
-    return JobSpec(
-        source=source,
-        destination=destination,
-        quality=quality,
-        weights=weights,
-        guide=guide,
-        shard_size=shard_size,
-        limit=limit,
-        include=tuple(include or ()),
-        image_member=image_member,
-        image_column=image_column,
-        labels=labels,
-        missing_image=missing_image,
-        carry=tuple(carry or ()),
-        pair=tuple(pair or ()),
-        lossy_maps=lossy_maps,
-        max_pixels=max_pixels,
-        background=_colour(background),
-        animated=animated,
-        jpeg=jpeg,
-        measure_psnr=psnr,
-        min_psnr=min_psnr,
-        min_size=min_size,
-        resize=resize,
-        passthrough_smaller=passthrough_smaller,
-        overwrite=overwrite,
-        device=device,
-        workers=workers,
-        cpus_per_worker=cpus_per_worker,
-        gpus_per_worker=gpus_per_worker,
-        source_s3=s3.source,
-        destination_s3=s3.destination,
-    )
-
-
-def _colour(text: str) -> tuple[int, int, int]:
-    digits = text.removeprefix("#")
-    try:
-        red, green, blue = bytes.fromhex(digits)
-    except ValueError:
-        raise ConfigError(f"a colour is six hex digits such as ffffff, not {text!r}") from None
-    return red, green, blue
+    return JobSpec.of(source, destination, source_s3=s3.source, destination_s3=s3.destination, **options)

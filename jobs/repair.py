@@ -104,7 +104,7 @@ def _why_not_again(plan: Plan, source_s3: S3Options | None) -> str | None:
     from ..pipeline.listing import Listing
 
     try:
-        now = (plan.listing or Listing()).open(plan.source, source_s3).shards
+        now = (plan.listing or Listing(labels="none")).open(plan.source, source_s3).shards
     except PipelineError as exc:
         return f"its source cannot be read ({exc.message})"
     if now != plan.shards and plan.listing is None:

@@ -70,7 +70,8 @@ def retry(
         ShardError, StorageError, WeightsError: a shard is damaged, something cannot be read or written.
     """
     from ..codec import Codec
-    from ..pipeline.convert import ConvertConfig, ShardConverter
+    from ..pipeline.convert import ShardConverter
+    from ..pipeline.convert_config import ConvertConfig
     from ..pipeline.opening import open_storage
     from ..pipeline.receipts import write_index
     from ..pipeline.retry import retry_shard

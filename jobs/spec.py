@@ -6,36 +6,31 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..pipeline.pairs import parse_pairs
+from ..pipeline.convert_config import ConvertConfig
+from ..pipeline.listing import Listing
+from ..pipeline.pixel_policy import PixelPolicy
 from ..pipeline.s3_client import S3Options
+from ..settings import check_settings, setting, setting_arguments, setting_fields
 
 if TYPE_CHECKING:
-    from ..codec.weights_file import WeightsFile
-    from ..pipeline.convert import ConvertConfig
-    from ..pipeline.listing import Listing
+    from ..codec import WeightsFile
     from ..pipeline.sources import Source
     from ..pipeline.storage import Storage
 
 __all__ = [
-    "Animated",
+    "OWNERS",
     "JobSpec",
-    "JpegDecoder",
-    "MissingImage",
     "job_arguments",
     "plan_identity",
     "resolve_guide",
     "resolve_location",
     "resolve_weights",
 ]
-
-MissingImage = Literal["quarantine", "passthrough"]
-Animated = Literal["first", "refuse"]
-JpegDecoder = Literal["cpu", "gpu"]
 
 # Part of every plan id. Raised when the same options come to mean other output bytes.
 OUTPUT_FORMAT = 1
@@ -45,23 +40,22 @@ OUTPUT_FORMAT = 1
 class JobSpec:
     """A conversion job, validated.
 
-    Fields that change the output are part of the plan id; those that say how the work is done (``device``, ``workers``,
-    ``cpus_per_worker``, ``gpus_per_worker``, ``tries``, ``overwrite``) or how S3 is reached (``source_s3``,
-    ``destination_s3``) are not, so that a job can be resumed on another machine.
+    The options of ``listing`` and ``convert`` change the output and are part of the plan id, but for the device; those
+    that say how the work is done (``workers``, ``cpus_per_worker``, ``gpus_per_worker``, ``tries``, ``overwrite``) or
+    how S3 is reached (``source_s3``, ``destination_s3``) are not, so that a job can be resumed on another machine.
 
-    ``source`` and ``destination`` are locations as the user wrote them. ``quality`` is 1..100. ``weights`` is a name or
-    the path of a weights file, ``guide`` what tells the encoder where networks look (see ``Codec.load``).
-    ``shard_size`` is samples a shard for sources that are not sharded. ``limit`` converts only the first so many
-    samples, ``include`` only files that match one of the globs. ``image_member`` names the member that is the image
-    where samples have several, ``image_column`` the column of Parquet files. ``labels`` says which labels of a folder
-    are taken along (see ``pipeline.folder_labels``): ``auto``, ``none``, a kind, or a file. ``missing_image`` says
-    whether a sample without an image is quarantined or passed through. Files that match a pattern of ``carry`` are
-    taken along with the sample of their stem, those of a ``pair`` (``images:masks``) with the image in the other
-    folder; label maps are refused unless ``lossy_maps`` is set. ``max_pixels`` (width × height), ``background`` (RGB,
-    0..255, behind transparency) and ``animated`` are the pixel policy. ``batch_pixels`` is how many pixels the codec
-    takes at once; None leaves it to the pipeline. ``measure_psnr`` decodes every image again; ``min_psnr`` and
-    ``passthrough_smaller`` are those of ``ConvertConfig``, ``min_size``, ``resize`` and ``jpeg`` those of
-    ``PixelPolicy``. ``overwrite`` removes a conversion with another plan from the destination.
+    Args:
+        source: location as the user wrote it.
+        destination: the same for what is written.
+        listing: which files of the source are taken, and how they are cut into shards.
+        convert: what becomes of them. ``carry`` and ``pairs`` are those of ``listing``.
+        overwrite: remove a conversion with another plan from the destination.
+        workers: how many; None chooses.
+        cpus_per_worker: cores, and threads, of each.
+        gpus_per_worker: of each.
+        tries: how often a shard is tried.
+        source_s3: how S3 is reached for the source.
+        destination_s3: and for the destination.
 
     Raises:
         ConfigError: a field is out of range, or two contradict each other.
@@ -69,73 +63,25 @@ class JobSpec:
 
     source: str
     destination: str
-    quality: int = 50
-    weights: str = "default"
-    guide: str = "auto"
-    shard_size: int = 1000
-    limit: int | None = None
-    include: tuple[str, ...] = ()
-    image_member: str | None = None
-    image_column: str | None = None
-    labels: str = "auto"
-    missing_image: MissingImage = "quarantine"
-    carry: tuple[str, ...] = ()
-    pair: tuple[str, ...] = ()
-    lossy_maps: bool = False
-    max_pixels: int = 178_956_970
-    background: tuple[int, int, int] = (255, 255, 255)
-    animated: Animated = "first"
-    jpeg: JpegDecoder = "cpu"
-    batch_pixels: int | None = None
-    measure_psnr: bool = True
-    min_psnr: float | None = None
-    min_size: int | None = None
-    resize: int | None = None
-    passthrough_smaller: bool = False
-    device: str = "auto"
-    workers: int | None = None
-    cpus_per_worker: int | None = None
-    gpus_per_worker: float | None = None
-    tries: int = 3
-    overwrite: bool = False
+    listing: Listing = field(default_factory=Listing)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
+    overwrite: bool = setting(
+        False, "Remove a conversion of other options or sources from the destination.", flag="--overwrite"
+    )
+    workers: int | None = setting(None, "How many workers. Default: one a GPU, else one a core.", least=1)
+    cpus_per_worker: int | None = setting(None, "CPU cores (and threads) of each worker.", least=1)
+    gpus_per_worker: float | None = setting(None, "GPUs of each worker; fractions share one.", least=0)
+    tries: int = setting(3, "How often a shard is tried.", least=1, most=100)
     source_s3: S3Options = field(default_factory=S3Options)
     destination_s3: S3Options = field(default_factory=S3Options)
 
     def __post_init__(self) -> None:
-        for name in ("source", "destination", "weights", "guide", "labels"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip():
+        check_settings(self)
+        for name in ("source", "destination"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name).strip():
                 raise ConfigError(f"{name} must not be empty")
-        _check_range("quality", self.quality, 1, 100)
-        _check_range("shard size", self.shard_size, 1, 10_000_000)
-        _check_range("max pixels", self.max_pixels, 1, 65_535**2)
-        _check_range("tries", self.tries, 1, 100)
-        for name in ("limit", "workers", "cpus_per_worker", "batch_pixels", "min_size", "resize"):
-            value = getattr(self, name)
-            if value is not None:
-                _check_range(name.replace("_", " "), value, 1, None)
-        if self.gpus_per_worker is not None and not self.gpus_per_worker >= 0:
-            raise ConfigError(f"gpus per worker must be 0 or more, not {self.gpus_per_worker}")
-        if self.min_psnr is not None and not (self.measure_psnr and self.min_psnr > 0):
-            raise ConfigError("the smallest PSNR must be above 0 dB, and needs --psnr")
-        if len(self.background) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in self.background):
-            raise ConfigError(f"background must be three values 0..255, not {self.background}")
-        if self.device != "auto" and self.device != "cpu" and self.device.split(":")[0] != "cuda":
-            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
-        if self.device == "cpu" and self.gpus_per_worker:
+        if self.convert.device == "cpu" and self.gpus_per_worker:
             raise ConfigError("device cpu and gpus per worker contradict each other")
-        if self.device == "cpu" and self.jpeg == "gpu":
-            raise ConfigError("device cpu and JPEG decoding on a GPU contradict each other")
-        for name, allowed in (
-            ("missing_image", ("quarantine", "passthrough")),
-            ("animated", ("first", "refuse")),
-            ("jpeg", ("cpu", "gpu")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"{name.replace('_', ' ')} must be {' or '.join(allowed)}, not {getattr(self, name)!r}"
-                )
-        parse_pairs(self.pair)
         source, destination = resolve_location(self.source), resolve_location(self.destination)
         if source == destination:
             raise ConfigError(f"source and destination are the same place: {self.source}")
@@ -145,29 +91,38 @@ class JobSpec:
                 "what the first one wrote; choose a destination beside it"
             )
 
+    @classmethod
+    def of(cls, source: str, destination: str, **options: Any) -> JobSpec:
+        """A job of options by their names alone, whichever part of it they belong to.
+
+        Raises:
+            ConfigError: an option is not known, or its value is none.
+        """
+        parts = {
+            owner: {field.name: options.pop(field.name) for field in setting_fields(owner) if field.name in options}
+            for owner in OWNERS
+        }
+        own = {name: options.pop(name) for name in ("source_s3", "destination_s3") if name in options}
+        if options:
+            raise ConfigError(f"there is no option {', '.join(options)}")
+        return cls(
+            source=source,
+            destination=destination,
+            listing=Listing(**parts[Listing]),
+            convert=ConvertConfig(**parts[ConvertConfig], pixels=PixelPolicy(**parts[PixelPolicy])),
+            **parts[cls],
+            **own,
+        )
+
     def open_source(self) -> Source:
         """Look at the source. Raises SourceError and StorageError."""
-        return self.listing().open(resolve_location(self.source), self.source_s3)
-
-    def listing(self) -> Listing:
-        """How the files of the source are chosen."""
-        from ..pipeline.listing import Listing
-
-        return Listing(
-            shard_size=self.shard_size,
-            limit=self.limit,
-            include=self.include,
-            image_column=self.image_column,
-            labels=self.labels,
-            carry=self.carry,
-            pairs=self.pair,
-        )
+        return self.listing.open(resolve_location(self.source), self.source_s3)
 
     def read_weights(self) -> WeightsFile:
         """The weights file. Raises WeightsError."""
-        from ..codec.weights_file import find_weights, read_weights_file
+        from ..codec import find_weights, read_weights_file
 
-        return read_weights_file(find_weights(resolve_weights(self.weights)))
+        return read_weights_file(find_weights(resolve_weights(self.convert.weights)))
 
     def open_destination(self) -> Storage:
         """The storage that the shards go to."""
@@ -176,85 +131,38 @@ class JobSpec:
         return open_storage(resolve_location(self.destination), self.destination_s3)
 
     def convert_config(self, *, threads: int = 1, device: str | None = None) -> ConvertConfig:
-        """The part of the job that one worker needs, for ``threads`` CPU threads on ``device``.
+        """What one worker needs, for ``threads`` CPU threads on ``device``: the same wherever it runs.
 
         Raises WeightsError when the weights cannot be found or read.
         """
         from ..codec.guide import pinned_guide
         from ..codec.weights import load_weights
-        from ..pipeline.convert import ConvertConfig
-        from ..pipeline.pixels import PixelPolicy
 
-        optional: dict[str, int] = {} if self.batch_pixels is None else {"batch_pixels": self.batch_pixels}
-        return ConvertConfig(
-            quality=self.quality,
-            weights=resolve_weights(self.weights),
-            guide=pinned_guide(resolve_guide(self.guide), load_weights(resolve_weights(self.weights))),
-            device=device or self.device,
+        weights = resolve_weights(self.convert.weights)
+        return replace(
+            self.convert,
+            weights=weights,
+            guide=pinned_guide(resolve_guide(self.convert.guide), load_weights(weights)),
+            device=device or self.convert.device,
             threads=threads,
-            image_member=self.image_member,
-            missing_image=self.missing_image,
-            carry=self.carry,
-            pairs=self.pair,
-            lossy_maps=self.lossy_maps,
-            measure_psnr=self.measure_psnr,
-            min_psnr=self.min_psnr,
-            passthrough_smaller=self.passthrough_smaller,
-            pixels=PixelPolicy(
-                max_pixels=self.max_pixels,
-                background=self.background,
-                animated=self.animated,
-                jpeg=self.jpeg,
-                min_size=self.min_size,
-                resize=self.resize,
-            ),
-            **optional,
+            carry=self.listing.carry,
+            pairs=self.listing.pairs,
         )
+
+
+OWNERS = (ConvertConfig, Listing, PixelPolicy, JobSpec)
+"""The dataclasses whose settings are the options of a conversion, in the order of the help."""
 
 
 def job_arguments(spec: JobSpec) -> list[str]:
     """The command line arguments that give this JobSpec again, ``tries`` included; weights stay as they are named."""
-    plain = JobSpec(source=spec.source, destination=spec.destination)
+    listing = spec.listing
+    # A file beside the source is found from every working directory, one in it by its name there.
+    if Path(listing.labels).is_file():
+        listing = replace(listing, labels=resolve_location(listing.labels))
     arguments = [resolve_location(spec.source), resolve_location(spec.destination)]
-    for name in (
-        "quality",
-        "weights",
-        "guide",
-        "shard_size",
-        "limit",
-        "image_member",
-        "image_column",
-        "missing_image",
-        "max_pixels",
-        "animated",
-        "jpeg",
-        "min_psnr",
-        "min_size",
-        "resize",
-        "device",
-        "workers",
-        "cpus_per_worker",
-        "gpus_per_worker",
-        "tries",
-    ):
-        if getattr(spec, name) != getattr(plain, name):
-            arguments += [f"--{name.replace('_', '-')}", str(getattr(spec, name))]
-    if spec.background != plain.background:
-        arguments += ["--background", bytes(spec.background).hex()]
-    if spec.labels != plain.labels:
-        # A file beside the source is found from every working directory, one in it by its name there.
-        is_file = Path(spec.labels).is_file()
-        arguments += ["--labels", resolve_location(spec.labels) if is_file else spec.labels]
-    for name in ("include", "carry", "pair"):
-        for pattern in getattr(spec, name):
-            arguments += [f"--{name}", pattern]
-    flags = {
-        "--no-psnr": not spec.measure_psnr,
-        "--lossy-maps": spec.lossy_maps,
-        "--passthrough-smaller": spec.passthrough_smaller,
-        "--overwrite": spec.overwrite,
-    }
-    arguments += [flag for flag, given in flags.items() if given]
+    for part in (listing, spec.convert, spec.convert.pixels, spec):
+        arguments += setting_arguments(part)
     source, destination = spec.source_s3, spec.destination_s3
     for name in ("endpoint", "profile", "region"):
         there, here = getattr(source, name), getattr(destination, name)
@@ -306,11 +214,3 @@ def resolve_location(location: str) -> str:
         return location.rstrip("/")
     # Not Path.resolve: a link that is pointed elsewhere must not turn the same words into another job.
     return os.path.abspath(Path(location).expanduser())  # noqa: PTH100
-
-
-def _check_range(name: str, value: int, low: int, high: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be a whole number, not {value!r}")
-    if value < low or (high is not None and value > high):
-        bounds = f"{low}..{high}" if high is not None else f"at least {low}"
-        raise ConfigError(f"{name} must be {bounds}, not {value}")

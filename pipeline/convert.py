@@ -26,22 +26,20 @@ import time
 from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..errors import (
     CodecError,
-    ConfigError,
     ImageMissingError,
     LabelMapError,
     PipelineError,
     ScatteredSampleError,
     ShardError,
 )
-from ..stored import FieldError, Fields, as_text
 from .coding import AnalysedImage, BegunBatch, SentBatch, analyse_image, begin_batch, finish_batch, send_batch
 from .contents import member_in_content
+from .convert_config import ConvertConfig
 from .gpu_jpeg import GpuJpeg, JpegFile, plain_jpeg
 from .grouping import BatchComposer
 from .items import Item
@@ -49,9 +47,8 @@ from .label_maps import why_map
 from .left_out import LeftOut
 from .opening import open_storage
 from .output import SampleFacts, ShardOutput, ShardProgress
-from .pairs import parse_pairs
 from .patterns import path_matches
-from .pixels import DecodedImage, PixelPolicy, decode_pixels
+from .pixels import DecodedImage, decode_pixels
 from .receipts import Receipt, SourceRef, read_receipt
 from .samples import Sample, choose_image, is_image_extension, sample_digest
 from .shards import check_names
@@ -67,108 +64,13 @@ if TYPE_CHECKING:
     from ..codec import Codec, Latents, Transformed
     from .s3_client import S3Options
 
-__all__ = ["ConvertConfig", "ShardConverter", "ShardProgress", "StageTimings"]
+__all__ = ["ShardConverter", "ShardProgress", "StageTimings"]
 
 _Batch = tuple[list[Item], SentBatch]
 
 _PROGRESS_SECONDS = 0.25
-_MOST_THREADS = 1 << 16
-_MOST_DECIBELS = 1000.0
 # What one step of quality brings at least, so that a second try is rarely too much.
 _DECIBELS_A_STEP = 0.15
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
-    """How shards are converted.
-
-    ``quality`` is 1..100. ``weights`` is the name of shipped codec weights or the path of a file, ``guide`` what tells
-    the encoder where networks look (see ``Codec.load``); ``device`` is
-    ``auto``, ``cpu`` or ``cuda[:i]``. ``threads`` threads decode pixels, quantise and code entropy, and as many serve
-    the codec on a CPU. The codec gets at most ``batch_pixels`` padded pixels at once (a single larger image alone) and
-    looks at most ``lookahead`` samples ahead for images of one size. ``image_member`` names the extension of the member
-    to compress, see :mod:`.samples`; a sample without image is quarantined or passed through unchanged, by
-    ``missing_image``. Members of tars that match a shell pattern of ``carry``, ``KEY.EXTENSION`` as a whole, are never
-    the image; samples of which that leaves none are passed through. ``pairs`` are those that the files of a folder were
-    listed with (:mod:`.pairs`). Label maps (:mod:`.label_maps`) are quarantined, or with
-    ``lossy_maps`` coded like photographs. ``measure_psnr`` decodes every image again.
-
-    An image whose PSNR is below ``min_psnr`` (dB) is coded at a higher quality, and where the highest does not suffice
-    it is passed through. With ``passthrough_smaller`` so is one whose file is no larger than its stream.
-    """
-
-    quality: int = 50
-    weights: str = "default"
-    guide: str = "auto"
-    device: str = "auto"
-    threads: int = 1
-    batch_pixels: int = 1 << 22
-    lookahead: int = 256
-    image_member: str | None = None
-    missing_image: Literal["quarantine", "passthrough"] = "quarantine"
-    carry: tuple[str, ...] = ()
-    pairs: tuple[str, ...] = ()
-    lossy_maps: bool = False
-    measure_psnr: bool = True
-    min_psnr: float | None = None
-    passthrough_smaller: bool = False
-    pixels: PixelPolicy = field(default_factory=PixelPolicy)
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 100:
-            raise ConfigError(f"quality must be from 1 to 100, not {self.quality}")
-        for name in ("threads", "batch_pixels", "lookahead"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.missing_image not in ("quarantine", "passthrough"):
-            raise ConfigError(f"missing_image must be 'quarantine' or 'passthrough', not {self.missing_image!r}")
-        if self.min_psnr is not None and not (self.measure_psnr and self.min_psnr > 0):
-            raise ConfigError("min_psnr must be above 0 dB, and needs the PSNR to be measured")
-        if self.image_member is not None and not self.image_member.strip("."):
-            raise ConfigError("image_member must be an extension such as 'jpg' or 'rgb.png'")
-        parse_pairs(self.pairs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types; :meth:`from_dict` reads it back."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return values | {
-            "carry": list(self.carry),
-            "pairs": list(self.pairs),
-            "pixels": self.pixels.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ConvertConfig:
-        """The configuration that :meth:`to_dict` wrote. Raises ConfigError for fields that are unknown or no such."""
-        try:
-            told = Fields(data, "the configuration")
-            readers: dict[str, Callable[[str], Any]] = {
-                "quality": partial(told.whole, least=1, most=100),
-                **dict.fromkeys(("weights", "guide", "device", "missing_image"), told.text),
-                "threads": partial(told.whole, least=1, most=_MOST_THREADS),
-                **dict.fromkeys(("batch_pixels", "lookahead"), partial(told.whole, least=1)),
-                "image_member": partial(told.maybe, told.text),
-                **dict.fromkeys(
-                    ("carry", "pairs"), lambda name: tuple(as_text(each, name) for each in told.items(name))
-                ),
-                **dict.fromkeys(("measure_psnr", "passthrough_smaller", "lossy_maps"), told.flag),
-                "min_psnr": partial(told.maybe, told.number, least=0, most=_MOST_DECIBELS),
-                "pixels": told.raw,
-            }
-            told.only(readers)
-            values = {name: read(name) for name, read in readers.items() if name in told}
-            # What was written before there were guides had none.
-            return cls(**{"guide": "none", **values, "pixels": PixelPolicy.from_dict(told.raw("pixels"))})
-        except FieldError as exc:
-            raise ConfigError(f"a conversion's configuration is damaged: {exc}") from exc
-
-    def identity(self) -> dict[str, Any]:
-        """What shapes the output, as JSON types: everything but where and with how many threads it is made."""
-        values = {name: value for name, value in self.to_dict().items() if name not in ("device", "threads")}
-        if self.guide == "none":
-            del values["guide"]
-        # Without these, plans are those of releases that did not have them.
-        return {name: value for name, value in values.items() if value or name not in ("carry", "pairs", "lossy_maps")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
-from .pixels import PixelPolicy, decode_pixels, plain_jpeg_size
+from .pixel_policy import PixelPolicy
+from .pixels import decode_pixels, plain_jpeg_size
 
 if TYPE_CHECKING:
     import torch

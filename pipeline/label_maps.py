@@ -37,7 +37,8 @@ import numpy as np
 
 from ..errors import ImageUnreadableError
 from .lighter import lighter
-from .pixels import PixelPolicy, opened_image
+from .pixel_policy import PixelPolicy
+from .pixels import opened_image
 from .tiff import tiff_image
 from .tiff_layout import TiffLayout
 

@@ -5,31 +5,52 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..stored import FieldError, Fields, as_text
-from .sources import Source, open_source
+from ..errors import ConfigError
+from ..settings import check_settings, setting, settings_from_json, settings_to_json
+from ..stored import FieldError, Fields
+from .pairs import parse_pairs
 
 if TYPE_CHECKING:
     from .s3_client import S3Options
+    from .sources import Source
 
 __all__ = ["Listing"]
-
-_MOST_PATTERNS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     """The arguments of :func:`.sources.open_source` that decide which shards a location gives."""
 
-    shard_size: int = 1000
-    limit: int | None = None
-    include: tuple[str, ...] = ()
-    image_column: str | None = None
-    labels: str = "none"
-    carry: tuple[str, ...] = ()
-    pairs: tuple[str, ...] = ()
+    shard_size: int = setting(1000, "Samples a shard, for sources that are not tars.", least=1, most=10_000_000)
+    limit: int | None = setting(None, "Take only the first so many samples.", least=1)
+    include: tuple[str, ...] = setting((), "Take only files that match this pattern. Repeatable.")
+    image_column: str | None = setting(None, "Which column of Parquet files is the image.", metavar="NAME")
+    labels: str = setting(
+        "auto",
+        "Labels of a folder: auto (what is unambiguous), none, folder (a class each), yolo, coco, voc, or a .csv, "
+        ".jsonl or COCO .json, also a pattern.",
+        metavar="KIND|FILE",
+    )
+    carry: tuple[str, ...] = setting(
+        (),
+        "Take matching files along byte for byte with the image of their name. Repeatable.",
+        metavar="PATTERN",
+    )
+    pairs: tuple[str, ...] = setting(
+        (),
+        "Take files of one folder along byte for byte with the images of another: images:masks. Repeatable.",
+        flag="--pair",
+        metavar="IMAGES:FILES",
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        parse_pairs(self.pairs)
 
     def open(self, location: str, s3: S3Options | None = None) -> Source:
         """What a location holds now. Raises as :func:`.sources.open_source` does."""
+        from .sources import open_source
+
         return open_source(
             location,
             shard_size=self.shard_size,
@@ -44,32 +65,13 @@ class Listing:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; :meth:`from_fields` reads it back."""
-        return {
-            "shard_size": self.shard_size,
-            "limit": self.limit,
-            "include": list(self.include),
-            "image_column": self.image_column,
-            "labels": self.labels,
-            "carry": list(self.carry),
-            "pairs": list(self.pairs),
-        }
+        return settings_to_json(self)
 
     @classmethod
     def from_fields(cls, told: Fields) -> Listing:
         """What :meth:`to_dict` wrote. Raises FieldError."""
-        return cls(
-            shard_size=told.whole("shard_size", least=1),
-            limit=told.maybe(told.whole, "limit", least=1),
-            include=_patterns(told, "include"),
-            image_column=told.maybe(told.text, "image_column"),
-            labels=told.text("labels") if "labels" in told else "none",
-            carry=_patterns(told, "carry"),
-            pairs=_patterns(told, "pairs"),
-        )
-
-
-def _patterns(told: Fields, name: str) -> tuple[str, ...]:
-    patterns = told.items(name) if name in told else []
-    if len(patterns) > _MOST_PATTERNS:
-        raise FieldError(f"{name} has {len(patterns)} patterns")
-    return tuple(as_text(each, f"a pattern of {name}") for each in patterns)
+        try:
+            # What was written before there were labels had none.
+            return cls(**{"labels": "none", **settings_from_json(cls, told)})
+        except ConfigError as exc:
+            raise FieldError(str(exc)) from exc

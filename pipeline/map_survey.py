@@ -18,7 +18,7 @@ from ..errors import PipelineError, SourceError
 from .label_maps import map_word, may_be_map, why_map
 from .opening import open_storage
 from .patterns import path_matches
-from .pixels import PixelPolicy
+from .pixel_policy import PixelPolicy
 from .prefetch import map_ahead
 from .s3_client import S3Options
 from .samples import choose_image, split_member_name

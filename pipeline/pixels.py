@@ -29,34 +29,29 @@ JPEG files that need nothing of the above may be left to a GPU (:mod:`.gpu_jpeg`
 
 from __future__ import annotations
 
-import dataclasses
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from ..errors import ConfigError, ImageFilteredError, ImageTooLargeError, ImageUnreadableError, SampleError
-from ..stored import FieldError, Fields, as_whole
+from ..errors import ImageFilteredError, ImageTooLargeError, ImageUnreadableError, SampleError
 from .colour import to_rgb
 from .contents import is_heif
 from .formats import after_load, before_load
 from .heif import open_heif
 from .lighter import lighter
+from .pixel_policy import MAX_SIDE, PixelPolicy
 from .tiff import tiff_image
 from .tiff_layout import TiffLayout, is_tiff, tiff_layout
 
 __all__ = [
     "ACCEPTED_FORMATS",
-    "MAX_SIDE",
     "DecodedImage",
-    "PixelPolicy",
     "decode_pixels",
     "opened_image",
     "plain_jpeg_size",
@@ -65,8 +60,6 @@ __all__ = [
 ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "DIB", "PPM", "TGA", "GIF", "QOI")
 """Formats tried, by Pillow's names, whatever the file is called. JPEG covers MPO, which Pillow finds out later."""
 
-MAX_SIDE = 65535
-"""Largest width and height that the stream format can hold."""
 
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,60 +70,6 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class PixelPolicy:
-    """The choices in the policy that are open.
-
-    ``max_pixels`` is width times height; Pillow's own limit (``2 * Image.MAX_IMAGE_PIXELS``, which is the default here)
-    holds as well. ``background`` is an sRGB colour, 0..255 each. ``animated`` says what to do with animations: take the
-    ``first`` frame or ``refuse``. Images whose shorter side is below ``min_size`` are filtered; those where it is above
-    ``resize`` are reduced until it is that (Lanczos, after JPEG's own reduction to at least twice that size). ``jpeg``
-    says who decodes plain JPEG files: Pillow (``cpu``), or nvJPEG (``gpu``), whose pixels are a few levels off
-    Pillow's.
-    """
-
-    max_pixels: int = 178_956_970
-    background: tuple[int, int, int] = (255, 255, 255)
-    animated: Literal["first", "refuse"] = "first"
-    min_size: int | None = None
-    resize: int | None = None
-    jpeg: Literal["cpu", "gpu"] = "cpu"
-
-    def __post_init__(self) -> None:
-        if self.max_pixels < 1:
-            raise ConfigError(f"max_pixels must be at least 1, not {self.max_pixels}")
-        if len(self.background) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in self.background):
-            raise ConfigError(f"background must be three integers from 0 to 255, not {self.background!r}")
-        if self.animated not in ("first", "refuse"):
-            raise ConfigError(f"animated must be 'first' or 'refuse', not {self.animated!r}")
-        if self.jpeg not in ("cpu", "gpu"):
-            raise ConfigError(f"jpeg must be 'cpu' or 'gpu', not {self.jpeg!r}")
-        for name in ("min_size", "resize"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= MAX_SIDE:
-                raise ConfigError(f"{name} must be from 1 to {MAX_SIDE}, not {value}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types; :meth:`from_dict` reads it back."""
-        return {**dataclasses.asdict(self), "background": list(self.background)}
-
-    @classmethod
-    def from_dict(cls, data: object) -> PixelPolicy:
-        """The policy that :meth:`to_dict` wrote. Raises ConfigError for fields that are unknown or no such."""
-        try:
-            told = Fields(data, "the policy")
-            readers: dict[str, Callable[[str], Any]] = {
-                "max_pixels": partial(told.whole, least=1),
-                "background": lambda name: tuple(as_whole(each, name, most=255) for each in told.items(name)),
-                **dict.fromkeys(("animated", "jpeg"), told.text),
-                **dict.fromkeys(("min_size", "resize"), partial(told.maybe, told.whole)),
-            }
-            told.only(readers)
-            return cls(**{name: read(name) for name, read in readers.items() if name in told})
-        except FieldError as exc:
-            raise ConfigError(f"a pixel policy's record is damaged: {exc}") from exc
 
 
 @dataclass(frozen=True, slots=True)

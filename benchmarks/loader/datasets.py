@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from discernible.codec import Codec
-from discernible.pipeline.convert import ConvertConfig, ShardConverter
+from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.local_storage import LocalStorage
 from discernible.pipeline.shards import ShardWriter, iter_tar_samples
 from discernible.pipeline.sources import open_source

@@ -31,9 +31,11 @@ from benchmarks.peers import cut_photos, markdown_table
 from discernible.codec import Codec, Latents
 from discernible.codec.stream.quantise import Transformed
 from discernible.pipeline.coding import begin_batch, finish_batch, send_batch
-from discernible.pipeline.convert import ConvertConfig, ShardConverter
+from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.local_storage import LocalStorage
-from discernible.pipeline.pixels import PixelPolicy, decode_pixels
+from discernible.pipeline.pixel_policy import PixelPolicy
+from discernible.pipeline.pixels import decode_pixels
 from discernible.pipeline.shards import ShardWriter
 from discernible.pipeline.source_shard import SourceShard
 from discernible.pipeline.sources import open_source

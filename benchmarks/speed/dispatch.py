@@ -124,7 +124,7 @@ def measure(count: int) -> dict[str, float]:
         source.mkdir()
         for number in range(count):
             (source / f"{number:07}.tar").touch()
-        spec = JobSpec(source=str(source), destination=str(destination), workers=WORKERS, cpus_per_worker=1)
+        spec = JobSpec.of(source=str(source), destination=str(destination), workers=WORKERS, cpus_per_worker=1)
 
         def convert() -> None:
             assert compress(spec).status == "done"

@@ -29,7 +29,8 @@ from benchmarks.peers import cut_photos, markdown_table
 from discernible.jobs.freeze import freeze_plan
 from discernible.jobs.plan import make_plan, weights_fingerprint
 from discernible.jobs.spec import JobSpec
-from discernible.pipeline.convert import ConvertConfig, ShardConverter
+from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.shards import ShardWriter
 from discernible.pipeline.sources import open_source
@@ -64,7 +65,7 @@ def plan(source: str) -> dict[str, float]:
     weights_fingerprint("default")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     started = time.perf_counter()
-    made = make_plan(JobSpec(source=source, destination=f"{source}-out"))
+    made = make_plan(JobSpec.of(source=source, destination=f"{source}-out"))
     freeze_plan(made, open_storage(f"{source}-out"))
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

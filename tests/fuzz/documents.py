@@ -22,7 +22,7 @@ from discernible.errors import StorageError
 from discernible.jobs.freeze import _explain_difference
 from discernible.jobs.plan import PLAN_NAME, SHARDS_NAME, Plan, _checksum, read_plan
 from discernible.jobs.spec import plan_identity
-from discernible.pipeline.convert import ConvertConfig
+from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.listing import Listing
 from discernible.pipeline.receipts import Receipt, ReceiptHead, totals
 from discernible.pipeline.s3_claim import Claim

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from discernible.pipeline.lighter import lighter
-from discernible.pipeline.pixels import PixelPolicy, decode_pixels, plain_jpeg_size
+from discernible.pipeline.pixel_policy import PixelPolicy
+from discernible.pipeline.pixels import decode_pixels, plain_jpeg_size
 
 from ..pipeline.image_files import bmp, padded, png, png_chunk, targa, tiff
 from .alter import altered_bytes, altered_number

@@ -25,7 +25,7 @@ def converted(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory, loca
     from discernible.jobs.spec import JobSpec
 
     folder = tmp_path_factory.mktemp("converted") / "out"
-    result = compress(JobSpec(source=str(photo_folder), destination=str(folder), shard_size=6, workers=2))
+    result = compress(JobSpec.of(source=str(photo_folder), destination=str(folder), shard_size=6, workers=2))
     assert result.status == "done"
     assert result.converted == result.shards == 4
     assert result.stages.bottleneck

@@ -107,7 +107,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_arguments_give_the_same_job_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = JobSpec(
+    spec = JobSpec.of(
         source="s3://a/b",
         destination="s3://c/d",
         quality=70,
@@ -140,7 +140,7 @@ def test_arguments_give_the_same_job_again(run: Run, monkeypatch: pytest.MonkeyP
     seen: list[JobSpec] = []
     monkeypatch.setattr("discernible.jobs.compress.compress", lambda spec, **_: seen.append(spec))
     run("compress", *job_arguments(spec))
-    plain = JobSpec(source="/a", destination="/b")
+    plain = JobSpec.of(source="/a", destination="/b")
     run("compress", *job_arguments(plain))
     assert seen == [spec, plain]
 

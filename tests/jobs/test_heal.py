@@ -51,7 +51,7 @@ class World:
         self.compress(self.spec(self.other, quality=30))
 
     def spec(self, destination: str | Path, *, quality: int = 50) -> JobSpec:
-        return JobSpec(source=str(self.source), destination=str(destination), quality=quality, shard_size=2)
+        return JobSpec.of(source=str(self.source), destination=str(destination), quality=quality, shard_size=2)
 
     def compress(self, spec: JobSpec) -> Plan:
         """What ``compress`` does, without Ray."""
@@ -66,15 +66,15 @@ class World:
         return plan
 
     def plan(self, spec: JobSpec) -> Plan:
-        key = spec.source, spec.quality
+        key = spec.source, spec.convert.quality
         if key not in self.plans:
             self.plans[key] = make_plan(spec)
         return self.plans[key]
 
     def converter(self, spec: JobSpec) -> ShardConverter:
-        if spec.quality not in self.converters:
-            self.converters[spec.quality] = ShardConverter(spec.convert_config(device="cpu"))
-        return self.converters[spec.quality]
+        if spec.convert.quality not in self.converters:
+            self.converters[spec.convert.quality] = ShardConverter(spec.convert_config(device="cpu"))
+        return self.converters[spec.convert.quality]
 
 
 @pytest.fixture(scope="module")

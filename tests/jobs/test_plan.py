@@ -25,7 +25,8 @@ from discernible.jobs.plan import SHARDS_NAME, Plan, make_plan, read_plan
 from discernible.jobs.retry import retry
 from discernible.jobs.spec import JobSpec, plan_identity, resolve_guide, resolve_location
 from discernible.pipeline.carried_weights import carried_name
-from discernible.pipeline.convert import ConvertConfig, ShardConverter
+from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.folders import SourceFile
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import FileRef, Receipt, SourceRef
@@ -44,7 +45,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(photos: Path, destination: Path, **options: Any) -> Plan:
-    return make_plan(JobSpec(source=str(photos), destination=str(destination), **options))
+    return make_plan(JobSpec.of(source=str(photos), destination=str(destination), **options))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def plan_of(photos: Path, destination: Path, **options: Any) -> Plan:
 )
 def test_a_wrong_specification_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        JobSpec(**{"source": "in", "destination": "out", **fields})
+        JobSpec.of(**{"source": "in", "destination": "out", **fields})
 
 
 def test_a_location_means_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from discernible.codec import Codec
 from discernible.errors import ConfigError, SourceError, StreamError
 from discernible.jobs.cli import main
 from discernible.jobs.view import write_view
-from discernible.pipeline.convert import ConvertConfig, ShardConverter
+from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import list_receipts, write_index
 from discernible.pipeline.shards import ShardWriter

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from discernible.codec import Codec
-from discernible.pipeline.convert import ConvertConfig, ShardConverter
+from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.receipts import Receipt, list_receipts, write_index
 from discernible.pipeline.sources import open_source
 

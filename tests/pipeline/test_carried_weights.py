@@ -51,7 +51,7 @@ def made(photos: Mapping[str, NDArray[np.uint8]], tmp_path_factory: pytest.TempP
         Image.fromarray(photo[:, 90:130, 60:116].transpose(1, 2, 0)).save(root / "in" / f"{name}.png")
     (root / "in" / "broken.png").write_bytes(b"no photograph")
     shutil.copy(TINY, root / "mine.safetensors")
-    spec = JobSpec(
+    spec = JobSpec.of(
         source=str(root / "in"), destination=str(root / "out"), weights=str(root / "mine.safetensors"), workers=1
     )
     assert compress(spec).status == "quarantined"

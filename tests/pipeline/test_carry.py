@@ -19,10 +19,11 @@ from PIL import Image
 
 from discernible import CompressedLoader
 from discernible.errors import ConfigError, SourceError
-from discernible.pipeline.convert import ConvertConfig, ShardConverter
+from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.decompress import DecompressConfig, decompress
 from discernible.pipeline.map_survey import refuse_maps
-from discernible.pipeline.pixels import PixelPolicy
+from discernible.pipeline.pixel_policy import PixelPolicy
 from discernible.pipeline.receipts import Receipt, list_receipts
 from discernible.pipeline.sources import open_source
 from discernible.pipeline.statistics import SampleRow, iter_rows

@@ -14,8 +14,9 @@ from PIL import Image
 
 from discernible.codec import read_stream_info
 from discernible.errors import ConfigError
-from discernible.pipeline.convert import ConvertConfig
-from discernible.pipeline.pixels import PixelPolicy, decode_pixels
+from discernible.pipeline.convert_config import ConvertConfig
+from discernible.pipeline.pixel_policy import PixelPolicy
+from discernible.pipeline.pixels import decode_pixels
 from discernible.pipeline.receipts import Receipt, list_receipts
 from discernible.pipeline.statistics import SampleRow, iter_rows
 from discernible.pipeline.verify import verify
@@ -130,7 +131,7 @@ def test_files_smaller_than_their_streams_are_kept(
         (lambda: ConvertConfig(min_psnr=30, measure_psnr=False), "needs the PSNR"),
         (lambda: ConvertConfig(min_psnr=0), "above 0"),
         (lambda: PixelPolicy(resize=0), "resize"),
-        (lambda: PixelPolicy(min_size=70000), "min_size"),
+        (lambda: PixelPolicy(min_size=70000), "min size"),
     ],
 )
 def test_choices_are_validated(make: Callable[[], object], message: str) -> None:

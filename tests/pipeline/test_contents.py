@@ -14,7 +14,8 @@ from discernible.errors import ImageTooLargeError, ImageUnreadableError
 from discernible.pipeline.contents import START_BYTES, told_extension
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.opening import open_storage
-from discernible.pipeline.pixels import PixelPolicy, decode_pixels
+from discernible.pipeline.pixel_policy import PixelPolicy
+from discernible.pipeline.pixels import decode_pixels
 from discernible.pipeline.restore import FilesOutput
 from discernible.pipeline.samples import choose_image
 from discernible.pipeline.shards import ShardWriter, iter_tar_samples

@@ -20,9 +20,11 @@ from discernible.codec import Codec, Latents, read_stream_info
 from discernible.codec.device import Sent
 from discernible.codec.stream.quantise import Transformed
 from discernible.errors import ConfigError, ImageError, ShardError
-from discernible.pipeline.convert import ConvertConfig, ShardConverter, ShardProgress
+from discernible.pipeline.convert import ShardConverter, ShardProgress
+from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.opening import open_storage
-from discernible.pipeline.pixels import PixelPolicy, decode_pixels
+from discernible.pipeline.pixel_policy import PixelPolicy
+from discernible.pipeline.pixels import decode_pixels
 from discernible.pipeline.receipts import Receipt, list_receipts, read_receipt, totals
 from discernible.pipeline.sources import iter_samples, open_source
 from discernible.pipeline.statistics import SampleRow, iter_rows
@@ -341,7 +343,8 @@ def test_a_killed_run_leaves_nothing_that_counts(converted: Path, image_folder: 
     destination = tmp_path / "killed"
     script = (
         "import os, signal, sys\n"
-        "from discernible.pipeline.convert import ConvertConfig, ShardConverter\n"
+        "from discernible.pipeline.convert_config import ConvertConfig\n"
+        "from discernible.pipeline.convert import ShardConverter\n"
         "from discernible.pipeline.sources import open_source\n"
         "converter = ShardConverter(ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, device='cpu'))\n"
         "(first, second) = open_source(sys.argv[1], shard_size=8).shards\n"
@@ -367,7 +370,8 @@ def test_a_disk_that_fills_up_loses_nothing(converted: Path, image_folder: Path,
     script = (
         "import resource, signal, sys\n"
         "from discernible.errors import StorageError\n"
-        "from discernible.pipeline.convert import ConvertConfig, ShardConverter\n"
+        "from discernible.pipeline.convert_config import ConvertConfig\n"
+        "from discernible.pipeline.convert import ShardConverter\n"
         "from discernible.pipeline.sources import open_source\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "converter = ShardConverter(ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, device='cpu'))\n"

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from discernible.errors import ConfigError, ShardError, SourceError, StorageError
-from discernible.pipeline.convert import ConvertConfig
+from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.receipt_table import ReceiptTable
 from discernible.pipeline.receipts import Receipt, ReceiptHead, totals
 from discernible.pipeline.s3_claim import Claim

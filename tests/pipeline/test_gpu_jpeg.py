@@ -16,9 +16,11 @@ from PIL import Image, ImageCms
 from discernible.codec import Codec
 from discernible.errors import ConfigError, ImageFilteredError, ImageTooLargeError, ImageUnreadableError
 from discernible.pipeline import gpu_jpeg
-from discernible.pipeline.convert import ConvertConfig, ShardConverter
+from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.gpu_jpeg import GpuJpeg, JpegFile, plain_jpeg
-from discernible.pipeline.pixels import PixelPolicy, decode_pixels
+from discernible.pipeline.pixel_policy import PixelPolicy
+from discernible.pipeline.pixels import decode_pixels
 from discernible.pipeline.receipts import list_receipts
 from discernible.pipeline.sources import open_source
 from discernible.pipeline.statistics import iter_rows

@@ -15,7 +15,7 @@ from PIL import Image
 from discernible.errors import ImageTooLargeError, ImageUnreadableError, SourceError
 from discernible.pipeline.label_maps import map_word, may_be_map, why_map
 from discernible.pipeline.map_survey import refuse_maps
-from discernible.pipeline.pixels import PixelPolicy
+from discernible.pipeline.pixel_policy import PixelPolicy
 from discernible.pipeline.sources import open_source
 
 from .map_images import drawing, encoded, regions, strokes, voc, writing

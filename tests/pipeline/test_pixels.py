@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from discernible.errors import ConfigError, ImageTooLargeError, ImageUnreadableError
-from discernible.pipeline.pixels import DecodedImage, PixelPolicy, decode_pixels
+from discernible.pipeline.pixel_policy import PixelPolicy
+from discernible.pipeline.pixels import DecodedImage, decode_pixels
 
 RAMP = np.stack(
     [

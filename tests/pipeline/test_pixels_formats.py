@@ -17,7 +17,8 @@ from PIL import Image
 
 from discernible.errors import ImageUnreadableError
 from discernible.pipeline.gpu_jpeg import plain_jpeg
-from discernible.pipeline.pixels import DecodedImage, PixelPolicy, decode_pixels
+from discernible.pipeline.pixel_policy import PixelPolicy
+from discernible.pipeline.pixels import DecodedImage, decode_pixels
 
 from .image_files import Samples, bmp, lossless_jpeg, packed, padded, png, png_chunk, targa
 

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from discernible.errors import ImageTooLargeError, ImageUnreadableError
-from discernible.pipeline.pixels import DecodedImage, PixelPolicy, decode_pixels
+from discernible.pipeline.pixel_policy import PixelPolicy
+from discernible.pipeline.pixels import DecodedImage, decode_pixels
 
 from .image_files import Samples, tiff, tiff_of_parts
 

@@ -102,7 +102,7 @@ def test_a_whole_destination(tmp_path: Path, thumbnails: dict[str, bytes], local
     broken.write_bytes(BROKEN)
     with pytest.raises(DestinationError, match="no conversion"):
         retry(str(tmp_path / "out"))
-    spec = JobSpec(source=str(folder), destination=str(tmp_path / "out"), shard_size=3, workers=1)
+    spec = JobSpec.of(source=str(folder), destination=str(tmp_path / "out"), shard_size=3, workers=1)
     assert compress(spec).status == "quarantined"
     result = retry(spec.destination)
     assert (result.tried, result.recovered, dict(result.quarantined_by_type)) == (1, 0, {"ImageUnreadableError": 1})
