@@ -102,9 +102,10 @@ def _kinds_by_shard(report: VerifyReport) -> dict[str, set[str]]:
 def _why_not_again(plan: Plan, source_s3: S3Options | None) -> str | None:
     """Why a run would not make the shards of this plan again; None when it would."""
     from ..pipeline.listing import Listing
+    from ..pipeline.sources import open_source
 
     try:
-        now = (plan.listing or Listing(labels="none")).open(plan.source, source_s3).shards
+        now = open_source(plan.source, plan.listing or Listing(labels="none"), s3=source_s3).shards
     except PipelineError as exc:
         return f"its source cannot be read ({exc.message})"
     if now != plan.shards and plan.listing is None:

@@ -116,7 +116,9 @@ class JobSpec:
 
     def open_source(self) -> Source:
         """Look at the source. Raises SourceError and StorageError."""
-        return self.listing.open(resolve_location(self.source), self.source_s3)
+        from ..pipeline.sources import open_source
+
+        return open_source(resolve_location(self.source), self.listing, s3=self.source_s3)
 
     def read_weights(self) -> WeightsFile:
         """The weights file. Raises WeightsError."""

@@ -11,15 +11,25 @@ from ..stored import FieldError, Fields
 from .pairs import parse_pairs
 
 if TYPE_CHECKING:
-    from .s3_client import S3Options
-    from .sources import Source
+    pass
 
 __all__ = ["Listing"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The arguments of :func:`.sources.open_source` that decide which shards a location gives."""
+    """What decides which shards a location gives, whoever asks.
+
+    ``shard_size`` is samples a shard for a folder of images, and about that for Parquet files; tars stay as they are.
+    ``limit`` takes only the first so many samples. ``include`` are shell patterns; of a folder the relative paths that
+    match one are taken, of tars and Parquet files the base names. ``image_column`` names the images in Parquet files.
+    ``labels`` says which labels of a folder are taken along (:func:`.folder_labels.find_labels`); tars and Parquet
+    files have theirs. ``carry`` are shell patterns of files that are taken along with the sample of their stem, images
+    too; of a folder they are matched when it is listed, of tars when they are converted. ``pairs`` says which files of
+    a folder belong to images elsewhere in it (:mod:`.pairs`).
+
+    Raises ConfigError for values that are none.
+    """
 
     shard_size: int = setting(1000, "Samples a shard, for sources that are not tars.", least=1, most=10_000_000)
     limit: int | None = setting(None, "Take only the first so many samples.", least=1)
@@ -46,22 +56,6 @@ class Listing:
     def __post_init__(self) -> None:
         check_settings(self)
         parse_pairs(self.pairs)
-
-    def open(self, location: str, s3: S3Options | None = None) -> Source:
-        """What a location holds now. Raises as :func:`.sources.open_source` does."""
-        from .sources import open_source
-
-        return open_source(
-            location,
-            shard_size=self.shard_size,
-            limit=self.limit,
-            include=self.include or None,
-            image_column=self.image_column,
-            labels=self.labels,
-            carry=self.carry,
-            pairs=self.pairs,
-            s3=s3,
-        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; :meth:`from_fields` reads it back."""

@@ -34,6 +34,7 @@ from .contents import START_BYTES
 from .folder_labels import LabelReport, Labels, find_labels
 from .folders import Carried, FolderListing
 from .left_out import LeftOut, count_left_out, left_out_words
+from .listing import Listing
 from .names import hidden_part
 from .opening import open_storage
 from .pairs import Pair, parse_pairs
@@ -85,38 +86,26 @@ class Source:
         return count_left_out(self.left_out)
 
 
+_EVERYTHING = Listing()
+
+
 def open_source(
-    location: str | os.PathLike[str],
-    *,
-    shard_size: int = 1000,
-    limit: int | None = None,
-    include: str | Sequence[str] | None = None,
-    image_column: str | None = None,
-    labels: str = "none",
-    carry: Sequence[str] = (),
-    pairs: Sequence[str] = (),
-    s3: S3Options | None = None,
+    location: str | os.PathLike[str], listing: Listing = _EVERYTHING, *, s3: S3Options | None = None
 ) -> Source:
     """Find out what a location holds.
 
-    ``shard_size`` is samples a shard for a folder of images, and about that for Parquet files; tars stay as they are.
-    ``limit`` takes only the first so many samples. ``include`` is one or more shell patterns; of a folder the relative
-    paths that match one are taken, of tars and Parquet files the base names. ``image_column`` names the images in
-    Parquet files. ``labels`` says which labels of a folder are taken along (:func:`.folder_labels.find_labels`); tars
-    and Parquet files have theirs. ``carry`` are shell patterns of files that are taken along with the sample of their
-    stem, images too; of a folder they are matched here, of tars when they are converted. ``pairs`` says which files of
-    a folder belong to images elsewhere in it (:mod:`.pairs`). ``s3`` says how S3 is reached.
+    Args:
+        location: a folder of images, tars or Parquet files, or one of these, or a pattern of such.
+        listing: which files of it are taken, and how they are cut into shards; all of them by default.
+        s3: how S3 is reached.
 
-    Raises SourceError when nothing is there, when it is empty or ambiguous, or when nothing of it is as ``carry`` and
-    ``pairs`` say; ConfigError where these have no meaning; StorageError when it cannot be read.
+    Raises:
+        SourceError: nothing is there, it is empty or ambiguous, or nothing of it is as ``carry`` and ``pairs`` say.
+        ConfigError: these have no meaning there.
+        StorageError: it cannot be read.
     """
-    if shard_size < 1:
-        raise ConfigError(f"shard_size must be at least 1, not {shard_size}")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1, not {limit}")
     text = os.fspath(location)
-    patterns = (include,) if isinstance(include, str) else tuple(include or ("*",))
-    opening = _Opening(shard_size, limit, patterns, image_column, labels, tuple(carry), parse_pairs(pairs), s3)
+    opening = _Opening(listing, s3)
     with storage_errors(f"cannot read {text}"):
         files = find_files(text, s3)
         return opening.folder(text) if files is None else opening.files(text, files)
@@ -236,20 +225,20 @@ def _stem(location: str) -> str:
 class _Opening:
     """What :func:`open_source` was asked for."""
 
-    shard_size: int
-    limit: int | None
-    patterns: Sequence[str]
-    image_column: str | None
-    labels: str
-    carry: tuple[str, ...]
-    pairs: tuple[Pair, ...]
+    listing: Listing
     s3: S3Options | None
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Shell patterns of files; of a folder its relative paths are matched, of tars and Parquet files the names."""
+        return self.listing.include or ("*",)
 
     def folder(self, root: str) -> Source:
         """A folder, or a prefix on S3: of images, or of tars, or of Parquet files."""
         base = root.rstrip("/") if is_remote(root) else str(local_path(root))
         entries = list_entries(root, self.s3)
-        listing = list_folder(root, entries, self.patterns, self.s3, carry=self.carry, pairs=self.pairs)
+        carry, pairs = self.listing.carry, parse_pairs(self.listing.pairs)
+        listing = list_folder(root, entries, self.patterns, self.s3, carry=carry, pairs=pairs)
         archive = next(listing.archives(), None)
         image = next(iter(listing), None)
         if archive and image:
@@ -274,7 +263,7 @@ class _Opening:
         vain = next((each for each in listing.carried if not each.taken), None)
         if vain is not None:
             raise SourceError(f"{vain.option} takes nothing along from {root}: {_why_vain(vain)}")
-        labels = labels_of(listing, base, self.labels, self.s3)
+        labels = labels_of(listing, base, self.listing.labels, self.s3)
         report = labels.survey(listing)
         return Source(
             kind="folder",
@@ -287,10 +276,10 @@ class _Opening:
         )
 
     def _folder(self, base: str, listing: FolderListing, labels: Labels) -> Iterator[SourceShard]:
-        width = max(5, len(str(min(len(listing), self.limit or len(listing)) // self.shard_size)))
-        files = map(labels.add_to, islice(listing, self.limit))
+        width = max(5, len(str(min(len(listing), self.listing.limit or len(listing)) // self.listing.shard_size)))
+        files = map(labels.add_to, islice(listing, self.listing.limit))
         for number in count():
-            part = tuple(islice(files, self.shard_size))
+            part = tuple(islice(files, self.listing.shard_size))
             if not part:
                 return
             yield SourceShard(
@@ -309,17 +298,17 @@ class _Opening:
         if first is None:
             raise SourceError(f"no file at {location} matches {', '.join(self.patterns)}")
         kind: Kind = archive_kind(first.name)
-        if self.labels not in ("auto", "none"):
+        if self.listing.labels not in ("auto", "none"):
             raise SourceError(
-                f"--labels {self.labels} is for folders of images; {_what(first.name)} bring the labels that are in "
-                "them"
+                f"--labels {self.listing.labels} is for folders of images; {_what(first.name)} bring the labels that "
+                "are in them"
             )
-        if self.pairs:
+        if self.listing.pairs:
             raise ConfigError(
                 f"--pair is for folders of images, and {location} holds {_what(first.name)}; the other members or "
                 "columns of a sample are carried along as they are"
             )
-        if self.carry and kind == "parquet":
+        if self.listing.carry and kind == "parquet":
             raise ConfigError(
                 "--carry is not for Parquet files: all columns but the one of --image-column are carried along anyway"
             )
@@ -327,7 +316,7 @@ class _Opening:
         return Source(kind=kind, location=location.rstrip("/") or location, shards=shards)
 
     def _files(self, kind: Kind, files: Iterable[FoundFile]) -> Iterator[SourceShard]:
-        left = self.limit
+        left = self.listing.limit
         for file in files:
             if left == 0:
                 return
@@ -359,14 +348,14 @@ class _Opening:
         stem = _stem(file.location)
         with open_location(file.location, self.s3) as stream:
             parquet = open_parquet(stream, source=file.location)
-            column = image_column(parquet, self.image_column, source=file.location)
+            column = image_column(parquet, self.listing.image_column, source=file.location)
             check_columns(parquet, column, source=file.location)
             groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
             stored = stored_bytes(stream, source=file.location)
         parts: list[tuple[int, int]] = []
         rows = 0
         for number, group in enumerate(groups):
-            if not parts or rows >= self.shard_size:
+            if not parts or rows >= self.listing.shard_size:
                 if left is not None and sum(each.num_rows for each in groups[:number]) >= left:
                     break
                 parts.append((number, number))

@@ -27,7 +27,7 @@ from .shard_table import FileSizes, ShardTable
 from .source_files import list_entries
 from .source_shard import SourceShard
 from .source_tars import list_tar
-from .sources import SampleStream, iter_keys, labels_of, list_folder
+from .sources import SampleStream, iter_keys, labels_of, list_folder, open_source
 from .statistics import SampleRow
 from .storage import split_location, storage_errors
 
@@ -118,7 +118,7 @@ class SourceChecker:
         if self._listing is None or self._location is None or first is None or first.kind == "folder":
             return None
         try:
-            return self._listing.open(self._location, self._s3).shards
+            return open_source(self._location, self._listing, s3=self._s3).shards
         except PipelineError as exc:
             self._count(why_not=exc.message)
             return None

@@ -22,6 +22,7 @@ from discernible.jobs.cli import main
 from discernible.jobs.view import write_view
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.convert_config import ConvertConfig
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import list_receipts, write_index
 from discernible.pipeline.shards import ShardWriter
@@ -52,7 +53,7 @@ def originals(tmp_path: Path, crops: Mapping[str, NDArray[np.uint8]]) -> Path:
 def convert(source: Path, destination: Path, codec: Codec, shard_size: int = 1000) -> Path:
     destination.mkdir()
     converter = ShardConverter(ConvertConfig(quality=60, device="cpu"), codec=codec)
-    for shard in open_source(str(source), shard_size=shard_size).shards:
+    for shard in open_source(str(source), Listing(shard_size=shard_size)).shards:
         converter.convert(shard, str(destination), "0123456789abcdef")
     return destination
 

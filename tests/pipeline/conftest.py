@@ -17,6 +17,7 @@ from PIL import Image
 from discernible.codec import Codec
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.convert_config import ConvertConfig
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.receipts import Receipt, list_receipts, write_index
 from discernible.pipeline.sources import open_source
 
@@ -69,7 +70,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory, thumbnails: dict[str,
 @pytest.fixture(scope="session")
 def _pristine(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, converter: ShardConverter) -> Path:
     destination = tmp_path_factory.mktemp("converted") / "out"
-    for shard in open_source(str(image_folder), shard_size=8).shards:
+    for shard in open_source(str(image_folder), Listing(shard_size=8)).shards:
         converter.convert(shard, str(destination), PLAN)
     write_index(str(destination), list_receipts(str(destination)).values())
     return destination

@@ -22,6 +22,7 @@ from discernible.errors import ConfigError, SourceError
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.decompress import DecompressConfig, decompress
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.map_survey import refuse_maps
 from discernible.pipeline.pixel_policy import PixelPolicy
 from discernible.pipeline.receipts import Receipt, list_receipts
@@ -68,7 +69,7 @@ def dataset(thumbnails: Mapping[str, bytes], masks: list[bytes], image: str, mas
 
 
 def refuse(location: Path, **options: Any) -> None:
-    source = open_source(location, **options)
+    source = open_source(location, Listing(**{name: tuple(patterns) for name, patterns in options.items()}))
     refuse_maps(source, PixelPolicy(), carry=options.get("carry", ()))
 
 
@@ -77,7 +78,7 @@ def convert(converter: ShardConverter, source: Path, destination: Path, **option
     with_options = ShardConverter(
         replace(converter.config, **wishes, lossy_maps=options.get("lossy_maps", False)), codec=converter.codec
     )
-    for shard in open_source(source, **wishes, include=options.get("include")).shards:
+    for shard in open_source(source, Listing(include=options.get("include", ()), **wishes)).shards:
         with_options.convert(shard, str(destination), "plan")
     return {row.source: row for _, row in iter_rows(str(destination), list_receipts(str(destination)).values())}
 
@@ -238,7 +239,7 @@ def test_tars_are_looked_at_where_they_are_packed_too(
     with pytest.raises(SourceError, match="label maps"):
         refuse(tar)
     with pytest.raises(ConfigError, match="--pair is for folders"):
-        open_source(tar, pairs=["images:masks"])
+        open_source(tar, Listing(pairs=("images:masks",)))
 
 
 def test_columns_of_parquet_files(
@@ -258,7 +259,7 @@ def test_columns_of_parquet_files(
     with pytest.raises(SourceError, match=r"mask/x/00000000\.png.*--image-column"):
         refuse(tmp_path / "x.parquet", image_column="mask")
     with pytest.raises(ConfigError, match="--carry is not for Parquet"):
-        open_source(tmp_path / "x.parquet", carry=["*"])
+        open_source(tmp_path / "x.parquet", Listing(carry=("*",)))
 
 
 def test_options_of_a_plan() -> None:

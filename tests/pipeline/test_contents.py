@@ -13,6 +13,7 @@ from PIL import Image
 from discernible.errors import ImageTooLargeError, ImageUnreadableError
 from discernible.pipeline.contents import START_BYTES, told_extension
 from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.pixel_policy import PixelPolicy
 from discernible.pipeline.pixels import decode_pixels
@@ -143,7 +144,15 @@ def test_they_come_back_under_their_names(tmp_path: Path, converter: ShardConver
 
 
 def test_only_images_that_are_wanted(tmp_path: Path) -> None:
-    source = open_source(filled(tmp_path, FILES), include=["x.y/*", "*.nef"])
+    source = open_source(
+        filled(tmp_path, FILES),
+        Listing(
+            include=(
+                "x.y/*",
+                "*.nef",
+            )
+        ),
+    )
     assert set(images_of(source)) == {"x.y/IMG 1", "x.y/photo.jpg_orig"}
 
 

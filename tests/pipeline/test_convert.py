@@ -22,6 +22,7 @@ from discernible.codec.stream.quantise import Transformed
 from discernible.errors import ConfigError, ImageError, ShardError
 from discernible.pipeline.convert import ShardConverter, ShardProgress
 from discernible.pipeline.convert_config import ConvertConfig
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.pixel_policy import PixelPolicy
 from discernible.pipeline.pixels import decode_pixels
@@ -54,7 +55,9 @@ def test_every_sample_is_committed_or_quarantined(converted: Path, image_folder:
     receipts = list_receipts(str(converted))
     rows = rows_of(converted)
     sources = [
-        sample for shard in open_source(str(image_folder), shard_size=8).shards for sample in iter_samples(shard)
+        sample
+        for shard in open_source(str(image_folder), Listing(shard_size=8)).shards
+        for sample in iter_samples(shard)
     ]
     assert set(rows) == {sample.key for sample in sources}
     sums = totals(receipts.values())
@@ -91,7 +94,7 @@ def test_the_same_bytes_with_any_number_of_threads(
     converted: Path, image_folder: Path, codec: Codec, tmp_path: Path, threads: int
 ) -> None:
     config = ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, threads=threads)
-    for shard in open_source(str(image_folder), shard_size=8).shards:
+    for shard in open_source(str(image_folder), Listing(shard_size=8)).shards:
         ShardConverter(config, codec=codec).convert(shard, str(tmp_path / "again"), PLAN)
     expected = contents(converted)
     del expected["index.json"]
@@ -332,7 +335,7 @@ def test_progress_reports_and_can_abort(image_folder: Path, converter: ShardConv
 
 def test_a_committed_shard_is_not_done_again(converted: Path, image_folder: Path, converter: ShardConverter) -> None:
     before = {path: path.stat().st_mtime_ns for path in converted.iterdir()}
-    for shard in open_source(str(image_folder), shard_size=8).shards:
+    for shard in open_source(str(image_folder), Listing(shard_size=8)).shards:
         assert converter.convert(shard, str(converted), PLAN) == read_receipt(str(converted), shard.name)
         with pytest.raises(ShardError, match="another plan"):
             converter.convert(shard, str(converted), "plan-2")
@@ -345,9 +348,10 @@ def test_a_killed_run_leaves_nothing_that_counts(converted: Path, image_folder: 
         "import os, signal, sys\n"
         "from discernible.pipeline.convert_config import ConvertConfig\n"
         "from discernible.pipeline.convert import ShardConverter\n"
+        "from discernible.pipeline.listing import Listing\n"
         "from discernible.pipeline.sources import open_source\n"
         "converter = ShardConverter(ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, device='cpu'))\n"
-        "(first, second) = open_source(sys.argv[1], shard_size=8).shards\n"
+        "(first, second) = open_source(sys.argv[1], Listing(shard_size=8)).shards\n"
         "converter.convert(first, sys.argv[2], 'plan-1')\n"
         "converter.convert(second, sys.argv[2], 'plan-1', lambda _: os.kill(os.getpid(), signal.SIGKILL))\n"
     )
@@ -357,7 +361,7 @@ def test_a_killed_run_leaves_nothing_that_counts(converted: Path, image_folder: 
     assert list(list_receipts(str(destination))) == ["00000"]
     (destination / "00001.tar").write_bytes(b"renamed, but killed before its receipt")
     config = ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, device="cpu")
-    for shard in open_source(str(image_folder), shard_size=8).shards:
+    for shard in open_source(str(image_folder), Listing(shard_size=8)).shards:
         ShardConverter(config).convert(shard, str(destination), PLAN)
     assert open_storage(str(destination)).sweep() == 1
     expected = contents(converted)
@@ -372,10 +376,11 @@ def test_a_disk_that_fills_up_loses_nothing(converted: Path, image_folder: Path,
         "from discernible.errors import StorageError\n"
         "from discernible.pipeline.convert_config import ConvertConfig\n"
         "from discernible.pipeline.convert import ShardConverter\n"
+        "from discernible.pipeline.listing import Listing\n"
         "from discernible.pipeline.sources import open_source\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "converter = ShardConverter(ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, device='cpu'))\n"
-        "shards = open_source(sys.argv[1], shard_size=8).shards\n"
+        "shards = open_source(sys.argv[1], Listing(shard_size=8)).shards\n"
         "unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
         "for limit in (0, 600, 6000, 20000):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))\n"

@@ -17,6 +17,7 @@ from discernible.codec import Codec
 from discernible.errors import ConfigError, SampleFormatError, SourceError, WeightsMismatchError, WeightsNotFoundError
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.decompress import DecompressConfig, DecompressProgress, decompress
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.pixels import decode_pixels
 from discernible.pipeline.receipts import Receipt, list_receipts
 from discernible.pipeline.restore import restored_extensions, restored_path
@@ -139,7 +140,7 @@ def test_odd_file_names_come_back(thumbnails: dict[str, bytes], converter: Shard
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(thumbnails["china0.jpg"])
-    for shard in open_source(str(tmp_path / "in"), shard_size=5).shards:
+    for shard in open_source(str(tmp_path / "in"), Listing(shard_size=5, labels="none")).shards:
         converter.convert(shard, str(tmp_path / "out"), "plan-1")
     report = decompress(str(tmp_path / "out"), str(tmp_path / "files"), CPU)
     assert report.failures == ()

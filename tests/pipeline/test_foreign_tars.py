@@ -16,6 +16,7 @@ import pytest
 
 from discernible.errors import ScatteredSampleError, ShardError, SourceError
 from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import Receipt
 from discernible.pipeline.shards import iter_tar_samples
@@ -170,17 +171,17 @@ def test_a_limit_does_not_cut_members_off(
     write_files(tmp_path / "files", train)
     tar = gnu_tar(tmp_path / "apart.tar", tmp_path / "files", images_first(train))
     whole = by_webdataset(gnu_tar(tmp_path / "whole.tar", tmp_path / "files", sorted(train)))
-    (shard,) = open_source(tar, limit=4).shards
+    (shard,) = open_source(tar, Listing(limit=4)).shards
     assert (shard.samples, shard.limit, shard.grouped) == (4, 4, True)
     shard = SourceShard.from_dict(json.loads(json.dumps(shard.to_dict())))
     assert list(iter_keys(shard)) == list(whole)[:4]
     assert converter.convert(shard, str(tmp_path / "out"), "plan").committed == 4
     assert carried(committed(tmp_path / "out", "apart")) == carried({key: whole[key] for key in list(whole)[:4]})
     # More than there are: as many as there are, not as many as there are pieces.
-    assert open_source(tar, limit=100).shards.samples == 6
+    assert open_source(tar, Listing(limit=100)).shards.samples == 6
     # Where only what is left out lies apart, nothing is to be brought together.
     late = gnu_tar(tmp_path / "late.tar", tmp_path / "files", one_late_text(train))
-    (shard,) = open_source(late, limit=2).shards
+    (shard,) = open_source(late, Listing(limit=2)).shards
     assert (shard.samples, shard.grouped) == (2, False)
 
 
@@ -224,7 +225,7 @@ def test_tars_packed_with_gzip(
     assert shard.bytes == tar.stat().st_size
     assert {sample.key: sample.members for sample in SampleStream(shard)} == whole
     assert list(iter_keys(shard)) == list(whole)
-    assert open_source(tar, limit=4).shards.samples == 4
+    assert open_source(tar, Listing(limit=4)).shards.samples == 4
 
 
 def test_packed_tars_in_folders_and_on_s3(tmp_path: Path, train: dict[str, bytes], bucket: str) -> None:

@@ -19,6 +19,7 @@ from discernible.pipeline import gpu_jpeg
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.gpu_jpeg import GpuJpeg, JpegFile, plain_jpeg
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.pixel_policy import PixelPolicy
 from discernible.pipeline.pixels import decode_pixels
 from discernible.pipeline.receipts import list_receipts
@@ -155,7 +156,7 @@ def test_a_failing_device_is_no_reason_to_decode_elsewhere(stand_in: Put, messag
 def convert(source: Path, destination: Path, codec: Codec, **options: Any) -> None:
     config = ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, pixels=GPU, **options)
     converter = ShardConverter(config, codec=codec)
-    for shard in open_source(str(source), shard_size=8).shards:
+    for shard in open_source(str(source), Listing(shard_size=8)).shards:
         converter.convert(shard, str(destination), PLAN)
 
 
@@ -211,7 +212,7 @@ def test_low_psnr_is_tried_again_from_the_file(
     stand_in(StandIn())
     convert(image_folder, tmp_path / "out", codec, min_psnr=34.0)
     config = ConvertConfig(batch_pixels=3 * 64 * 64, lookahead=5, min_psnr=34.0)
-    for shard in open_source(str(image_folder), shard_size=8).shards:
+    for shard in open_source(str(image_folder), Listing(shard_size=8)).shards:
         ShardConverter(config, codec=codec).convert(shard, str(tmp_path / "expected"), PLAN)
     assert same_tars(tmp_path / "out", tmp_path / "expected")
 

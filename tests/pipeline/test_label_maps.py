@@ -14,6 +14,7 @@ from PIL import Image
 
 from discernible.errors import ImageTooLargeError, ImageUnreadableError, SourceError
 from discernible.pipeline.label_maps import map_word, may_be_map, why_map
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.map_survey import refuse_maps
 from discernible.pipeline.pixel_policy import PixelPolicy
 from discernible.pipeline.sources import open_source
@@ -205,6 +206,6 @@ def test_a_tar_that_cannot_be_read_does_not_stop_the_look_at_others(tmp_path: Pa
         with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
             tar.add(tmp_path / "x.png", "mask.png" if image is mask else "a.png")
         (tmp_path / "x.png").unlink()
-    refuse_maps(open_source(tmp_path, include="[01].tar"), PixelPolicy())
+    refuse_maps(open_source(tmp_path, Listing(include=("[01].tar",))), PixelPolicy())
     with pytest.raises(SourceError, match=r"mask\.png"):
         refuse_maps(open_source(tmp_path), PixelPolicy())

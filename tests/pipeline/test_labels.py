@@ -14,6 +14,7 @@ import pytest
 from discernible.errors import SourceError
 from discernible.pipeline.batching import decode_label
 from discernible.pipeline.json_stream import iter_records
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.sources import Source, iter_samples, open_source
 from discernible.stored import FieldError
@@ -34,7 +35,7 @@ def fill(root: Path, *images: str, **texts: str | bytes) -> Path:
 
 
 def opened(root: Path, labels: str = "auto", **options: Any) -> Source:
-    return open_source(root, labels=labels, **options)
+    return open_source(root, Listing(labels=labels, **options))
 
 
 def members(source: Source, *names: str) -> dict[str, Any]:
@@ -570,13 +571,13 @@ def test_labels_on_s3(bucket: str, tmp_path: Path) -> None:
     for name, text in files.items():
         storage.put(name, text.encode())
     (tmp_path / "truth.csv").write_text("id,label\na,7\n")
-    source = open_source(storage.location, labels="auto")
+    source = open_source(storage.location, Listing(labels="auto"))
     assert members(source, "txt", "json") == {"train/images/a.jpg": (files["train/labels/a.txt"], {"where": "here"})}
     assert (source.classes, source.left_out) == ({0: "cat", 1: "dog"}, ())
     assert source.shards.bytes == len(files["train/labels/a.txt"]) + len('{"where": "here"}')
-    elsewhere = open_source(storage.location, labels=str(tmp_path / "truth.csv"))
+    elsewhere = open_source(storage.location, Listing(labels=str(tmp_path / "truth.csv")))
     assert members(elsewhere, "cls") == {"train/images/a.jpg": 7}
-    inside = open_source(storage.location, labels=f"{storage.location}/metadata.csv")
+    inside = open_source(storage.location, Listing(labels=f"{storage.location}/metadata.csv"))
     assert members(inside, "json") == {"train/images/a.jpg": {"where": "here"}}
     with pytest.raises(SourceError, match="no such file"):
-        open_source(storage.location, labels=f"{bucket}/nowhere.csv")
+        open_source(storage.location, Listing(labels=f"{bucket}/nowhere.csv"))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from discernible.errors import ConfigError, ShardError, SourceError
 from discernible.pipeline.folders import Carried, FolderListing, Found
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.local_storage import LocalStorage
 from discernible.pipeline.pairs import parse_pairs, restored_name
 from discernible.pipeline.receipt_table import ReceiptTable
@@ -117,11 +118,11 @@ def test_what_is_left_and_what_is_lacking_is_told() -> None:
 def test_a_wish_that_takes_nothing_is_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "images/1.jpg", "masks/2.png")
     with pytest.raises(SourceError, match=r"--pair images:mask takes nothing along.*no file there is such a one"):
-        open_source(tmp_path, pairs=["images:mask"])
+        open_source(tmp_path, Listing(pairs=("images:mask",)))
     with pytest.raises(SourceError, match=r"no image belongs to .* 1 \(masks/2.png\), and none .* 1 \(images/1.jpg\)"):
-        open_source(tmp_path, pairs=["images:masks"])
+        open_source(tmp_path, Listing(pairs=("images:masks",)))
     with pytest.raises(SourceError, match=r"--carry masks/\* takes nothing along"):
-        open_source(tmp_path, carry=["masks/*"])
+        open_source(tmp_path, Listing(carry=("masks/*",)))
 
 
 def test_a_file_of_two_images_is_an_error() -> None:
@@ -155,7 +156,7 @@ def test_files_come_back_where_they_were(
     images = ["/".join([image, *inner, f"{stem}.{extension}"]) for extension in ("jpg", "webp")[: 1 + twin]]
     touch(root, *images, *files)
     pairs = [f"{image}/*:{folder}/*{suffix}.png" for folder in others]
-    (shard,) = open_source(root, pairs=pairs).shards
+    (shard,) = open_source(root, Listing(pairs=tuple(pairs))).shards
     output = FilesOutput(LocalStorage(root / "back"), "0", from_folder=True, pairs=pairs)
     for sample in iter_samples(shard):
         assert sample.fault is None

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from discernible.errors import SampleFormatError, ShardError, SourceError
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.parquet_footer import column_chunks
 from discernible.pipeline.samples import choose_image
 from discernible.pipeline.source_shard import SourceShard
@@ -99,9 +100,9 @@ def test_which_column_is_the_image(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", rows)
     with pytest.raises(SourceError, match=r"a, b; name one with --image-column"):
         open_source(path)
-    assert open_source(path, image_column="b").shards[0].column == "b"
+    assert open_source(path, Listing(image_column="b")).shards[0].column == "b"
     with pytest.raises(SourceError, match="no column 'n' of bytes"):
-        open_source(path, image_column="n")
+        open_source(path, Listing(image_column="n"))
     assert open_source(write(tmp_path / "y.parquet", [{"a": b"1", "jpg": b"2"}])).shards[0].column == "jpg"
     with pytest.raises(SourceError, match="no column of bytes"):
         open_source(write(tmp_path / "z.parquet", [{"n": 1}]))
@@ -110,7 +111,7 @@ def test_which_column_is_the_image(tmp_path: Path) -> None:
 def test_shards_are_cut_at_row_groups(tmp_path: Path) -> None:
     rows = [{"image": picture(number), "label": number} for number in range(25)]
     path = write(tmp_path / "data.v2.parquet", rows, group=4)
-    source = open_source(path, shard_size=8)
+    source = open_source(path, Listing(shard_size=8))
     assert source.kind == "parquet"
     assert [(shard.name, shard.groups, shard.samples) for shard in source.shards] == [
         ("data.v2-00000", (0, 2), 8),
@@ -127,7 +128,7 @@ def test_shards_are_cut_at_row_groups(tmp_path: Path) -> None:
     assert [sample.members["label.cls"] for sample in samples] == [str(number).encode() for number in range(25)]
     assert samples[13].key == "data%2Ev2/00000013"
     assert sum(shard.bytes for shard in source.shards) <= path.stat().st_size
-    limited = open_source(path, shard_size=8, limit=10).shards
+    limited = open_source(path, Listing(shard_size=8, limit=10)).shards
     assert [(shard.samples, shard.limit) for shard in limited] == [(8, None), (2, 2)]
     assert (
         sum(1 for shard in limited for _ in iter_samples(shard)) == sum(1 for s in limited for _ in iter_keys(s)) == 10
@@ -142,7 +143,7 @@ def test_folders_of_parquet_files(tmp_path: Path) -> None:
     (tmp_path / "data" / "c.tar").write_bytes(bytes(10240))
     with pytest.raises(SourceError, match="both Parquet files and tars"):
         open_source(tmp_path / "data")
-    assert open_source(tmp_path / "data", include="*.parquet").kind == "parquet"
+    assert open_source(tmp_path / "data", Listing(include=("*.parquet",))).kind == "parquet"
 
 
 def test_damaged_files(tmp_path: Path) -> None:

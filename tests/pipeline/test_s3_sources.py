@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from discernible.errors import SourceError, StorageError
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.s3_client import S3Options
 from discernible.pipeline.sources import iter_keys, iter_samples, open_source
@@ -30,7 +31,7 @@ def upload(bucket: str) -> Callable[[Path], str]:
 
 def test_a_prefix_of_images(image_folder: Path, upload: Callable[[Path], str]) -> None:
     url = upload(image_folder)
-    there, here = open_source(url, shard_size=8), open_source(image_folder, shard_size=8)
+    there, here = open_source(url, Listing(shard_size=8)), open_source(image_folder, Listing(shard_size=8))
     assert (there.kind, there.ignored, there.shards.bytes) == ("folder", here.ignored, here.shards.bytes)
     assert [shard.files for shard in there.shards] == [shard.files for shard in here.shards]
     for remote, local in zip(there.shards, here.shards, strict=True):
@@ -70,7 +71,7 @@ def test_tars_by_name_pattern_and_prefix(
     assert one.bytes == local.bytes
     small = S3Options(range_bytes=4096, ahead=2)
     assert list(iter_samples(one)) == list(iter_samples(one, small)) == list(iter_samples(local))
-    assert [shard.limit for shard in open_source(url, limit=16).shards] == [14, 2]
+    assert [shard.limit for shard in open_source(url, Listing(limit=16)).shards] == [14, 2]
     with pytest.raises(SourceError, match=r"train-0003\.tar does not exist"):
         open_source(f"{url}/train-{{0000..0003}}.tar")
     for nothing in ("/none-*.tar", "/none.tar"):

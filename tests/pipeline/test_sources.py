@@ -11,6 +11,7 @@ import pytest
 from discernible.errors import ConfigError, SampleFormatError, SourceError, StorageError
 from discernible.pipeline.braces import expand_braces, has_braces
 from discernible.pipeline.folders import SourceFile
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.samples import unescape_key
 from discernible.pipeline.shard_table import ShardTable
 from discernible.pipeline.shards import ShardWriter
@@ -47,7 +48,7 @@ def test_folder_is_sorted_and_cut_into_shards(tmp_path: Path) -> None:
         ".hidden/y.jpg",
         "._a.jpg",
     )
-    source = open_source(str(tmp_path), shard_size=2)
+    source = open_source(str(tmp_path), Listing(shard_size=2))
     assert source.kind == "folder"
     assert [shard.name for shard in source.shards] == ["00000", "00001"]
     assert [shard.samples for shard in source.shards] == [2, 2]
@@ -77,7 +78,7 @@ def test_images_with_one_stem_all_survive(tmp_path: Path) -> None:
 
 def test_shards_go_through_json(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b\udcff.jpg", "c.jpg", "c.txt")
-    for shard in open_source(str(tmp_path), shard_size=2).shards:
+    for shard in open_source(str(tmp_path), Listing(shard_size=2)).shards:
         again = SourceShard.from_dict(json.loads(json.dumps(shard.to_dict())))
         assert again == shard
         assert list(iter_samples(again)) == list(iter_samples(shard))
@@ -174,18 +175,16 @@ def test_a_file_that_vanishes_spoils_its_sample_alone(tmp_path: Path) -> None:
 
 def test_limit_and_include(tmp_path: Path) -> None:
     touch(tmp_path, "x/a.jpg", "x/b.png", "y/c.jpg")
-    assert open_source(str(tmp_path), limit=2).shards[0].samples == 2
-    assert [file.paths[0] for file in open_source(str(tmp_path), include="x/*").shards[0].files] == [
-        "x/a.jpg",
-        "x/b.png",
-    ]
-    assert [file.key for file in open_source(str(tmp_path), include=["*.png", "y/*"]).shards[0].files] == ["x/b", "y/c"]
+    assert open_source(str(tmp_path), Listing(limit=2)).shards[0].samples == 2
+    for patterns, paths in ((("x/*",), ["x/a.jpg", "x/b.png"]), (("*.png", "y/*"), ["x/b.png", "y/c.jpg"])):
+        (shard,) = open_source(str(tmp_path), Listing(include=patterns)).shards
+        assert [file.paths[0] for file in shard.files] == paths
     with pytest.raises(SourceError, match=r"\*\.gif"):
-        open_source(str(tmp_path), include="*.gif")
+        open_source(str(tmp_path), Listing(include=("*.gif",)))
     with pytest.raises(ConfigError):
-        open_source(str(tmp_path), limit=0)
+        open_source(str(tmp_path), Listing(limit=0))
     with pytest.raises(ConfigError):
-        open_source(str(tmp_path), shard_size=0)
+        open_source(str(tmp_path), Listing(shard_size=0))
 
 
 def test_tars_by_name_pattern_and_folder(tmp_path: Path) -> None:
@@ -199,7 +198,7 @@ def test_tars_by_name_pattern_and_folder(tmp_path: Path) -> None:
     (one,) = open_source(str(tmp_path / "train-0001.tar")).shards
     assert [sample.members for sample in iter_samples(one)] == [{"jpg": b"j%d" % n, "cls": b"1"} for n in range(4)]
     assert list(iter_keys(one)) == ["0000", "0001", "0002", "0003"]
-    limited = open_source(str(tmp_path), limit=6).shards
+    limited = open_source(str(tmp_path), Listing(limit=6)).shards
     assert [(shard.name, shard.limit) for shard in limited] == [("train-0000", 4), ("train-0001", 2)]
     assert sum(1 for shard in limited for _ in iter_samples(shard)) == 6
 
@@ -217,7 +216,7 @@ def test_sources_that_cannot_be_converted(tmp_path: Path) -> None:
     touch(tmp_path, "both/a.jpg")
     with pytest.raises(SourceError, match="both"):
         open_source(str(tmp_path / "both"))
-    assert open_source(str(tmp_path / "both"), include="*.tar").kind == "tar"
+    assert open_source(str(tmp_path / "both"), Listing(include=("*.tar",))).kind == "tar"
     write_tar(tmp_path / "same" / "1" / "x.tar", 1)
     write_tar(tmp_path / "same" / "2" / "x.tar", 1)
     with pytest.raises(SourceError, match="one base name"):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from discernible.codec import Codec
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.receipts import FileRef, Receipt, ReceiptHead, SampleIndex, list_receipts, write_index
 from discernible.pipeline.sources import open_source
 from discernible.pipeline.statistics import encode_rows, read_rows
@@ -20,7 +21,7 @@ PLAN = "plan-1"
 
 
 def checked(destination: Path, image_folder: Path, **options: bool) -> VerifyReport:
-    shards = open_source(str(image_folder), shard_size=8).shards
+    shards = open_source(str(image_folder), Listing(shard_size=8)).shards
     return verify(str(destination), shards=shards, plan_id=PLAN, **options)
 
 

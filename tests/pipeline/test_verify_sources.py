@@ -20,6 +20,7 @@ from discernible.pipeline.listing import Listing
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import FileRef, list_receipts, write_index
 from discernible.pipeline.shard_table import ShardTable
+from discernible.pipeline.sources import open_source
 from discernible.pipeline.statistics import SCHEMA, encode_rows, read_rows
 from discernible.pipeline.verify import VerifyReport, verify
 
@@ -31,7 +32,7 @@ class Conversion:
 
     def __init__(self, converter: ShardConverter, location: str, destination: str, listing: Listing) -> None:
         self.location, self.destination, self.listing = location, destination, listing
-        self.shards: ShardTable = listing.open(location).shards
+        self.shards: ShardTable = open_source(location, listing).shards
         for shard in self.shards:
             converter.convert(shard, destination, PLAN)
         write_index(destination, list_receipts(destination).values(), dataset=location)
