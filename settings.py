@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from .stored import FieldError, Fields, as_text, as_whole
 __all__ = [
     "Setting",
     "check_settings",
+    "parse_bytes",
     "setting",
     "setting_arguments",
     "setting_fields",
@@ -30,6 +32,7 @@ __all__ = [
 
 _MOST_TEXTS = 10_000
 _LARGE = 1e18
+_BYTES = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([kMGT])(i)?)?B?", re.IGNORECASE | re.ASCII)
 
 _T = TypeVar("_T")
 
@@ -136,6 +139,16 @@ def setting_arguments(owner: Any) -> Iterator[str]:
                 yield from (flag, str(each))
         else:
             yield from (flag, field.setting.write(value) if field.setting.write else str(value))
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes as people write it: ``65536``, ``500MB``, ``1.5 GiB``. Raises ConfigError."""
+    found = _BYTES.fullmatch(text.strip())
+    if found is None:
+        raise ConfigError(f"a size is a number with or without a unit, such as 500MB or 2GiB, not {text!r}")
+    number, prefix, binary = found.groups()
+    factor: int = (1024 if binary else 1000) ** " kmgt".index((prefix or " ").lower())
+    return round(float(number) * factor)
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:

@@ -159,7 +159,7 @@ def _parameter(field: SettingField) -> inspect.Parameter:
     """An option as Typer takes it: several values are a list, and what people write in a way of their own is text."""
     known, default, kind = field.setting, field.default, field.type
     if known.write is not None:
-        default, kind = known.write(default), str
+        default, kind = (None, str | None) if default is None else (known.write(default), str)
     elif typing.get_origin(kind) is tuple:
         default, kind = None, list[str] | None
     elif field.optional:
@@ -171,7 +171,7 @@ def _parameter(field: SettingField) -> inspect.Parameter:
 
 def _value(value: Any, field: SettingField) -> Any:
     if field.setting.read is not None:
-        return field.setting.read(value)
+        return None if value is None else field.setting.read(value)
     return tuple(value or ()) if typing.get_origin(field.type) is tuple else value
 
 

@@ -98,10 +98,15 @@ class JobSpec:
         Raises:
             ConfigError: an option is not known, or its value is none.
         """
-        parts = {
-            owner: {field.name: options.pop(field.name) for field in setting_fields(owner) if field.name in options}
-            for owner in OWNERS
-        }
+        homes: dict[str, type] = {}
+        for owner in OWNERS:
+            for each in setting_fields(owner):
+                # What workers are told once more has no help there.
+                if each.name not in homes or each.setting.help:
+                    homes[each.name] = owner
+        parts: dict[type, dict[str, Any]] = {owner: {} for owner in OWNERS}
+        for name in [name for name in options if name in homes]:
+            parts[homes[name]][name] = options.pop(name)
         own = {name: options.pop(name) for name in ("source_s3", "destination_s3") if name in options}
         if options:
             raise ConfigError(f"there is no option {', '.join(options)}")

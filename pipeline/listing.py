@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..settings import check_settings, setting, settings_from_json, settings_to_json
+from ..settings import check_settings, parse_bytes, setting, settings_from_json, settings_to_json
 from ..stored import FieldError, Fields
 from .pairs import parse_pairs
 
@@ -21,6 +21,8 @@ class Listing:
     """What decides which shards a location gives, whoever asks.
 
     ``shard_size`` is samples a shard for a folder of images, and about that for Parquet files; tars stay as they are.
+    ``shard_bytes`` is how many bytes the source files of a shard may have in all, but for a single larger sample; a
+    shard is full by whichever comes first.
     ``limit`` takes only the first so many samples. ``include`` are shell patterns; of a folder the relative paths that
     match one are taken, of tars and Parquet files the base names. ``image_column`` names the images in Parquet files.
     ``labels`` says which labels of a folder are taken along (:func:`.folder_labels.find_labels`); tars and Parquet
@@ -32,6 +34,14 @@ class Listing:
     """
 
     shard_size: int = setting(1000, "Samples a shard, for sources that are not tars.", least=1, most=10_000_000)
+    shard_bytes: int | None = setting(
+        None,
+        "Bytes of a shard's source files, for sources that are not tars: 500MB, 2GiB. Whichever of both comes first.",
+        least=1,
+        metavar="SIZE",
+        read=parse_bytes,
+        write=str,
+    )
     limit: int | None = setting(None, "Take only the first so many samples.", least=1)
     include: tuple[str, ...] = setting((), "Take only files that match this pattern. Repeatable.")
     image_column: str | None = setting(None, "Which column of Parquet files is the image.", metavar="NAME")

@@ -25,14 +25,14 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain, islice
 from pathlib import PurePath
 from typing import BinaryIO
 
 from ..errors import ConfigError, SourceError, StorageError
 from .contents import START_BYTES
 from .folder_labels import LabelReport, Labels, find_labels
-from .folders import Carried, FolderListing
+from .folders import Carried, FolderListing, ListedFile
 from .left_out import LeftOut, count_left_out, left_out_words
 from .listing import Listing
 from .names import hidden_part
@@ -276,12 +276,10 @@ class _Opening:
         )
 
     def _folder(self, base: str, listing: FolderListing, labels: Labels) -> Iterator[SourceShard]:
-        width = max(5, len(str(min(len(listing), self.listing.limit or len(listing)) // self.listing.shard_size)))
+        least = self.listing.shard_size if self.listing.shard_bytes is None else 1
+        width = max(5, len(str(min(len(listing), self.listing.limit or len(listing)) // least)))
         files = map(labels.add_to, islice(listing, self.listing.limit))
-        for number in count():
-            part = tuple(islice(files, self.listing.shard_size))
-            if not part:
-                return
+        for number, part in enumerate(_portions(files, self.listing.shard_size, self.listing.shard_bytes)):
             yield SourceShard(
                 name=f"{number:0{width}d}",
                 kind="folder",
@@ -353,15 +351,18 @@ class _Opening:
             groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
             stored = stored_bytes(stream, source=file.location)
         parts: list[tuple[int, int]] = []
-        rows = 0
+        rows = size = 0
+        most = self.listing.shard_bytes
         for number, group in enumerate(groups):
-            if not parts or rows >= self.listing.shard_size:
+            full = rows >= self.listing.shard_size or (most is not None and size + stored[number] > most)
+            if not parts or full:
                 if left is not None and sum(each.num_rows for each in groups[:number]) >= left:
                     break
                 parts.append((number, number))
-                rows = 0
+                rows = size = 0
             parts[-1] = (parts[-1][0], number + 1)
             rows += group.num_rows
+            size += stored[number]
         shards = []
         for number, (start, stop) in enumerate(parts):
             rows = sum(group.num_rows for group in groups[start:stop])
@@ -380,6 +381,20 @@ class _Opening:
                 )
             )
         return shards
+
+
+def _portions(files: Iterable[ListedFile], most: int, most_bytes: int | None) -> Iterator[tuple[ListedFile, ...]]:
+    """Files in order, so many or fewer at a time, and of so many bytes in all unless it is one."""
+    part: list[ListedFile] = []
+    size = 0
+    for file in files:
+        if part and (len(part) == most or (most_bytes is not None and size + file.size > most_bytes)):
+            yield tuple(part)
+            part, size = [], 0
+        part.append(file)
+        size += file.size
+    if part:
+        yield tuple(part)
 
 
 def _starts(root: Storage, paths: Sequence[str]) -> Iterator[bytes]:

@@ -14,7 +14,14 @@ from discernible.errors import ConfigError
 from discernible.jobs import cli
 from discernible.jobs.options import job_spec
 from discernible.jobs.spec import OWNERS, JobSpec, job_arguments
-from discernible.settings import check_settings, setting, setting_fields, settings_from_json, settings_to_json
+from discernible.settings import (
+    check_settings,
+    parse_bytes,
+    setting,
+    setting_fields,
+    settings_from_json,
+    settings_to_json,
+)
 from discernible.stored import FieldError, Fields
 
 
@@ -97,7 +104,8 @@ CHANGED: dict[str, Any] = {
     "quality": 61, "weights": "fidelity", "guide": "none", "device": "cpu", "image_member": "rgb.png",
     "missing_image": "passthrough", "lossy_maps": True, "min_psnr": 31.5, "passthrough_smaller": True,
     "max_pixels": 10_000, "background": (0, 128, 255), "animated": "refuse", "min_size": 17, "resize": 250,
-    "shard_size": 7, "limit": 100, "include": ("a*", "b [c]"), "image_column": "photo", "labels": "folder",
+    "shard_size": 7, "shard_bytes": 500_000_000, "limit": 100, "include": ("a*", "b [c]"), "image_column": "photo",
+    "labels": "folder",
     "carry": ("*.txt",), "pairs": ("images:masks",), "workers": 3, "cpus_per_worker": 2, "tries": 5, "overwrite": True,
 }  # fmt: skip
 
@@ -123,3 +131,17 @@ def test_options_that_nobody_knows_are_refused() -> None:
         JobSpec.of("/photos", "/shards", colour="red")
     with pytest.raises(TypeError):
         job_spec("/photos", "/shards", colour="red")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("65536", 65536), ("500MB", 500_000_000), ("1.5 GiB", 3 << 29), ("2g", 2 * 10**9), ("7 kB", 7000), ("3B", 3)],
+)
+def test_sizes_as_people_write_them(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1", "1e9", "5 XB", "1,5GB", "9" * 20, "٣"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="a size is a number"):
+        parse_bytes(text)

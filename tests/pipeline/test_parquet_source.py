@@ -128,6 +128,11 @@ def test_shards_are_cut_at_row_groups(tmp_path: Path) -> None:
     assert [sample.members["label.cls"] for sample in samples] == [str(number).encode() for number in range(25)]
     assert samples[13].key == "data%2Ev2/00000013"
     assert sum(shard.bytes for shard in source.shards) <= path.stat().st_size
+    # A byte less than three row groups have, and less than one has.
+    alone = [shard.bytes for shard in open_source(path, Listing(shard_size=4)).shards]
+    for most, groups in ((sum(alone[:3]), (0, 3)), (sum(alone[:3]) - 1, (0, 2)), (1, (0, 1))):
+        first = open_source(path, Listing(shard_bytes=most)).shards[0]
+        assert first.groups == groups
     limited = open_source(path, Listing(shard_size=8, limit=10)).shards
     assert [(shard.samples, shard.limit) for shard in limited] == [(8, None), (2, 2)]
     assert (

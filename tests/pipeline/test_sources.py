@@ -239,3 +239,13 @@ def test_braces() -> None:
         expand_braces("{0..9999}-{0..9999}")
     with pytest.raises(SourceError, match="more than"):
         expand_braces("{0..99999999999999}")
+
+
+def test_shards_of_a_folder_by_their_bytes(tmp_path: Path) -> None:
+    sizes = [300, 300, 400, 2000, 1, 999, 1]
+    for number, size in enumerate(sizes):
+        (tmp_path / f"{number}.jpg").write_bytes(bytes(size))
+    table = open_source(tmp_path, Listing(shard_bytes=1000, shard_size=3)).shards
+    assert [[file.key for file in shard.files] for shard in table] == [["0", "1", "2"], ["3"], ["4", "5"], ["6"]]
+    assert [shard.bytes for shard in table] == [1000, 2000, 1000, 1]
+    assert len({len(shard.name) for shard in table}) == 1
