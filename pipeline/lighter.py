@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-__all__ = ["lighter"]
+__all__ = ["lighter", "png_chunks"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_PROFILE = 16 << 20
@@ -55,10 +55,14 @@ def _lighter_png(data: bytes) -> tuple[bytes, bytes | None]:
     profile = None
     view = memoryview(data)
     texts = set()
-    for kind, start, end in _png_chunks(data):
+    for kind, start, end in png_chunks(data):
         body = view[start + 8 : end - 4]
         if kind[:1].islower() and kind != b"tRNS":
-            if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            checksum = int.from_bytes(view[end - 4 : end], "big")
+            if zlib.crc32(view[start + 4 : end - 4]) != checksum:
+                if zlib.crc32(body, zlib.crc32(b"tRNS")) == checksum:
+                    # Only its name is damaged, and pixels depend on it: whoever reads the rest refuses it.
+                    kept.append(view[start:end])
                 continue
             if kind == b"iCCP" and profile is None:
                 profile = _inflated(bytes(body).partition(b"\0")[2], _MAX_PROFILE) or b""
@@ -73,7 +77,7 @@ def _lighter_png(data: bytes) -> tuple[bytes, bytes | None]:
     return b"".join(kept), profile
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Type, first and last byte of each chunk; what is cut short at the end belongs to the last."""
     at = len(_PNG)
     while at < len(data):

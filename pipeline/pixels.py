@@ -44,6 +44,8 @@ from .colour import to_rgb
 from .contents import is_heif
 from .formats import after_load, before_load
 from .heif import open_heif
+from .intact import load_intact
+from .intact_jpeg import jpeg_scans
 from .lighter import lighter
 from .pixel_policy import MAX_SIDE, PixelPolicy
 from .tiff import tiff_image
@@ -139,7 +141,10 @@ def plain_jpeg_size(data: bytes, policy: PixelPolicy) -> tuple[int, int] | None:
                 and _reduced_size(image.size, policy.resize) is None
                 and _orientation(image, []) in (0, 1)
             )
-            return (image.height, image.width) if plain else None
+            if not plain:
+                return None
+            jpeg_scans(data)
+            return image.height, image.width
     except ImageUnreadableError:
         if lighter(data) is None:
             raise
@@ -232,7 +237,7 @@ def _decode(data: bytes, image: Image.Image, policy: PixelPolicy, notes: list[st
             # There the primary picture need not be the first one.
             image.seek(0)
     before_load(data, image)
-    image.load()
+    load_intact(data, image)
     rgb = to_rgb(after_load(data, image), policy.background, notes)
     return _finished(image, rgb, (mode, size, reduced), notes)
 

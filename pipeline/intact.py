@@ -1,0 +1,79 @@
+"""Loads an opened picture, if all of it is in the file.
+
+Pillow's decoders, and the libraries behind them, differ in what they take for an error. What some of them fill up or
+skip is refused here: rows that are not there, checksums that do not hold, data that end too early or too late.
+"""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image, ImageFile
+
+from ..errors import ImageUnreadableError
+from .intact_gif import gif_parts
+from .intact_jpeg import jpeg_scans
+from .intact_png import check_png, check_png_rows
+
+__all__ = ["load_intact"]
+
+_QOI_END = b"\0\0\0\0\0\0\0\1"
+
+
+class _InTwo(io.BytesIO):
+    """A file of two parts, of which one reading gives no bytes of both."""
+
+    def __init__(self, first: bytes, second: bytes) -> None:
+        super().__init__(first + second)
+        self._split = len(first)
+
+    def read(self, size: int | None = -1) -> bytes:
+        at = self.tell()
+        if at < self._split:
+            left = self._split - at
+            size = left if size is None or size < 0 else min(size, left)
+        return super().read(size)
+
+    @property
+    def went_on(self) -> bool:
+        """Whether the second part was asked for."""
+        return self.tell() > self._split
+
+
+def load_intact(data: bytes, image: Image.Image) -> None:
+    """Loads the picture.
+
+    Args:
+        data: The file.
+        image: As Pillow opened it, at its first frame.
+
+    Raises:
+        ImageUnreadableError: Something of the picture is missing or damaged.
+        Exception: Whatever Pillow's decoders stumble over.
+    """
+    name = image.format
+    if name == "PNG":
+        check_png(data)
+        image.load()
+        check_png_rows(data, image)
+    elif name in ("JPEG", "MPO"):
+        _load_in_two(image, jpeg_scans(data).parts(data))
+    elif name == "GIF":
+        _load_in_two(image, gif_parts(data, image))
+    elif name == "QOI" and isinstance(image, ImageFile.ImageFile):
+        image.fp = stream = io.BytesIO(data)
+        image.load()
+        if stream.read(len(_QOI_END)) != _QOI_END:
+            raise ImageUnreadableError("the QOI file is damaged: its last pixel is not followed by its end")
+    else:
+        image.load()
+
+
+def _load_in_two(image: Image.Image, parts: tuple[bytes, bytes] | None) -> None:
+    if parts is None or not isinstance(image, ImageFile.ImageFile):
+        image.load()
+        return
+    image.fp = stream = _InTwo(*parts)
+    image.load()
+    if not stream.went_on:
+        raise ImageUnreadableError(f"the {image.format} file is damaged: there are more data than its picture takes")

@@ -1,0 +1,149 @@
+"""Whether a JPEG file holds all of its picture, as far as that can be told without decoding it.
+
+Libjpeg fills up with grey what is missing before a marker, and does not tell Pillow. So markers, scans and restart
+intervals are counted here. In a picture of one Huffman-coded sequential scan, which is the usual one, the data have to
+end with the last pixel: such a scan is given to Pillow without the marker behind it, so that libjpeg asks for more
+where it is short, and in two parts, so that it is seen to stop where there is more.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from ..errors import ImageUnreadableError
+
+__all__ = ["JpegScans", "jpeg_scans"]
+
+_SOI, _EOI, _SOS, _DRI, _TEM = 0xD8, 0xD9, 0xDA, 0xDD, 0x01
+_SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
+_FRAMES = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+_HUFFMAN = (0xC0, 0xC1)
+# Huffman and arithmetic tables, EOI, SOS, quantisation, number of lines, restart interval, applications, comments.
+_BETWEEN_SCANS = (0xC4, 0xCC, _EOI, _SOS, 0xDB, 0xDC, _DRI, *range(0xE0, 0xF0), 0xFE)
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+# What some cameras leave behind the last pixel, in bytes.
+_SLACK = 16
+# Libjpeg wants 57 bits before it decodes the last one. No code consists of ones.
+_PADDING = b"\xff\x00" * 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Frame:
+    """``components``: names, and the blocks of each in a unit, across and down."""
+
+    marker: int
+    size: tuple[int, int]
+    components: dict[int, tuple[int, int]]
+
+    def units(self, scanned: list[int]) -> int:
+        """How many units a scan of these components holds."""
+        width, height = self.size
+        across, down = (max(each[way] for each in self.components.values()) for way in (0, 1))
+        if len(scanned) > 1:
+            return -(-width // (8 * across)) * -(-height // (8 * down))
+        own = self.components[scanned[0]]
+        return -(-(-(-width * own[0] // across)) // 8) * -(-(-(-height * own[1] // down)) // 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JpegScans:
+    """``only`` is where the data of the only scan lie, if its end can be checked while it is decoded."""
+
+    only: tuple[int, int] | None
+
+    def parts(self, data: bytes) -> tuple[bytes, bytes] | None:
+        """The file in the two parts in which it is to be decoded, which has to go on to the second; None for as is."""
+        if self.only is None:
+            return None
+        start, end = self.only
+        split = max(start, end - _SLACK)
+        return data[:split], data[split:end] + _PADDING
+
+
+@dataclass(slots=True)
+class _Found:
+    frame: _Frame | None = None
+    interval: int = 0
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    scanned: set[int] = field(default_factory=set)
+
+
+def jpeg_scans(data: bytes) -> JpegScans:
+    """The scans of the first picture in the file.
+
+    Raises:
+        ImageUnreadableError: There is no end marker, or components, scans or restart intervals are missing.
+    """
+    found, at = _Found(), 2
+    while True:
+        place = _MARKER.search(data, at)
+        if place is None:
+            raise ImageUnreadableError("the JPEG file is cut short: it has no end marker")
+        marker, at = data[place.end() - 1], place.end()
+        if found.spans and marker not in _BETWEEN_SCANS:
+            raise ImageUnreadableError(f"the JPEG file is damaged: marker {marker:02x} among its picture's data")
+        if marker == _EOI:
+            return _checked(found)
+        if marker in (_SOI, _TEM) or 0xD0 <= marker <= 0xD7:
+            continue
+        end = at + int.from_bytes(data[at : at + 2], "big")
+        body, at = data[at + 2 : end], max(end, at + 2)
+        if marker in _FRAMES and len(body) >= 6:
+            found.frame = _frame(marker, body)
+        elif marker == _DRI and len(body) >= 2:
+            found.interval = int.from_bytes(body[:2], "big")
+        elif marker == _SOS:
+            at = _scan(data, at, body, found)
+
+
+def _frame(marker: int, body: bytes) -> _Frame:
+    listed = body[6 : 6 + 3 * body[5]]
+    components = {listed[i]: (listed[i + 1] >> 4, listed[i + 1] & 15) for i in range(0, len(listed) - 2, 3)}
+    if not components or not all(1 <= each <= 4 for pair in components.values() for each in pair):
+        raise ImageUnreadableError("the JPEG file is damaged: its frame header has no components, or odd ones")
+    size = int.from_bytes(body[3:5], "big"), int.from_bytes(body[1:3], "big")
+    return _Frame(marker=marker, size=size, components=components)
+
+
+def _scan(data: bytes, start: int, body: bytes, found: _Found) -> int:
+    """Notes the scan whose data begin at ``start``; returns where they end."""
+    stop = _END_OF_SCAN.search(data, start)
+    if stop is None:
+        raise ImageUnreadableError("the JPEG file is cut short: it has no end marker")
+    frame, count = found.frame, body[0] if body else 0
+    scanned = list(body[1 : 1 + 2 * count : 2])
+    if frame is None or not scanned or not frame.components.keys() >= set(scanned) or len(body) < 1 + 2 * count + 3:
+        raise ImageUnreadableError("the JPEG file is damaged: a scan of no components, or of unknown ones")
+    # Any number of 0xFF may come before a marker.
+    end = start + len(data[start : stop.start()].rstrip(b"\xff"))
+    if end == start:
+        raise ImageUnreadableError("the JPEG file is damaged: a scan without data")
+    if found.interval:
+        _check_restarts(data, start, end, -(-frame.units(scanned) // found.interval) - 1)
+    first = body[1 + 2 * count]
+    if frame.marker not in _PROGRESSIVE or first == 0:
+        found.scanned |= set(scanned)
+    found.spans.append((start, end))
+    return stop.start()
+
+
+def _check_restarts(data: bytes, start: int, end: int, expected: int) -> None:
+    numbers = [data[match.start() + 1] - 0xD0 for match in _RESTART.finditer(data, start, end)]
+    # Some write one behind the last interval.
+    if len(numbers) not in (expected, expected + 1) or any(each != at % 8 for at, each in enumerate(numbers)):
+        raise ImageUnreadableError(
+            f"the JPEG file is damaged: {len(numbers)} restart markers, or in another order, where {expected} belong"
+        )
+
+
+def _checked(found: _Found) -> JpegScans:
+    frame = found.frame
+    if frame is None or not found.spans:
+        raise ImageUnreadableError("the JPEG file is cut short: it ends before its picture")
+    if found.scanned != frame.components.keys():
+        raise ImageUnreadableError("the JPEG file is cut short: it has no scan of some of its components")
+    single = len(found.spans) == 1 and frame.marker in _HUFFMAN
+    return JpegScans(only=found.spans[0] if single else None)
