@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from ..errors import ImageUnreadableError
 from .intact_gif import gif_parts
 from .intact_jpeg import jpeg_scans
 from .intact_png import check_png, check_png_rows
+from .intact_tiff import check_parts
+from .tiff_layout import layout_of
 
 __all__ = ["load_intact"]
 
@@ -66,6 +68,8 @@ def load_intact(data: bytes, image: Image.Image) -> None:
         if stream.read(len(_QOI_END)) != _QOI_END:
             raise ImageUnreadableError("the QOI file is damaged: its last pixel is not followed by its end")
     else:
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            check_parts(data, layout_of(image.tag_v2))
         image.load()
 
 

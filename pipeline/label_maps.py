@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import ImageUnreadableError
+from .intact import load_intact
 from .lighter import lighter
 from .pixel_policy import PixelPolicy
 from .pixels import opened_image
@@ -150,6 +151,8 @@ def _why_map(data: bytes, word: str | None, lossy: bool, policy: PixelPolicy) ->
         one = image.mode in _ONE_CHANNEL
         if one and word in _DEPTH_WORDS:
             return f"{word!r} in its name, and a single channel"
+        if image is opened:
+            load_intact(data, image)
         values = _raster(image)
         if word is not None:
             found = _lossy_map(values) if lossy else _named_map(values)

@@ -17,9 +17,11 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from ..errors import ImageUnreadableError
+from .intact_tiff import check_fax, check_parts
 from .tiff_layout import (
     BLACK_IS_ZERO,
     COLOURS,
+    FAX,
     FLOAT,
     ICCLAB,
     KINDS,
@@ -60,7 +62,11 @@ def tiff_image(data: bytes, layout: TiffLayout, notes: list[str]) -> Image.Image
         Exception: Whatever Pillow's decoders stumble over.
     """
     _check_readable(layout)
-    image = _assembled(layout, _samples(data, layout), notes)
+    check_parts(data, layout)
+    samples = _samples(data, layout)
+    if layout.number(259, RAW) in FAX:
+        check_fax(data, layout, samples[..., 0].astype(bool))
+    image = _assembled(layout, samples, notes)
     image.format = "TIFF"
     profile = layout.tags.get(34675)
     if isinstance(profile, bytes):
@@ -146,6 +152,8 @@ def _grey(data: bytes, layout: TiffLayout, strips: _Strips, times: int) -> _Arra
         entries |= {324: strips.offsets, 325: strips.sizes}
     else:
         entries |= {273: strips.offsets, 278: (layout.number(278, layout.size[1]),), 279: strips.sizes}
+    if layout.number(259, RAW) == 3:
+        entries[292] = (layout.number(292, 0),)
     tables = layout.tags.get(347)
     with TiffImagePlugin.TiffImageFile(
         io.BytesIO(_with_directory(data, order, entries, tables if isinstance(tables, bytes) else None))

@@ -11,7 +11,7 @@ from PIL import Image, TiffImagePlugin
 
 from ..errors import ImageTooLargeError, ImageUnreadableError
 
-__all__ = ["TiffLayout", "has_plain_ycbcr", "is_tiff", "numbers_of", "tiff_layout"]
+__all__ = ["TiffLayout", "has_plain_ycbcr", "is_tiff", "layout_of", "numbers_of", "tiff_layout"]
 
 _Tags = TiffImagePlugin.ImageFileDirectory_v2
 
@@ -29,6 +29,7 @@ COLOURS = {
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 KINDS = {UNSIGNED: "unsigned integer", SIGNED: "signed integer", FLOAT: "floating-point"}
 RAW = 1
+FAX = (2, 3, 4)
 _MOST_CHANNELS = 8
 # Pixels of a tile that are no reason to ask how many the picture has.
 _USUAL_TILE = 1 << 22
@@ -111,11 +112,12 @@ def tiff_layout(data: bytes, image: Image.Image | None) -> TiffLayout | None:
         source = io.BytesIO(data)
         source.seek(tags.next)
         tags.load(source)
-    layout = _layout(tags)
+    layout = layout_of(tags)
     return None if image is not None and _read_right(layout) else layout
 
 
-def _layout(tags: _Tags) -> TiffLayout:
+def layout_of(tags: _Tags) -> TiffLayout:
+    """What the tags say. Raises ImageUnreadableError or ImageTooLargeError, as :func:`tiff_layout` does."""
     bits = numbers_of(tags, 258) or (1,)
     kinds = numbers_of(tags, 339) or (UNSIGNED,)
     channels = (numbers_of(tags, 277) or (len(bits),))[0]
@@ -158,6 +160,9 @@ def _read_right(layout: TiffLayout) -> bool:
     tags, bits, photometric, channels = layout.tags, layout.bits, layout.photometric, layout.channels
     if layout.number(259, RAW) == 6:
         return True
+    if layout.number(259, RAW) in FAX:
+        # It does, but what libtiff skips is to be noticed.
+        return False
     if layout.kind == FLOAT:
         # Pillow swaps the bytes once more that libtiff has swapped.
         swapped = tags.prefix == b"MM" and layout.number(259, RAW) != RAW
