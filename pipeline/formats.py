@@ -14,6 +14,7 @@ from .profiles import coded_profile, gamma_profile
 __all__ = ["after_load", "before_load"]
 
 _NCLX_WITHIN = 1 << 16
+_TARGA_FOOTER = b"TRUEVISION-XFILE.\0"
 
 
 def before_load(data: bytes, image: Image.Image) -> None:
@@ -24,7 +25,7 @@ def before_load(data: bytes, image: Image.Image) -> None:
         image: As Pillow opened it.
 
     Raises:
-        ImageUnreadableError: The samples have no defined white, or are of colours that are not converted.
+        ImageUnreadableError: The samples have no defined white, are of colours that are not converted, or not all there.
     """
     if image.format == "PNG":
         _before_png(data, image.info)
@@ -34,6 +35,8 @@ def before_load(data: bytes, image: Image.Image) -> None:
             _set_profile(image.info, coded_profile(*struct.unpack(">HH", data[at + 8 : at + 12])))
     elif image.format == "JPEG2000":
         check_jpeg2000(data, image.info)
+    elif image.format == "TGA":
+        _check_targa(data, image.size)
     elif image.format == "BMP" and image.mode == "L" and data[28] == 4 and image.info.get("compression") == 0:
         # Pillow takes the indices for samples of 8 bits.
         raise ImageUnreadableError("BMP files of 4 bits whose palette is the first sixteen greys are not read")
@@ -79,6 +82,17 @@ def _before_png(data: bytes, info: dict[str | tuple[int, int], Any]) -> None:
         _set_profile(info, gamma_profile(gamma, points if isinstance(points, tuple) else None))
 
 
+def _check_targa(data: bytes, size: tuple[int, int]) -> None:
+    if not data.endswith(_TARGA_FOOTER) or data[2] not in (1, 2, 3):
+        return
+    # Pillow takes what is behind the pixels for more of them.
+    palette = int.from_bytes(data[5:7], "little") * ((data[7] + 7) // 8) if data[1] else 0
+    end = 18 + data[0] + palette + size[0] * size[1] * ((data[16] + 7) // 8)
+    behind = [place for place in struct.unpack("<II", data[-26:-18]) if place]
+    if end > min([len(data) - 26, *behind]):
+        raise ImageUnreadableError("the Targa file is cut short: its pixels reach into what comes behind them")
+
+
 def _targa_alpha(data: bytes, image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image
@@ -97,7 +111,7 @@ def _targa_alpha(data: bytes, image: Image.Image) -> Image.Image:
 
 
 def _targa_says_no_alpha(data: bytes) -> bool:
-    if not data.endswith(b"TRUEVISION-XFILE.\0"):
+    if not data.endswith(_TARGA_FOOTER):
         return False
     at = int.from_bytes(data[-26:-22], "little")
     return at > 0 and data[at + 494 : at + 495] == b"\0"

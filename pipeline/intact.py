@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from ..errors import ImageUnreadableError
 from .intact_gif import gif_parts
-from .intact_jpeg import jpeg_scans
+from .intact_jpeg import JpegScans, decode_scans, jpeg_scans
 from .intact_png import check_png, check_png_rows
 from .intact_tiff import check_parts
 from .tiff_layout import layout_of
@@ -59,7 +59,11 @@ def load_intact(data: bytes, image: Image.Image) -> None:
         image.load()
         check_png_rows(data, image)
     elif name in ("JPEG", "MPO"):
-        _load_in_two(image, jpeg_scans(data).parts(data))
+        scans = jpeg_scans(data)
+        if scans.spans and not scans.sequential and isinstance(image, ImageFile.ImageFile):
+            _load_scans(data, image, scans)
+        else:
+            _load_in_two(image, scans.parts(data))
     elif name == "GIF":
         _load_in_two(image, gif_parts(data, image))
     elif name == "QOI" and isinstance(image, ImageFile.ImageFile):
@@ -81,3 +85,26 @@ def _load_in_two(image: Image.Image, parts: tuple[bytes, bytes] | None) -> None:
     image.load()
     if not stream.went_on:
         raise ImageUnreadableError(f"the {image.format} file is damaged: there are more data than its picture takes")
+
+
+def _load_scans(data: bytes, image: ImageFile.ImageFile, scans: JpegScans) -> None:
+    """As ``ImageFile.load`` does, which does not show how much of the file its decoder took."""
+    name, extents, _, args = image.tile[0]
+    image.load_prepare()
+    decoder = Image._getdecoder(image.mode, name, args, image.decoderconfig)
+    error = 0
+
+    def decode(more: bytes) -> int:
+        nonlocal error
+        taken, error = decoder.decode(more)
+        return taken
+
+    try:
+        decoder.setimage(image.im, extents)
+        decode_scans(data, scans, decode)
+    finally:
+        decoder.cleanup()
+    if error < 0:
+        raise ImageUnreadableError(f"the JPEG file is damaged: error {error} of its decoder")
+    image.tile = []
+    image.load()

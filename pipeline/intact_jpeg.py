@@ -1,33 +1,38 @@
 """Whether a JPEG file holds all of its picture, as far as that can be told without decoding it.
 
 Libjpeg fills up with grey what is missing before a marker, and does not tell Pillow. So markers, scans and restart
-intervals are counted here. In a picture of one Huffman-coded sequential scan, which is the usual one, the data have to
-end with the last pixel: such a scan is given to Pillow without the marker behind it, so that libjpeg asks for more
-where it is short, and in two parts, so that it is seen to stop where there is more.
+intervals are counted here. And the data of a Huffman-coded scan have to end with its last block: a scan is given to
+libjpeg without the marker behind it, so that it is seen to ask for more where it is short, and in parts, so that it is
+seen to stop where there is more.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..errors import ImageUnreadableError
 
-__all__ = ["JpegScans", "jpeg_scans"]
+__all__ = ["JpegScans", "decode_scans", "jpeg_scans"]
 
 _SOI, _EOI, _SOS, _DRI, _TEM = 0xD8, 0xD9, 0xDA, 0xDD, 0x01
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
 _FRAMES = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
-_HUFFMAN = (0xC0, 0xC1)
+_PROGRESSIVE_HUFFMAN = 0xC2
+_HUFFMAN = (0xC0, 0xC1, _PROGRESSIVE_HUFFMAN)
 # Huffman and arithmetic tables, EOI, SOS, quantisation, number of lines, restart interval, applications, comments.
 _BETWEEN_SCANS = (0xC4, 0xCC, _EOI, _SOS, 0xDB, 0xDC, _DRI, *range(0xE0, 0xF0), 0xFE)
-_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 # What some cameras leave behind the last pixel, in bytes.
 _SLACK = 16
 # Libjpeg wants 57 bits before it decodes the last one. No code consists of ones.
 _PADDING = b"\xff\x00" * 7
+# A byte of a scan, or what belongs together; and how many of them in a row libjpeg never takes at once within a scan.
+_UNIT = re.compile(rb"\xff+[^\xff]|[^\xff]", re.DOTALL)
+_PROBES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,17 +55,57 @@ class _Frame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JpegScans:
-    """``only`` is where the data of the only scan lie, if its end can be checked while it is decoded."""
+    """``spans`` are where the data of scans lie whose ends can be checked while they are decoded.
 
-    only: tuple[int, int] | None
+    ``sequential``: there is one, and libjpeg passes on its rows as they come.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    sequential: bool
 
     def parts(self, data: bytes) -> tuple[bytes, bytes] | None:
-        """The file in the two parts in which it is to be decoded, which has to go on to the second; None for as is."""
-        if self.only is None:
+        """The file in the two parts in which it is to be decoded, which has to go on to the second; None for others."""
+        if not self.sequential:
             return None
-        start, end = self.only
+        start, end = self.spans[0]
         split = max(start, end - _SLACK)
         return data[:split], data[split:end] + _PADDING
+
+
+def decode_scans(data: bytes, scans: JpegScans, decode: Callable[[bytes], int]) -> None:
+    """Decodes several scans, each up to its end.
+
+    Args:
+        data: The file.
+        scans: What :func:`jpeg_scans` told of it.
+        decode: Takes bytes that follow on what it took before, and returns how many it took; below zero when done.
+
+    Raises:
+        ImageUnreadableError: A scan stops too early, or wants more than there is.
+    """
+    rest, at = b"", 0
+
+    def waits(upto: int, more: bytes = b"") -> bool:
+        # Within a scan libjpeg takes nothing until it has some bytes; behind one it skips all but a marker.
+        nonlocal rest, at
+        given = rest + data[at:upto] + more
+        taken, at = decode(given), upto
+        if taken < 0:
+            raise ImageUnreadableError("the JPEG file is damaged: its picture ends before its data do")
+        rest = given[taken:]
+        return bool(rest)
+
+    for start, end in scans.spans:
+        if end - start > _SLACK:
+            waits(end - _SLACK)
+            steps = [match.end() for match in _UNIT.finditer(data, at, end)][:_PROBES]
+            if not any([waits(step) for step in steps]):
+                raise ImageUnreadableError("the JPEG file is damaged: there are more data than a scan takes")
+        waits(end, _PADDING)
+        if waits(end, b"\0"):
+            raise ImageUnreadableError("the JPEG file is damaged: the data of a scan end too early")
+    if decode(rest + data[at:]) >= 0:
+        raise ImageUnreadableError("the JPEG file is cut short")
 
 
 @dataclass(slots=True)
@@ -145,5 +190,8 @@ def _checked(found: _Found) -> JpegScans:
         raise ImageUnreadableError("the JPEG file is cut short: it ends before its picture")
     if found.scanned != frame.components.keys():
         raise ImageUnreadableError("the JPEG file is cut short: it has no scan of some of its components")
-    single = len(found.spans) == 1 and frame.marker in _HUFFMAN
-    return JpegScans(only=found.spans[0] if single else None)
+    sequential = len(found.spans) == 1 and frame.marker != _PROGRESSIVE_HUFFMAN
+    return JpegScans(
+        spans=tuple(found.spans) if frame.marker in _HUFFMAN else (),
+        sequential=sequential and frame.marker in _HUFFMAN,
+    )

@@ -33,10 +33,14 @@ _EOL = re.compile("0{11,}1")
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A strip or tile: what there is of it, and how many bytes it holds when it is not compressed."""
+    """A strip or tile: what there is of it, and how many bytes it holds uncompressed, at least and at most.
+
+    The last strip may be as long as the others, whatever rows it needs.
+    """
 
     data: memoryview
     needed: int
+    most: int
 
 
 def check_parts(data: bytes, layout: TiffLayout) -> None:
@@ -85,7 +89,7 @@ def _parts(data: bytes, layout: TiffLayout) -> Iterator[_Part]:
             raise ImageUnreadableError(
                 f"the TIFF file is cut short: number {at} of its {len(needed)} {name} is outside of it"
             )
-        yield _Part(view[offset : offset + size], least)
+        yield _Part(view[offset : offset + size], least, needed[0])
 
 
 def _needed(layout: TiffLayout, tiled: bool, samples: int) -> list[int]:
@@ -104,11 +108,11 @@ def _needed(layout: TiffLayout, tiled: bool, samples: int) -> list[int]:
 def _check_deflate(part: _Part) -> None:
     inflater = zlib.decompressobj()
     try:
-        held = len(inflater.decompress(part.data, part.needed + 1))
+        held = len(inflater.decompress(part.data, part.most + 1))
     except zlib.error as exc:
         raise ImageUnreadableError(f"the compressed pixels of the TIFF file are damaged: {exc}") from exc
-    if held < part.needed:
-        raise ImageUnreadableError(f"the TIFF file is damaged: {held} bytes where rows take {part.needed}")
+    if not part.needed <= held <= part.most:
+        raise ImageUnreadableError(f"the TIFF file is damaged: {held} bytes or more where rows take {part.needed}")
 
 
 def check_fax(data: bytes, layout: TiffLayout, pixels: npt.NDArray[np.bool_]) -> None:
