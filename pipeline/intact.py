@@ -60,10 +60,10 @@ def load_intact(data: bytes, image: Image.Image) -> None:
         check_png_rows(data, image)
     elif name in ("JPEG", "MPO"):
         scans = jpeg_scans(data)
-        if scans.spans and not scans.sequential and isinstance(image, ImageFile.ImageFile):
+        if scans.spans and isinstance(image, ImageFile.ImageFile):
             _load_scans(data, image, scans)
         else:
-            _load_in_two(image, scans.parts(data))
+            image.load()
     elif name == "GIF":
         _load_in_two(image, gif_parts(data, image))
     elif name == "QOI" and isinstance(image, ImageFile.ImageFile):

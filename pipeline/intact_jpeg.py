@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from ..errors import ImageUnreadableError
 
 __all__ = ["JpegScans", "decode_scans", "jpeg_scans"]
 
 _SOI, _EOI, _SOS, _DRI, _TEM = 0xD8, 0xD9, 0xDA, 0xDD, 0x01
-_SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
 _FRAMES = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _PROGRESSIVE_HUFFMAN = 0xC2
 _HUFFMAN = (0xC0, 0xC1, _PROGRESSIVE_HUFFMAN)
@@ -25,7 +25,7 @@ _HUFFMAN = (0xC0, 0xC1, _PROGRESSIVE_HUFFMAN)
 _BETWEEN_SCANS = (0xC4, 0xCC, _EOI, _SOS, 0xDB, 0xDC, _DRI, *range(0xE0, 0xF0), 0xFE)
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
-_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+_RESTART = re.compile(rb"\xff+[\xd0-\xd7]")
 # What some cameras leave behind the last pixel, in bytes.
 _SLACK = 16
 # Libjpeg wants 57 bits before it decodes the last one. No code consists of ones.
@@ -55,25 +55,17 @@ class _Frame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JpegScans:
-    """``spans`` are where the data of scans lie whose ends can be checked while they are decoded.
+    """``spans`` are where the data of scans and restart intervals lie, if their ends can be checked in decoding.
 
-    ``sequential``: there is one, and libjpeg passes on its rows as they come.
+    ``sequential``: they are of one scan, and libjpeg passes on its rows as they come.
     """
 
     spans: tuple[tuple[int, int], ...]
     sequential: bool
 
-    def parts(self, data: bytes) -> tuple[bytes, bytes] | None:
-        """The file in the two parts in which it is to be decoded, which has to go on to the second; None for others."""
-        if not self.sequential:
-            return None
-        start, end = self.spans[0]
-        split = max(start, end - _SLACK)
-        return data[:split], data[split:end] + _PADDING
-
 
 def decode_scans(data: bytes, scans: JpegScans, decode: Callable[[bytes], int]) -> None:
-    """Decodes several scans, each up to its end.
+    """Decodes scans and restart intervals, each up to its end.
 
     Args:
         data: The file.
@@ -81,7 +73,7 @@ def decode_scans(data: bytes, scans: JpegScans, decode: Callable[[bytes], int]) 
         decode: Takes bytes that follow on what it took before, and returns how many it took; below zero when done.
 
     Raises:
-        ImageUnreadableError: A scan stops too early, or wants more than there is.
+        ImageUnreadableError: One stops too early, or wants more than there is.
     """
     rest, at = b"", 0
 
@@ -91,21 +83,26 @@ def decode_scans(data: bytes, scans: JpegScans, decode: Callable[[bytes], int]) 
         given = rest + data[at:upto] + more
         taken, at = decode(given), upto
         if taken < 0:
-            raise ImageUnreadableError("the JPEG file is damaged: its picture ends before its data do")
+            raise ImageUnreadableError("the JPEG file is damaged: there are more data than its picture takes")
         rest = given[taken:]
         return bool(rest)
 
-    for start, end in scans.spans:
+    for number, (start, end) in enumerate(scans.spans):
+        last = scans.sequential and number == len(scans.spans) - 1
         if end - start > _SLACK:
             waits(end - _SLACK)
-            steps = [match.end() for match in _UNIT.finditer(data, at, end)][:_PROBES]
-            if not any([waits(step) for step in steps]):
+            steps = [] if last else [match.end() for match in islice(_UNIT.finditer(data, at, end), _PROBES)]
+            if steps and not any([waits(step) for step in steps]):
                 raise ImageUnreadableError("the JPEG file is damaged: there are more data than a scan takes")
+        if last:
+            if decode(rest + data[at:end] + _PADDING) >= 0:
+                raise ImageUnreadableError("the JPEG file is damaged: its data end before its picture")
+            return
         waits(end, _PADDING)
         if waits(end, b"\0"):
             raise ImageUnreadableError("the JPEG file is damaged: the data of a scan end too early")
     if decode(rest + data[at:]) >= 0:
-        raise ImageUnreadableError("the JPEG file is cut short")
+        raise ImageUnreadableError("the JPEG file is cut short: its data end before its picture")
 
 
 @dataclass(slots=True)
@@ -113,6 +110,7 @@ class _Found:
     frame: _Frame | None = None
     interval: int = 0
     spans: list[tuple[int, int]] = field(default_factory=list)
+    scans: int = 0
     scanned: set[int] = field(default_factory=set)
 
 
@@ -166,22 +164,31 @@ def _scan(data: bytes, start: int, body: bytes, found: _Found) -> int:
     end = start + len(data[start : stop.start()].rstrip(b"\xff"))
     if end == start:
         raise ImageUnreadableError("the JPEG file is damaged: a scan without data")
+    spans = [(start, end)]
     if found.interval:
-        _check_restarts(data, start, end, -(-frame.units(scanned) // found.interval) - 1)
+        spans = _intervals(data, start, end, -(-frame.units(scanned) // found.interval) - 1)
     first = body[1 + 2 * count]
-    if frame.marker not in _PROGRESSIVE or first == 0:
+    if frame.marker != _PROGRESSIVE_HUFFMAN or first == 0:
         found.scanned |= set(scanned)
-    found.spans.append((start, end))
+    found.spans += spans
+    found.scans += 1
     return stop.start()
 
 
-def _check_restarts(data: bytes, start: int, end: int, expected: int) -> None:
-    numbers = [data[match.start() + 1] - 0xD0 for match in _RESTART.finditer(data, start, end)]
+def _intervals(data: bytes, start: int, end: int, restarts: int) -> list[tuple[int, int]]:
+    markers = [match.span() for match in _RESTART.finditer(data, start, end)]
     # Some write one behind the last interval.
-    if len(numbers) not in (expected, expected + 1) or any(each != at % 8 for at, each in enumerate(numbers)):
+    if len(markers) not in (restarts, restarts + 1) or any(
+        data[place - 1] - 0xD0 != number % 8 for number, (_, place) in enumerate(markers)
+    ):
         raise ImageUnreadableError(
-            f"the JPEG file is damaged: {len(numbers)} restart markers, or in another order, where {expected} belong"
+            f"the JPEG file is damaged: {len(markers)} restart markers, or in another order, where {restarts} belong"
         )
+    starts, ends = [start, *(place for _, place in markers)], [*(place for place, _ in markers), end]
+    spans = list(zip(starts, ends, strict=True))[: restarts + 1]
+    if any(first == last for first, last in spans):
+        raise ImageUnreadableError("the JPEG file is damaged: a restart interval without data")
+    return spans
 
 
 def _checked(found: _Found) -> JpegScans:
@@ -190,8 +197,8 @@ def _checked(found: _Found) -> JpegScans:
         raise ImageUnreadableError("the JPEG file is cut short: it ends before its picture")
     if found.scanned != frame.components.keys():
         raise ImageUnreadableError("the JPEG file is cut short: it has no scan of some of its components")
-    sequential = len(found.spans) == 1 and frame.marker != _PROGRESSIVE_HUFFMAN
+    sequential = found.scans == 1 and frame.marker != _PROGRESSIVE_HUFFMAN
     return JpegScans(
         spans=tuple(found.spans) if frame.marker in _HUFFMAN else (),
-        sequential=sequential and frame.marker in _HUFFMAN,
+        sequential=sequential,
     )
