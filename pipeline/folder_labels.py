@@ -177,7 +177,8 @@ def find_labels(
     listing: FolderListing,
     wanted: str,
     read: Opener,
-    outside: Callable[[str], bool] = lambda path: False,
+    outside: Callable[[str], str | None] = lambda path: None,
+    location: str = "",
 ) -> Labels:
     """The labels of a folder.
 
@@ -186,7 +187,8 @@ def find_labels(
         wanted: one of :data:`KINDS`, or the path of a file or a pattern for some, relative to the folder, or of a file
             elsewhere.
         read: opens a file of the folder, or elsewhere.
-        outside: whether there is such a file elsewhere.
+        outside: the absolute location of such a file elsewhere, if there is one.
+        location: of the folder; absolute.
 
     Raises:
         SourceError: what is wanted is not there, labels are malformed, or two kinds contradict each other.
@@ -194,7 +196,7 @@ def find_labels(
     """
     if wanted == "none":
         return Labels(())
-    finder = _Finder(listing, read)
+    finder = _Finder(listing, read, location)
     if wanted == "auto":
         return finder.automatic()
     if wanted in KINDS:
@@ -203,15 +205,19 @@ def find_labels(
 
 
 class _Finder:
-    def __init__(self, listing: FolderListing, read: Opener) -> None:
+    def __init__(self, listing: FolderListing, read: Opener, location: str) -> None:
         self._listing = listing
         self._read = read
+        self._location = location
         self._names: ImageNames | None = None
 
     @property
     def _images(self) -> ImageNames:
-        self._names = self._names or ImageNames(self._listing.images())
+        self._names = self._names or self._images_for(None)
         return self._names
+
+    def _images_for(self, elsewhere: str | None) -> ImageNames:
+        return ImageNames(self._listing.files(), self._location, elsewhere)
 
     def automatic(self) -> Labels:
         tables: dict[str, list[str]] = {}
@@ -267,10 +273,11 @@ class _Finder:
             )
         return [found]
 
-    def of_files(self, wanted: str, outside: Callable[[str], bool]) -> LabelSource:
+    def of_files(self, wanted: str, outside: Callable[[str], str | None]) -> LabelSource:
         inside = wanted.removeprefix("./")
         paths = [path for path in self._listing.others() if path_matches(path, inside)]
-        if not paths and outside(wanted):
+        elsewhere = None if paths else outside(wanted)
+        if elsewhere is not None:
             paths = [wanted]
         if not paths:
             raise SourceError(
@@ -281,10 +288,10 @@ class _Finder:
         if odd is not None:
             raise SourceError(f"--labels {wanted}: {odd} is no .csv, .tsv, .jsonl or .json (COCO)")
         if all(path.lower().endswith(".json") for path in paths):
-            return CocoLabels(paths, self._read, self._images)
+            return CocoLabels(paths, self._read, self._images_for(elsewhere))
         if any(path.lower().endswith(".json") for path in paths):
             raise SourceError(f"--labels {wanted} names both tables and COCO's files: {', '.join(paths[:4])}")
-        return TableLabels(paths, self._read, self._images)
+        return TableLabels(paths, self._read, self._images_for(elsewhere))
 
     def _files(self, kind: str, class_files: Iterable[str]) -> FileLabels | None:
         """The labels in files beside the folders of images, if there is one."""

@@ -199,6 +199,12 @@ class FolderListing:
         """The paths of the images, sorted."""
         return (unpack_name(path) for (path,) in self._scratch.rows("SELECT path FROM sample ORDER BY path"))
 
+    def files(self) -> Iterator[tuple[str, str]]:
+        """The paths of all files but hidden ones, with what they are: ``image`` for that of a sample, ``carried``,
+        ``paired``, or ""."""
+        rows = self._scratch.rows("SELECT path, role FROM file WHERE stem != x''")
+        return ((unpack_name(path), role) for path, role in rows)
+
     def archives(self) -> Iterator[Entry]:
         """Archives that are wanted, sorted by path."""
         for path, size in self._scratch.rows("SELECT path, size FROM file WHERE archive ORDER BY path"):

@@ -18,8 +18,9 @@ from ..stored import FieldError
 from .image_names import ImageNames
 from .json_stream import iter_records
 from .label_source import LabelSource, Opener, Told, class_names
+from .name_reader import NameReader
 from .names import short
-from .scratch import Scratch, pack_name
+from .scratch import Scratch, pack_name, unpack_name
 from .source_shard import LONGEST_GIVEN
 
 __all__ = ["CocoLabels", "is_coco_name"]
@@ -52,6 +53,7 @@ class CocoLabels(LabelSource):
         self._scratch = Scratch(
             "CREATE TABLE image (path BLOB PRIMARY KEY, file INTEGER, id TEXT, record TEXT) WITHOUT ROWID",
             "CREATE TABLE known (file INTEGER, id TEXT, PRIMARY KEY (file, id)) WITHOUT ROWID",
+            "CREATE TABLE unread (number INTEGER PRIMARY KEY, name BLOB, id TEXT, record TEXT)",
             "CREATE TABLE annotation (number INTEGER PRIMARY KEY, file INTEGER, image TEXT, record TEXT)",
         )
         self.classes: Mapping[int, str] = {}
@@ -95,7 +97,6 @@ class CocoLabels(LabelSource):
 
     def _read(self, path: str, stream: BinaryIO, number: int, files: list[str]) -> bool:
         """Whether the file has images; what it holds otherwise is forgotten."""
-        folder, _, base = path.rpartition("/")
         has_images = has_annotations = False
         classes: dict[int, str] = {}
         place = ""
@@ -109,7 +110,7 @@ class CocoLabels(LabelSource):
                 counts[name] = counts.get(name, 0) + 1
                 place = f", record {counts[name]} of {name}"
                 if name == "images":
-                    self._add_image(record, folder, base, number, files)
+                    self._note_image(record, number, counts[name])
                 elif name == "annotations":
                     values = (number, _identity(record, "image_id"), _dumped(record))
                     self._scratch.run("INSERT INTO annotation (file, image, record) VALUES (?, ?, ?)", *values)
@@ -122,22 +123,41 @@ class CocoLabels(LabelSource):
         if has_images and has_annotations:
             self.classes = class_names(self.classes, classes, files[0], path)
             self._annotations += counts.get("annotations", 0)
+            self._find_images(path, number, files)
             return True
-        for table in ("image", "known", "annotation"):
-            self._scratch.run(f"DELETE FROM {table} WHERE file = ?", number)  # noqa: S608  one of three constants
+        for table in ("known", "annotation"):
+            self._scratch.run(f"DELETE FROM {table} WHERE file = ?", number)  # noqa: S608  one of two constants
+        self._scratch.run("DELETE FROM unread")
         return False
 
-    def _add_image(self, record: dict[str, Any], folder: str, base: str, number: int, files: list[str]) -> None:
+    def _note_image(self, record: dict[str, Any], number: int, place: int) -> None:
         identity, name = _identity(record, "id"), record.get("file_name")
         if not isinstance(name, str):
             raise FieldError("an image must have a file_name")
         if self._scratch.run("INSERT OR IGNORE INTO known VALUES (?, ?)", number, identity) != 1:
             raise FieldError(f"two images have the id {short(identity, 40)}")
-        path = self._images.find(name, folder, hint=base.rpartition(".")[0])
-        if path is None:
-            self.stray.add(name)
-            return
-        values = (pack_name(path), number, identity, _dumped(record))
+        values = (place, pack_name(name), identity, _dumped(record))
+        self._scratch.run("INSERT INTO unread VALUES (?, ?, ?, ?)", *values)
+
+    def _find_images(self, path: str, number: int, files: list[str]) -> None:
+        """Give the records of images in a file to the images that they name."""
+        reader = NameReader(
+            self._images, path, lambda: (unpack_name(row[0]) for row in self._scratch.rows("SELECT name FROM unread"))
+        )
+        for place, packed, identity, record in self._scratch.rows("SELECT * FROM unread ORDER BY number"):
+            name = unpack_name(packed)
+            try:
+                image = reader.find(name)
+                if image is None:
+                    self.stray.add(name)
+                else:
+                    self._add_image(image, identity, record, number, files)
+            except SourceError as exc:
+                raise SourceError(f"{path}, record {place} of images: {exc.message}") from exc
+        self._scratch.run("DELETE FROM unread")
+
+    def _add_image(self, path: str, identity: str, record: str, number: int, files: list[str]) -> None:
+        values = (pack_name(path), number, identity, record)
         if self._scratch.run("INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?)", *values) == 1:
             return
         other = self._scratch.one("SELECT file FROM image WHERE path = ?", values[0])

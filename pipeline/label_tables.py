@@ -26,8 +26,9 @@ from ..errors import SourceError
 from ..stored import FieldError, dump_json, parse_json
 from .image_names import ImageNames
 from .label_source import LabelSource, Opener, Told
+from .name_reader import NameReader
 from .names import short
-from .scratch import Scratch, pack_name
+from .scratch import Scratch, pack_name, unpack_name
 
 __all__ = ["LABEL_COLUMNS", "NAME_COLUMNS", "TABLE_NAMES", "TableLabels"]
 
@@ -127,12 +128,15 @@ class TableLabels(LabelSource):
         self.name = self.files[0] if len(self.files) == 1 else f"{len(self.files)} {_base(self.files[0])}"
         self._images = images
         self._scratch = Scratch(
-            "CREATE TABLE row (image BLOB PRIMARY KEY, label TEXT, rest TEXT, part INTEGER, line INTEGER) WITHOUT ROWID"
+            "CREATE TABLE row (image BLOB PRIMARY KEY, label TEXT, rest TEXT, part INTEGER, line INTEGER) "
+            "WITHOUT ROWID",
+            "CREATE TABLE unread (name BLOB, label TEXT, rest TEXT, line INTEGER)",
         )
         self._columns: list[_Columns | None] = []
         for path in self.files:
             with read(path) as stream:
                 self._read_jsonl(path, stream) if path.lower().endswith(".jsonl") else self._read_csv(path, stream)
+            self._find_images(path)
         self._indices: dict[str, int] = {}
         self.classes = {}
         self._number_classes()
@@ -188,7 +192,7 @@ class TableLabels(LabelSource):
                 label = None if columns.label is None else _label(fields[columns.label], path, at.line)
                 columns.note(fields)
                 rest = json.dumps(fields) if columns.others else None
-                self._add(fields[columns.image], label, rest, at)
+                self._note(row[columns.image], label, rest, at.line)
 
     def _read_jsonl(self, path: str, stream: BinaryIO) -> None:
         self._columns.append(None)
@@ -206,17 +210,30 @@ class TableLabels(LabelSource):
                 label = None
                 if columns.label is not None:
                     label = _label(record[columns.names[columns.label]], path, at.line)
-                self._add(str(image), label, dump_json(record) if columns.others else None, at)
+                self._note(str(image), label, dump_json(record) if columns.others else None, at.line)
 
-    def _add(self, name: str, label: str | None, rest: str | None, at: _Place) -> None:
-        try:
-            image = self._images.find(name, at.path.rpartition("/")[0])
-        except SourceError as exc:
-            raise SourceError(f"{at.path}, line {at.line}: {exc.message}") from exc
-        if image is None:
-            self.stray.add(name)
-            return
-        values = (pack_name(image), label, rest, len(self._columns) - 1, at.line)
+    def _note(self, name: str, label: str | None, rest: str | None, line: int) -> None:
+        self._scratch.run("INSERT INTO unread VALUES (?, ?, ?, ?)", pack_name(name), label, rest, line)
+
+    def _find_images(self, path: str) -> None:
+        """Give the rows of a table to the images that they name."""
+        reader = NameReader(
+            self._images, path, lambda: (unpack_name(row[0]) for row in self._scratch.rows("SELECT name FROM unread"))
+        )
+        for packed, label, rest, line in self._scratch.rows("SELECT * FROM unread ORDER BY rowid"):
+            name = unpack_name(packed)
+            try:
+                image = reader.find(name)
+            except SourceError as exc:
+                raise SourceError(f"{path}, line {line}: {exc.message}") from exc
+            if image is None:
+                self.stray.add(name)
+            else:
+                self._add(image, label, rest, path, line)
+        self._scratch.run("DELETE FROM unread")
+
+    def _add(self, image: str, label: str | None, rest: str | None, path: str, line: int) -> None:
+        values = (pack_name(image), label, rest, len(self._columns) - 1, line)
         if self._scratch.run("INSERT OR IGNORE INTO row VALUES (?, ?, ?, ?, ?)", *values) == 1:
             return
         other = self._scratch.one("SELECT label, rest, part, line FROM row WHERE image = ?", values[0])
@@ -225,7 +242,7 @@ class TableLabels(LabelSource):
         same = other[0] == label and self._without_name(other[1], other[2]) == self._without_name(rest, values[3])
         if not same:
             raise SourceError(
-                f"{at.path}, line {at.line} says something else of {image} than line {other[3]} of "
+                f"{path}, line {line} says something else of {image} than line {other[3]} of "
                 f"{self.files[other[2]]}; an image can have one row"
             )
 

@@ -49,7 +49,7 @@ from .shards import TarGroups
 from .source_files import ARCHIVES, FoundFile, archive_kind, archive_stem, find_files, is_archive, list_entries
 from .source_shard import Kind, SourceShard
 from .source_tars import count_samples, list_tar, open_location, source_members
-from .storage import Entry, Storage, is_remote, local_path, split_location, storage_errors
+from .storage import Entry, Storage, absolute, is_remote, local_path, split_location, storage_errors
 
 __all__ = [
     "SampleStream",
@@ -214,7 +214,8 @@ def labels_of(listing: FolderListing, base: str, wanted: str, s3: S3Options | No
     """The labels that a folder comes with. Raises as :func:`.folder_labels.find_labels` does."""
     # A file in the folder is named from there, however it was named.
     inside = wanted.removeprefix(f"{base}/")
-    return find_labels(listing, inside, partial(_opened, base, s3), partial(_is_file, s3))
+    location = _absolute(base)
+    return find_labels(listing, inside, partial(_opened, base, s3), partial(_file_at, s3), location)
 
 
 def _stem(location: str) -> str:
@@ -420,9 +421,14 @@ def _opened(base: str, s3: S3Options | None, path: str) -> AbstractContextManage
     return open_location(path if elsewhere else f"{base}/{path}", s3)
 
 
-def _is_file(s3: S3Options | None, path: str) -> bool:
+def _file_at(s3: S3Options | None, path: str) -> str | None:
+    """The location of a file, the same from every working directory; None where there is none."""
     parent, name = split_location(path)
-    return bool(name) and open_storage(parent, s3).exists(name)
+    return _absolute(path) if name and open_storage(parent, s3).exists(name) else None
+
+
+def _absolute(location: str) -> str:
+    return location if is_remote(location) else absolute(local_path(location))
 
 
 def _why_vain(wish: Carried) -> str:
