@@ -7,7 +7,8 @@ and never parsed: whoever trains has a reader for them, and to plan a job would 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -25,14 +26,24 @@ LONGEST_CLASS_FILE = 1 << 20
 """Bytes of such a file."""
 
 _MOST_INDEX = 1 << 20
+_INDEX = re.compile(r"0|[1-9]\d{0,6}", re.ASCII)
+_PLAIN_TYPES = ("str", "int", "float", "bool", "null", "seq", "map", "timestamp", "binary", "set", "omap", "pairs")
+_TAGS = ("!", *(f"tag:yaml.org,2002:{name}" for name in _PLAIN_TYPES))
+_NULL = ("", "~", "null", "Null", "NULL")
 
 
-class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses aliases: a few lines of them stand for more nodes than fit into memory."""
+class _PlainLoader(yaml.BaseLoader):  # type: ignore[misc]
+    """Takes scalars for the text that they are written as: a class may be called ``no`` or ``012``.
+
+    Refuses aliases, of which a few lines stand for more nodes than fit into memory, and tags of other languages.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not read")
+        if event.tag is not None and event.tag not in _TAGS:
+            raise yaml.YAMLError(f"the tag {event.tag} is not read")
         return super().compose_node(parent, index)
 
 
@@ -110,21 +121,44 @@ def yolo_classes(path: str, data: bytes) -> dict[int, str] | None:
     except UnicodeDecodeError as exc:
         raise SourceError(f"{path} is no text in UTF-8: {exc.reason}") from exc
     if path.lower().endswith(".txt"):
-        return dict(enumerate(line.strip() for line in text.splitlines() if line.strip()))
+        # Of all that ends a line elsewhere, names may hold the most.
+        lines = [line.removesuffix("\r").strip(" \t") for line in text.split("\n")]
+        while lines and not lines[-1]:
+            lines.pop()
+        return dict(_numbered(lines))
     try:
-        document = yaml.load(text, _PlainLoader)  # noqa: S506  a safe one
+        document = yaml.compose(text, _PlainLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as exc:
         raise SourceError(f"{path} is no YAML: {' '.join(str(exc).split())[:200]}") from exc
-    names = document.get("names") if isinstance(document, dict) else None
-    if names is None:
+    fields = document.value if isinstance(document, yaml.MappingNode) else []
+    found = [node for key, node in fields if key.value == "names"]
+    if not found or (isinstance(found[0], yaml.ScalarNode) and found[0].style is None and found[0].value in _NULL):
         return None
-    return dict(_named(path, names))
+    if len(found) > 1:
+        raise SourceError(f"{path} has names twice")
+    return _named(path, found[0])
 
 
-def _named(path: str, names: Any) -> Iterator[tuple[int, str]]:
-    if not isinstance(names, list | dict):
+def _numbered(names: Iterable[str]) -> Iterator[tuple[int, str]]:
+    # As darknet does, a blank line keeps its number for the class that has no name.
+    return ((index, name or str(index)) for index, name in enumerate(names))
+
+
+def _named(path: str, names: yaml.Node) -> dict[int, str]:
+    if isinstance(names, yaml.ScalarNode):
         raise SourceError(f"{path}: names must be a list, or map numbers to names")
-    for index, name in names.items() if isinstance(names, dict) else enumerate(names):
-        if type(index) is not int or not 0 <= index < _MOST_INDEX or not isinstance(name, str | int | float | bool):
+    is_list = isinstance(names, yaml.SequenceNode)
+    nodes = [node for field in names.value for node in ([field] if is_list else field)]
+    if not all(isinstance(node, yaml.ScalarNode) for node in nodes):
+        raise SourceError(f"{path}: names must be a list of names, or map numbers to them")
+    texts = [node.value for node in nodes]
+    if is_list:
+        return dict(_numbered(texts))
+    classes: dict[int, str] = {}
+    for index, name in zip(texts[::2], texts[1::2], strict=True):
+        if not _INDEX.fullmatch(index) or int(index) >= _MOST_INDEX:
             raise SourceError(f"{path}: names must be a list of names, or map numbers from 0 to {_MOST_INDEX} to them")
-        yield index, str(name)
+        if int(index) in classes:
+            raise SourceError(f"{path} names the class {index} twice")
+        classes[int(index)] = name or index
+    return classes

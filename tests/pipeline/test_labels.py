@@ -305,6 +305,29 @@ def test_a_name_of_two_images(tmp_path: Path) -> None:
         ("data.yaml", "nc: 2\nnames: [person, 'a, b']\n", {0: "person", 1: "a, b"}),
         ("data.yaml", "names:\n  0: person\n  7: 1\n", {0: "person", 7: "1"}),
         ("labels/classes.txt", "person\ncar\n", {0: "person", 1: "car"}),
+        # As darknet numbers lines; what else Python takes for the end of one is a part of a name.
+        ("classes.txt", "cat\r\n\n dog\n  \nbird\n\n \n", {0: "cat", 1: "1", 2: "dog", 3: "3", 4: "bird"}),
+        (
+            "classes.txt",
+            "a\u2028b\nc\x0cd\x85\n\x1ce\rf\n\u2029\n",
+            {0: "a\u2028b", 1: "c\x0cd\x85", 2: "\x1ce\rf", 3: "\u2029"},
+        ),
+        (
+            "data.yaml",
+            "names: [yes, No, on, 012, 1_0, 1.50, 1e3, 2001-01-01, null, ~, '', 0x1F, .inf, =, '5', !!str true]",
+            dict(
+                enumerate(
+                    [
+                        *("yes", "No", "on", "012", "1_0", "1.50", "1e3", "2001-01-01", "null", "~", "10"),
+                        *("0x1F", ".inf", "=", "5", "true"),
+                    ]
+                )
+            ),
+        ),
+        ("data.yaml", "names: {0: off, '1': 1.0, 3: }\nnc: 3\n", {0: "off", 1: "1.0", 3: "3"}),
+        ("data.yaml", "names: ~\n", {}),
+        ("data.yaml", "- names\n", {}),
+        ("data.yaml", "", {}),
         ("data.yaml", "path: x\n", {}),
     ],
 )
@@ -319,7 +342,7 @@ def test_yolo(tmp_path: Path, file: str, text: str, classes: dict[int, str]) -> 
         labels__val__a_dot_txt="",
         labels__val__lost_dot_txt=box,
     )
-    (tmp_path / file).write_text(text)
+    (tmp_path / file).write_text(text, newline="")
     source = opened(tmp_path)
     assert members(source, "txt", "cls") == {
         "images/train/a.jpg": (box, None),
@@ -354,6 +377,12 @@ def test_yolo_as_roboflow_has_it(tmp_path: Path) -> None:
         (b"names: " + b"[" * 1000, "no YAML"),
         (b"names: 3\n", "names must be a list"),
         (b"names: {-1: a}\n", "names must be a list"),
+        (b"names: {010: a}\n", "names must be a list"),
+        (b"names: {0: a, 0: b}\n", "names the class 0 twice"),
+        (b"names: [a]\nnames: [b]\n", "has names twice"),
+        (b"names: ''\n", "names must be a list"),
+        (b"names: {[0]: a}\n", "names must be a list"),
+        (b"a: !include x\nnames: [a]\n", "the tag !include is not read"),
         (b"names: [[a]]\n", "names must be a list"),
         (b"names: !!python/object/apply:os.getcwd []\n", "no YAML"),
         (b"\xff\xfe", "no text in UTF-8"),
