@@ -29,14 +29,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..errors import (
-    CodecError,
-    ImageMissingError,
-    LabelMapError,
-    PipelineError,
-    ScatteredSampleError,
-    ShardError,
-)
+from ..errors import CodecError, ImageMissingError, LabelMapError, PipelineError, ScatteredSampleError, ShardError
 from .coding import AnalysedImage, BegunBatch, SentBatch, analyse_image, begin_batch, finish_batch, send_batch
 from .contents import member_in_content
 from .convert_config import ConvertConfig

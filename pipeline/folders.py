@@ -24,6 +24,7 @@ __all__ = ["Carried", "FolderListing", "Found", "ListedFile", "SourceFile"]
 
 _CARRIED = re.compile(r"[A-Za-z0-9_+-]+")
 _SHOWN = 3
+_SPECIAL = "special"
 
 # Files that look like a part of a sample and are of none.
 _LONELY = (
@@ -117,9 +118,9 @@ class FolderListing:
     """The samples among the files of a folder, sorted by the path of their image.
 
     ``image`` is asked whether the image at a relative path is wanted, ``archive`` whether a file is an archive that is;
-    those are listed apart, and belong to a sample all the same where they share its stem. Hidden files are ignored; a
-    hidden folder counts as one file, whatever is in it. ``starts`` reads the first bytes of files: those whose
-    extension does not tell what they are, and that belong to no image, are told by them (:mod:`.contents`). Of
+    those are listed apart, and belong to a sample all the same where they share its stem. Hidden and special files are
+    ignored; a hidden folder counts as one file, whatever is in it. ``starts`` reads the first bytes of files: those
+    whose extension does not tell what they are, and that belong to no image, are told by them (:mod:`.contents`). Of
     each such extension some are read, spread over the folder, and the rest where one of those is an image.
 
     Images that match one of the shell patterns ``carry`` are no samples but belong to the one with their stem, as other
@@ -141,6 +142,7 @@ class FolderListing:
         self._lacking = [Found() for _ in pairs]
         self._scratch = Scratch(
             # The rule is the number of the pair, or of the pattern behind these.
+            # Hidden and special files have no stem.
             "CREATE TABLE file "
             "(stem BLOB, path BLOB, size INTEGER, role TEXT, archive BOOLEAN, rule INTEGER, told TEXT)",
             "CREATE TABLE sample (path BLOB, key TEXT, paths TEXT, named TEXT, size INTEGER)",
@@ -148,7 +150,7 @@ class FolderListing:
             "CREATE TABLE used (path BLOB PRIMARY KEY) WITHOUT ROWID",
             f"CREATE VIEW lonely AS SELECT * FROM file WHERE {_LONELY}",  # noqa: S608  a constant
         )
-        insert = "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, NULL)"
+        insert = "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?)"
         rules = _Rules(image, archive, carry, pairs)
         self._scratch.run_for_all(insert, map(rules.row, entries))
         self._scratch.run("CREATE INDEX by_stem ON file (stem, role, path)")
@@ -162,9 +164,10 @@ class FolderListing:
     def left_out(self) -> tuple[LeftOut, ...]:
         """The files that belong to no sample and are not in use, nor archives that are wanted."""
         counter = LeftOutCounter()
-        query = f"SELECT DISTINCT path, stem = x'' FROM file WHERE {_ALONE} ORDER BY path"  # noqa: S608  a constant
-        for path, hidden in self._scratch.rows(query):
-            counter.add(unpack_name(path), hidden=bool(hidden))
+        query = f"SELECT DISTINCT path, stem = x'', told FROM file WHERE {_ALONE} ORDER BY path"  # noqa: S608  a constant
+        for path, ignored, told in self._scratch.rows(query):
+            special = told == _SPECIAL
+            counter.add(unpack_name(path), hidden=bool(ignored) and not special, special=special)
         return counter.result()
 
     @property
@@ -351,13 +354,15 @@ class _Rules:
     def options(self) -> list[str]:
         return [*(f"--pair {pair.text}" for pair in self.pairs), *(f"--carry {pattern}" for pattern in self.carry)]
 
-    def row(self, entry: Entry) -> tuple[bytes, bytes, int, str, bool, int | None]:
+    def row(self, entry: Entry) -> tuple[bytes, bytes, int, str, bool, int | None, str | None]:
         hidden = hidden_part(entry.name)
         if hidden is not None:
-            return b"", pack_name(hidden), entry.size, "", False, None
+            return b"", pack_name(hidden), entry.size, "", False, None, None
+        if entry.special:
+            return b"", pack_name(entry.name), entry.size, "", False, None, _SPECIAL
         stem, extension = _split(entry.name)
         role, rule = self._role(entry.name, extension) if extension else ("", None)
-        return pack_name(stem), pack_name(entry.name), entry.size, role, self.archive(entry.name), rule
+        return pack_name(stem), pack_name(entry.name), entry.size, role, self.archive(entry.name), rule, None
 
     def _role(self, path: str, extension: str) -> tuple[str, int | None]:
         may_be_carried = _CARRIED.fullmatch(extension) is not None

@@ -12,6 +12,7 @@ from .names import short
 __all__ = ["LeftOut", "LeftOutCounter", "count_left_out", "left_out_from_json", "left_out_words", "merged"]
 
 HIDDEN = "hidden"
+SPECIAL = "special"
 OTHERS = "others"
 
 _MOST_KINDS = 16
@@ -21,8 +22,8 @@ _LONGEST_EXAMPLE = 80
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """So many files of one extension (with its dot; "" for none), ``hidden`` ones, or ``others`` when there are many
-    extensions; and one of them."""
+    """So many files of one extension (with its dot; "" for none), ``hidden`` ones, ``special`` ones that are pipes,
+    sockets or devices, or ``others`` when there are many extensions; and one of them."""
 
     extension: str
     count: int
@@ -45,10 +46,12 @@ class LeftOutCounter:
         """How many there were."""
         return sum(self._counts.values())
 
-    def add(self, name: str, *, hidden: bool = False) -> None:
+    def add(self, name: str, *, hidden: bool = False, special: bool = False) -> None:
         """Count a file or a member."""
         _, dot, extension = name.rpartition("/")[2].rpartition(".")
-        kind = HIDDEN if hidden else f".{short(extension.lower(), _LONGEST_EXTENSION)}" if dot else ""
+        kind = f".{short(extension.lower(), _LONGEST_EXTENSION)}" if dot else ""
+        if hidden or special:
+            kind = HIDDEN if hidden else SPECIAL
         self.merge((LeftOut(kind, 1, short(name, _LONGEST_EXAMPLE)),))
 
     def merge(self, more: Iterable[LeftOut]) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,7 +17,7 @@ from typing import BinaryIO
 from ..errors import StorageError
 from .storage import Entry, Staged, Storage, check_size, storage_errors
 
-__all__ = ["LocalStorage", "name_of"]
+__all__ = ["LocalStorage", "name_of", "open_regular"]
 
 _PART = ".part"
 _MAX_NAME = 200
@@ -91,11 +92,11 @@ class LocalStorage(Storage):
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading."""
         with storage_errors(f"cannot open {name} in {self.location}"):
-            return self.path(name).open("rb")
+            return open_regular(self.path(name))
 
     def read(self, name: str, limit: int | None = None) -> bytes:
         """The whole file."""
-        with storage_errors(f"cannot read {name} in {self.location}"), self.path(name).open("rb") as file:
+        with storage_errors(f"cannot read {name} in {self.location}"), open_regular(self.path(name)) as file:
             check_size(f"{name} in {self.location}", os.fstat(file.fileno()).st_size, limit)
             return file.read()
 
@@ -223,6 +224,18 @@ class LocalStorage(Storage):
                 if name.startswith(".") and name.endswith(_PART):
                     removed += _is_abandoned(Path(folder, name))
         return removed
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError for what is none: to open a pipe could take for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return open(descriptor, "rb")  # noqa: PTH123  a descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def name_of(path: str) -> str:

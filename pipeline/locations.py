@@ -19,6 +19,7 @@ from .http_reader import (
     shown_url,
     url_exists,
 )
+from .local_storage import open_regular
 from .opening import open_storage
 from .s3_client import S3Options, error_code
 from .s3_reader import ObjectReader
@@ -110,7 +111,7 @@ def open_file(location: str, s3: S3Options | None = None) -> BinaryIO:
     """Any file, to be read once from its start, without a copy of it. Raises StorageError."""
     if is_local(location):
         with storage_errors(f"cannot open {location}"):
-            return local_path(location).open("rb")
+            return open_regular(local_path(location))
     return cast("BinaryIO", io.BufferedReader(open_remote(location, s3), _BUFFER))
 
 

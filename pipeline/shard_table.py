@@ -51,15 +51,18 @@ class FileSizes:
     """The files of a listing with their sizes in bytes, by name."""
 
     def __init__(self, entries: Iterable[Entry]) -> None:
-        self._scratch = Scratch("CREATE TABLE file (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID")
-        rows = ((pack_name(entry.name), entry.size) for entry in entries)
-        self._scratch.run_for_all("INSERT OR REPLACE INTO file VALUES (?, ?)", rows)
+        self._scratch = Scratch(
+            "CREATE TABLE file (name BLOB PRIMARY KEY, size INTEGER, special BOOLEAN) WITHOUT ROWID"
+        )
+        rows = ((pack_name(entry.name), entry.size, entry.special) for entry in entries)
+        self._scratch.run_for_all("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", rows)
 
     def __bool__(self) -> bool:
         return self._scratch.one("SELECT 1 FROM file") is not None
 
     def __iter__(self) -> Iterator[Entry]:
-        return (Entry(unpack_name(name), size) for name, size in self._scratch.rows("SELECT name, size FROM file"))
+        rows = self._scratch.rows("SELECT name, size, special FROM file")
+        return (Entry(unpack_name(name), size, bool(special)) for name, size, special in rows)
 
     def find(self, name: str) -> int | None:
         """The size of a file, None when it is not there."""

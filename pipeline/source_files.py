@@ -184,7 +184,7 @@ def _checked(location: str, files: Iterable[FoundFile]) -> Iterator[FoundFile]:
 
 
 def _walk(root: Path) -> Iterator[Entry]:
-    """Each file, through links, each folder once a branch. A hidden folder is named like a file and not entered."""
+    """What is in a folder, through links, each folder once a branch. A hidden folder is named and not entered."""
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:
         folder, above = pending.pop()
@@ -195,12 +195,23 @@ def _walk(root: Path) -> Iterator[Entry]:
         with os.scandir(root / folder) as entries:
             for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if hidden_part(entry.name) is not None:
+                if hidden_part(entry.name) is not None or _is_broken(entry):
+                    # A broken link to an image is a sample that cannot be read, and says so, instead of vanishing.
                     yield Entry(name_of(path), 0)
                 elif entry.is_dir():
                     pending.append((path, above | {here}))
                 elif entry.is_file():
                     yield Entry(name_of(path), entry.stat().st_size)
-                elif entry.is_symlink():
-                    # A broken link to an image is a sample that cannot be read, and says so, instead of vanishing.
-                    yield Entry(name_of(path), 0)
+                else:
+                    yield Entry(name_of(path), 0, special=True)
+
+
+def _is_broken(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link to nothing, to itself, or to what may not be looked at."""
+    if not entry.is_symlink():
+        return False
+    try:
+        entry.stat()
+    except OSError:
+        return True
+    return False

@@ -36,10 +36,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One object: its name relative to the storage's location (with ``/``) and its size in bytes."""
+    """One object: its name relative to the storage's location (with ``/``) and its size in bytes.
+
+    ``special`` ones are no files but pipes, sockets or devices, or links to such: nothing is read from them.
+    """
 
     name: str
     size: int
+    special: bool = False
 
 
 class Staged(ABC):

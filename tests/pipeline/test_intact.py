@@ -19,7 +19,8 @@ from PIL import Image
 from discernible.errors import ImageUnreadableError
 from discernible.pipeline.gpu_jpeg import plain_jpeg
 from discernible.pipeline.label_maps import why_map
-from discernible.pipeline.pixels import PixelPolicy, decode_pixels
+from discernible.pipeline.pixel_policy import PixelPolicy
+from discernible.pipeline.pixels import decode_pixels
 
 from .image_files import bmp, padded, png, png_chunk, targa, tiff, tiff_of_parts
 
@@ -71,7 +72,9 @@ def overwritten(data: bytes) -> list[bytes]:
     for at in (round(size * part) for part in (0.4, 0.6, 0.8)):
         found += [data[:at] + fill[:tenth] + data[at + tenth :] for fill in (bytes(tenth), noise)]
         found += [data[:at] + fill[: size - at] for fill in (bytes(size), noise)]
-        found += [data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :] for place in range(at, at + 9)]
+        found += [
+            data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :] for place in range(at, at + 9)
+        ]
     return found
 
 
