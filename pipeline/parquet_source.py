@@ -15,14 +15,14 @@ another image struct          ``COLUMN.jpg`` …         the image file
 anything else                 ``COLUMN.json``          JSON
 ============================  =======================  =========================================
 
-An empty value (null) has no member. In JSON, NaN and the infinities are null: no standard reader takes them. Columns
+An empty value (null) has no member. What JSON lacks is text, as :mod:`.parquet_values` says, and bytes in base64; NaN
+and the infinities are null there: no standard reader takes them. Pages whose checksums do not fit are damage. Columns
 whose names differ in case alone cannot be told apart as members, so :func:`check_columns` refuses them.
 """
 
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ..errors import SampleFormatError, ShardError, SourceError
 from ..stored import dump_json
 from .parquet_footer import column_chunks
+from .parquet_values import column_values, stored_type
 from .samples import Sample, escape_key, is_image_extension
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def open_parquet(stream: BinaryIO, *, source: str) -> pq.ParquetFile:
 
     try:
         # Without the buffer a row group is read page by page as it is needed, not all at once.
-        return pq.ParquetFile(stream, pre_buffer=False)
+        return pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
         # The last one for names of columns.
         raise ShardError(f"not a readable Parquet file: {_first_line(exc)}", shard=source) from exc
@@ -139,8 +140,8 @@ def _has_twins(pa: Any, kind: Any) -> bool:
 
 
 def _extensions(pa: Any, kind: Any) -> tuple[str, ...]:
-    """What :func:`_carried` may say of a column's values; any image format is ``an image``."""
-    kind = _plain_type(pa, kind)
+    """What the values of a column may become, mostly the last; any image format is ``an image``."""
+    kind = stored_type(kind)
     if _is_image_struct(pa, kind) and {field.name for field in kind} <= {"bytes", "path"}:
         return ("an image", "json")
     if _is_bytes(pa, kind) or pa.types.is_fixed_size_binary(kind):
@@ -168,17 +169,28 @@ def iter_parquet_samples(
     row = sum(file.metadata.row_group(number).num_rows for number in range(groups.start))
     stop = None if limit is None else row + limit
     try:
+        extensions = {field.name: _extensions(pa, field.type)[-1] for field in file.schema_arrow}
         for batch in file.iter_batches(_BATCH, row_groups=list(groups)):
-            for values in batch.to_pylist():
+            columns = [_read_column(pa, batch, name, source) for name in extensions]
+            for values in zip(*columns, strict=True):
                 if row == stop:
                     return
-                yield _sample(row_key(stem, row), values, column)
+                yield _sample(row_key(stem, row), dict(zip(extensions, values, strict=True)), column, extensions)
                 row += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
         raise ShardError(f"the Parquet file is damaged: {_first_line(exc)}", shard=source) from exc
 
 
-def _sample(key: str, values: Mapping[str, Any], column: str) -> Sample:
+def _read_column(pa: Any, batch: Any, name: str, source: str) -> list[Any]:
+    try:
+        return column_values(batch[name])
+    except (pa.ArrowException, ValueError, OverflowError) as exc:
+        raise ShardError(
+            f"the column {name!r} has a value that cannot be read: {_first_line(exc)}", shard=source
+        ) from exc
+
+
+def _sample(key: str, values: Mapping[str, Any], column: str, extensions: Mapping[str, str]) -> Sample:
     members: dict[str, bytes] = {}
     image = values[column]
     content, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (image, None)
@@ -190,30 +202,23 @@ def _sample(key: str, values: Mapping[str, Any], column: str) -> Sample:
         members[_extension(content, path)] = content
     for name, value in values.items():
         if name != column and value is not None:
-            extension, data = _carried(value)
+            extension, data = _carried(value, extensions[name])
             members[f"{_member_stem(name)}.{extension}"] = data
     return Sample(key, members, key, fault)
 
 
-def _carried(value: Any) -> tuple[str, bytes]:
+def _carried(value: Any, extension: str) -> tuple[str, bytes]:
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes) and value.keys() <= {"bytes", "path"}:
         return _extension(value["bytes"], value.get("path")), value["bytes"]
-    if isinstance(value, bytes):
-        return "bin", value
-    if isinstance(value, str):
-        return "txt", value.encode()
-    if isinstance(value, int) and not isinstance(value, bool):
-        return "cls", str(value).encode()
-    return "json", dump_json(value, default=_plain, ensure_ascii=False).encode()
+    if extension == "bin":
+        return extension, value
+    if extension == "json":
+        return extension, dump_json(value, default=_base64, ensure_ascii=False).encode()
+    return extension, str(value).encode()
 
 
-def _plain(value: Any) -> Any:
-    """JSON for what JSON lacks."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, dt.datetime | dt.date | dt.time):
-        return value.isoformat()
-    return str(value)
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
 
 
 def _extension(content: bytes, path: object) -> str:
