@@ -25,7 +25,7 @@ def before_load(data: bytes, image: Image.Image) -> None:
         image: As Pillow opened it.
 
     Raises:
-        ImageUnreadableError: The samples have no defined white, are of colours that are not converted, or not all there.
+        ImageUnreadableError: No defined white, colours that are not converted, or samples that are not there.
     """
     if image.format == "PNG":
         _before_png(data, image.info)

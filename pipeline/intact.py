@@ -2,6 +2,22 @@
 
 Pillow's decoders, and the libraries behind them, differ in what they take for an error. What some of them fill up or
 skip is refused here: rows that are not there, checksums that do not hold, data that end too early or too late.
+
+What is noticed, and what cannot be:
+
+===============  =====================================================================================================
+PNG              all damage of pixels, palette and transparency, by the checksums
+JPEG             a missing end, scan, or restart interval; Huffman-coded data that do not end with the last block of
+                 their scan or interval. Not: a changed bit behind which the codes are in step again; arithmetic and
+                 lossless coding, and what nvJPEG decodes, by their markers alone
+TIFF             strips or tiles that are missing, outside of the file, or too short; deflate and LZMA by checksum;
+                 CCITT by coding the pixels once more; JPEG by markers. Others only as far as libtiff finds codes that
+                 do not exist, or data that end too early
+GIF              data that end before or behind the picture
+QOI, Targa       data that do not end where the end or the footer begins
+all others       what is cut short; what their decoders refuse. WebP, AVIF, HEIF, JPEG 2000 have no checksums, and their
+                 arithmetic codes go on through any bytes
+===============  =====================================================================================================
 """
 
 from __future__ import annotations

@@ -47,10 +47,11 @@ class _Frame:
         """How many units a scan of these components holds."""
         width, height = self.size
         across, down = (max(each[way] for each in self.components.values()) for way in (0, 1))
-        if len(scanned) > 1:
-            return -(-width // (8 * across)) * -(-height // (8 * down))
-        own = self.components[scanned[0]]
-        return -(-(-(-width * own[0] // across)) // 8) * -(-(-(-height * own[1] // down)) // 8)
+        if len(scanned) == 1:
+            own = self.components[scanned[0]]
+            width, height = -(-width * own[0] // across), -(-height * own[1] // down)
+            across = down = 1
+        return -(-width // (8 * across)) * -(-height // (8 * down))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +93,7 @@ def decode_scans(data: bytes, scans: JpegScans, decode: Callable[[bytes], int]) 
         if end - start > _SLACK:
             waits(end - _SLACK)
             steps = [] if last else [match.end() for match in islice(_UNIT.finditer(data, at, end), _PROBES)]
-            if steps and not any([waits(step) for step in steps]):
+            if steps and not any(waits(step) for step in steps):
                 raise ImageUnreadableError("the JPEG file is damaged: there are more data than a scan takes")
         if last:
             if decode(rest + data[at:end] + _PADDING) >= 0:

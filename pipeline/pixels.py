@@ -15,8 +15,9 @@ transparency        composited on ``background`` (white): alpha channels, palett
 metadata            never costs an image: what Pillow stumbles over of PNG's and JPEG's is left out, with a note
 animated            the first frame, with a note, or refused
 several pictures    the first one (multi-page TIFF, MPO); the primary one (HEIF)
-truncated, damaged  ImageUnreadableError; nothing is patched up, except by libjpeg, which fills up with grey what is
-                    missing before the end marker of a JPEG file, and does not tell
+truncated, damaged  ImageUnreadableError; nothing is patched up (:mod:`.intact`). What no checksum, length or code tells
+                    is not noticed: changed bytes of uncompressed samples, and of compressed ones where the decoder
+                    finds its way back; of all formats only PNG, and deflate and LZMA in TIFF, have checksums
 too large           ImageTooLargeError, from the header alone, before pixels are decoded
 too small           ImageFilteredError, where a smallest side is asked for; from the header alone
 large               where a size is asked for, reduced to it, never enlarged
