@@ -27,12 +27,14 @@ _PIECE = 1 << 20
 def check_png(data: bytes) -> None:
     """Raises ImageUnreadableError if a chunk that pixels depend on is damaged or missing."""
     view = memoryview(data)
-    kinds = set()
+    kinds: set[bytes] = set()
     for kind, start, end in png_chunks(data):
         # Lower case: what no pixel depends on, so that Pillow or nobody reads it.
         if kind[:1].isupper() and zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
             name = kind.decode("ascii", "replace")
             raise ImageUnreadableError(f"the PNG file is damaged or cut short: wrong checksum of its chunk {name}")
+        if (kind == b"IHDR") != (start == 8):
+            raise ImageUnreadableError("the PNG file is damaged: it does not begin with its header, or has two")
         kinds.add(kind)
         if kind == b"IEND":
             break
@@ -58,10 +60,12 @@ def check_png_rows(data: bytes, image: Image.Image) -> None:
         return
     try:
         complete = _reaches(data, _needed(data, width, height))
-    except zlib.error as exc:
-        raise ImageUnreadableError(f"the compressed pixels of the PNG file are damaged: {exc}") from exc
+    except zlib.error:
+        complete = False
     if not complete:
-        raise ImageUnreadableError("the PNG file holds fewer rows than it says: its compressed pixels end too early")
+        raise ImageUnreadableError(
+            "the PNG file holds fewer rows than it says: its pixels end too early, or are damaged"
+        )
 
 
 def _needed(data: bytes, width: int, height: int) -> int:

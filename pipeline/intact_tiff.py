@@ -109,10 +109,12 @@ def _check_deflate(part: _Part) -> None:
     inflater = zlib.decompressobj()
     try:
         held = len(inflater.decompress(part.data, part.most + 1))
-    except zlib.error as exc:
-        raise ImageUnreadableError(f"the compressed pixels of the TIFF file are damaged: {exc}") from exc
+    except zlib.error:
+        held = 0
     if not part.needed <= held <= part.most:
-        raise ImageUnreadableError(f"the TIFF file is damaged: {held} bytes or more where rows take {part.needed}")
+        raise ImageUnreadableError(
+            f"the TIFF file is damaged: {held} inflated bytes or more where rows take {part.needed}"
+        )
 
 
 def check_fax(data: bytes, layout: TiffLayout, pixels: npt.NDArray[np.bool_]) -> None:
