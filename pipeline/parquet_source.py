@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import SampleFormatError, ShardError, SourceError
@@ -52,14 +53,19 @@ _MAGIC = (
 )
 
 
-def open_parquet(stream: BinaryIO, *, source: str) -> pq.ParquetFile:
-    """A Parquet file; only its footer is read. Raises ShardError when it is none."""
+def open_parquet(stream: BinaryIO, *, source: str, unit: str | None = None) -> pq.ParquetFile:
+    """A Parquet file; only its footer is read. Timestamps of 96 bits are in nanoseconds, or in ``unit``.
+
+    Raises ShardError when it is none.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         # Without the buffer a row group is read page by page as it is needed, not all at once.
-        return pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
+        return pq.ParquetFile(
+            stream, pre_buffer=False, page_checksum_verification=True, coerce_int96_timestamp_unit=unit
+        )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
         # The last one for names of columns.
         raise ShardError(f"not a readable Parquet file: {_first_line(exc)}", shard=source) from exc
@@ -161,17 +167,20 @@ def row_key(stem: str, row: int) -> str:
 
 
 def iter_parquet_samples(
-    file: pq.ParquetFile, *, source: str, stem: str, column: str, groups: range, limit: int | None = None
+    stream: BinaryIO, *, source: str, stem: str, column: str, groups: range, limit: int | None = None
 ) -> Iterator[Sample]:
-    """The rows of some row groups as samples. Raises ShardError when the file is damaged."""
+    """The rows of some row groups of a file as samples. Raises ShardError when it is none, or damaged."""
     import pyarrow as pa
 
+    file = open_parquet(stream, source=source)
+    micros = _Micros(stream, file, groups, source) if _has_int96(file) else None
     row = sum(file.metadata.row_group(number).num_rows for number in range(groups.start))
     stop = None if limit is None else row + limit
     try:
         extensions = {field.name: _extensions(pa, field.type)[-1] for field in file.schema_arrow}
         for batch in file.iter_batches(_BATCH, row_groups=list(groups)):
-            columns = [_read_column(pa, batch, name, source) for name in extensions]
+            told = {} if micros is None else micros.take(batch.num_rows)
+            columns = [_read_column(pa, batch[name], told.get(name), name, source) for name in extensions]
             for values in zip(*columns, strict=True):
                 if row == stop:
                     return
@@ -181,9 +190,29 @@ def iter_parquet_samples(
         raise ShardError(f"the Parquet file is damaged: {_first_line(exc)}", shard=source) from exc
 
 
-def _read_column(pa: Any, batch: Any, name: str, source: str) -> list[Any]:
+def _has_int96(file: pq.ParquetFile) -> bool:
+    return any(file.schema.column(number).physical_type == "INT96" for number in range(len(file.schema)))
+
+
+class _Micros:
+    """The columns with timestamps of 96 bits, which fit into microseconds where nanoseconds overflow."""
+
+    def __init__(self, stream: BinaryIO, file: pq.ParquetFile, groups: range, source: str) -> None:
+        other = open_parquet(stream, source=source, unit="us")
+        own = file.schema_arrow
+        self._names = [field.name for field in other.schema_arrow if field.type != own.field(field.name).type]
+        batches = other.iter_batches(_BATCH, row_groups=list(groups), columns=self._names)
+        # Batches of one file may end elsewhere when other columns are read.
+        self._rows = (row for batch in batches for row in zip(*map(batch.column, self._names), strict=True))
+
+    def take(self, count: int) -> dict[str, tuple[Any, ...]]:
+        """The values of the next so many rows, by column."""
+        return dict(zip(self._names, zip(*islice(self._rows, count), strict=True), strict=True))
+
+
+def _read_column(pa: Any, array: Any, micros: Iterable[Any] | None, name: str, source: str) -> list[Any]:
     try:
-        return column_values(batch[name])
+        return column_values(array, micros)
     except (pa.ArrowException, ValueError, OverflowError) as exc:
         raise ShardError(
             f"the column {name!r} has a value that cannot be read: {_first_line(exc)}", shard=source

@@ -25,6 +25,7 @@ how it was to be shown, and what that means depends on the machine's list of zon
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,12 +42,23 @@ _DAY = 86_400
 _OWN_VALUES = ("arrow.bool8", "arrow.json")
 
 
-def column_values(array: pa.Array) -> list[Any]:
-    """The values of a column, null as None. Raises ValueError, pyarrow's errors among them, for what is damaged."""
+def column_values(array: pa.Array, micros: Iterable[pa.Scalar] | None = None) -> list[Any]:
+    """The values of a column, null as None.
+
+    Args:
+        array: the column.
+        micros: the same values with timestamps in microseconds, where those of ``array`` are nanoseconds whose upper
+            bits are lost: what Parquet has in 96 bits.
+
+    Raises:
+        ValueError: what is damaged, or in no range at all; pyarrow's errors are some.
+    """
+    if micros is not None:
+        return [_value(scalar, micro) for scalar, micro in zip(array, micros, strict=True)]
     if _is_plain(array.type):
         values: list[Any] = array.to_pylist()
         return values
-    return [_value(scalar) for scalar in array]
+    return [_value(scalar, None) for scalar in array]
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
@@ -73,7 +85,7 @@ def _is_plain(kind: pa.DataType) -> bool:
     return not (pa.types.is_temporal(kind) or pa.types.is_decimal(kind))
 
 
-def _value(scalar: pa.Scalar) -> Any:
+def _value(scalar: pa.Scalar, micro: pa.Scalar | None) -> Any:
     import pyarrow as pa
 
     kind = scalar.type
@@ -86,16 +98,27 @@ def _value(scalar: pa.Scalar) -> Any:
     if isinstance(scalar, pa.UuidScalar):
         return str(scalar.as_py())
     if isinstance(scalar, pa.DictionaryScalar | pa.ExtensionScalar):
-        return _value(scalar.value)
-    if isinstance(scalar, pa.MapScalar):
-        return [[_value(entry[0]), _value(entry[1])] for entry in scalar.values]
+        return _value(scalar.value, None if micro is None else micro.value)
     if isinstance(scalar, pa.ListScalar):
-        return [_value(each) for each in scalar.values]
+        values = column_values(scalar.values, None if micro is None else micro.values)
+        # In Arrow a map is a list of structs.
+        return [list(entry.values()) for entry in values] if isinstance(scalar, pa.MapScalar) else values
     if isinstance(scalar, pa.StructScalar):
-        return {kind.field(number).name: _value(scalar[number]) for number in range(kind.num_fields)}
+        numbers = range(kind.num_fields)
+        micros = [None if micro is None else micro[number] for number in numbers]
+        return {kind.field(number).name: _value(scalar[number], micros[number]) for number in numbers}
     if pa.types.is_decimal(kind):
         return str(scalar.as_py())
-    return _time_text(kind, scalar.value)
+    if micro is None or micro.type == kind:
+        return _time_text(kind, scalar.value)
+    return _time_text(kind, _whole_nanoseconds(scalar.value, micro.value))
+
+
+def _whole_nanoseconds(nanoseconds: int, microseconds: int) -> int:
+    rest = (nanoseconds - microseconds * 1000) % (1 << 64)
+    if rest >= 1000:
+        raise ValueError("a timestamp is further away than 292 thousand years")
+    return microseconds * 1000 + rest
 
 
 def _time_text(kind: pa.DataType, value: int) -> str:

@@ -153,7 +153,7 @@ class SampleStream:
             return
         with open_location(shard.location, self._s3, shard=shard.name) as stream:
             yield from iter_parquet_samples(
-                open_parquet(stream, source=shard.name),
+                stream,
                 source=shard.name,
                 stem=_stem(shard.location),
                 column=shard.column or "",

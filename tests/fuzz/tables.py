@@ -118,7 +118,7 @@ def source_target(data: bytes) -> Hashable:
     assert all(stored >= 0 for stored in stored_bytes(stream, source="x"))
     count = faults = 0
     groups = range(file.metadata.num_row_groups)
-    for sample in iter_parquet_samples(file, source="x", stem="x", column=column, groups=groups, limit=1000):
+    for sample in iter_parquet_samples(stream, source="x", stem="x", column=column, groups=groups, limit=1000):
         count += 1
         faults += sample.fault is not None
     return min(count, 3), min(faults, 3)
@@ -131,11 +131,19 @@ def source_seeds() -> list[bytes]:
         pa.table({"image": [{"bytes": image, "path": "a.jpg"} for image in images], "box": [[1.5], [], None]}),
         pa.table({"jpg": images * 20, "json": [{"a": 1}, {"a": None}, None] * 20}),
     ]
+    numbers = pa.array([1, -1, None])
+    kinds = (pa.timestamp("us", "Europe/Berlin"), pa.duration("ns"), pa.time64("us"), pa.decimal128(30, 2))
+    times = pa.table({"image": images, **{str(kind): numbers.cast(kind) for kind in kinds}, "list": [[], None, [1]]})
+    nested = pa.table({"image": images, "t": pa.array([[1, None], [], None], pa.list_(pa.timestamp("us")))})
     return [
-        _written(table, compression=name, row_group_size=size)
-        for table, name, size in zip(
-            tables * 2, ("zstd", "none", "snappy", "none", "zstd", "gzip"), (9, 2, 7) * 2, strict=True
-        )
+        *(
+            _written(table, compression=name, row_group_size=size)
+            for table, name, size in zip(
+                tables * 2, ("zstd", "none", "snappy", "none", "zstd", "gzip"), (9, 2, 7) * 2, strict=True
+            )
+        ),
+        _written(times, compression="none", store_schema=False),
+        _written(nested, compression="none", row_group_size=2, use_deprecated_int96_timestamps=True),
     ]
 
 

@@ -32,8 +32,9 @@ def member(tmp_path: Path, array: pa.Array | pa.ChunkedArray, extension: str = "
     return [None if text is None else json.loads(text, parse_constant=pytest.fail) for text in texts]
 
 
-def iso(text: str) -> str:
-    """A date of NumPy's with the sign and the four digits that ISO 8601 wants of years."""
+def numpy_text(number: int, unit: str) -> str:
+    """A time as NumPy writes it, with the sign and the four digits that ISO 8601 wants of years."""
+    text = str(np.array(number).astype(f"M8[{unit}]"))
     year, rest = text[: text.index("-", 1)], text[text.index("-", 1) :]
     sign = "-" if year.startswith("-") else "+" if len(year) > 4 else ""
     return f"{sign}{year.removeprefix('-'):0>4}{rest}"
@@ -47,7 +48,7 @@ NUMBERS += [-62_135_596_800_000_001, -62_167_219_200_000, 253_402_300_800_000_00
 @pytest.mark.parametrize("zone", [None, "UTC", "+02:00", "Europe/Berlin", "Mars/Olympus"])
 @pytest.mark.parametrize("unit", UNITS)
 def test_timestamps(tmp_path: Path, unit: str, zone: str | None) -> None:
-    expected = [iso(str(np.datetime64(number, unit))) + ("Z" if zone else "") for number in NUMBERS]
+    expected = [numpy_text(number, unit) + ("Z" if zone else "") for number in NUMBERS]
     assert member(tmp_path, pa.array([*NUMBERS, None], pa.timestamp(unit, zone))) == [*expected, None]
 
 
@@ -59,7 +60,7 @@ def test_the_least_timestamp(tmp_path: Path) -> None:
 
 def test_dates(tmp_path: Path) -> None:
     days = [-(2**31), -719_529, -719_528, -719_163, -719_162, -1, 0, 11_016, 2_932_896, 2_932_897, 10**7, 2**31 - 1]
-    expected = [iso(str(np.datetime64(day, "D"))) for day in days]
+    expected = [numpy_text(day, "D") for day in days]
     assert member(tmp_path, pa.array(days, pa.date32())) == expected
     assert member(tmp_path, pa.array([86_400_000, 0], pa.date64())) == ["1970-01-02", "1970-01-01"]
 
@@ -174,6 +175,38 @@ def test_types_that_are_no_json(tmp_path: Path, array: pa.Array, extension: str,
     (shard,) = open_source(tmp_path / "x.parquet", image_column="image").shards
     (sample,) = iter_samples(shard)
     assert sample.members == {"jpg": b"x", **({} if expected is None else {f"x.{extension}": expected})}
+
+
+def test_timestamps_of_96_bits(tmp_path: Path) -> None:
+    """As Spark writes them: nanoseconds would wrap around beyond the years 1677 and 2262."""
+    micros = [-62_135_596_800_000_000, -9_223_372_036_854_776, -1, 0, 253_402_300_799_999_999, None]
+    nanos = [LEAST + 1, -1, 0, 1_700_000_000_123_456_789, MOST, None]
+    pairs = [[("k", number)] for number in micros]
+    table = pa.table(
+        {
+            "image": [b"x"] * len(micros),
+            "far.away": pa.array(micros, pa.timestamp("us")),
+            "near": pa.array(nanos, pa.timestamp("ns")),
+            "list": pa.array([[number, None] for number in micros], pa.list_(pa.timestamp("us"))),
+            "struct": pa.array([{"t": number, "d": 1} for number in nanos], pa.struct([("t", pa.timestamp("ns")),
+                                                                                      ("d", pa.int8())])),
+            "map": pa.array(pairs, pa.map_(pa.string(), pa.timestamp("us"))),
+        }
+    )  # fmt: skip
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True, store_schema=False, row_group_size=4)
+    far = [None if number is None else f"{numpy_text(number, 'us')}000" for number in micros]
+    near = [None if number is None else numpy_text(number, "ns") for number in nanos]
+    samples = [sample for shard in open_source(path, shard_size=4).shards for sample in iter_samples(shard)]
+    rows = [{name: json.loads(data) for name, data in each.members.items() if name != "jpg"} for each in samples]
+    assert len(rows) == len(micros)
+    for row, one, other in zip(rows, far, near, strict=True):
+        assert row == {
+            **({} if one is None else {"far%2Eaway.json": one, "near.json": other}),
+            "list.json": [one, None],
+            "struct.json": {"t": other, "d": 1},
+            "map.json": [["k", one]],
+        }
 
 
 def test_a_text_that_is_none_names_its_column(tmp_path: Path) -> None:
