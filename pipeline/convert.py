@@ -43,7 +43,7 @@ from .output import SampleFacts, ShardOutput, ShardProgress
 from .patterns import path_matches
 from .pixels import DecodedImage, decode_pixels
 from .receipts import Receipt, SourceRef, read_receipt
-from .samples import Sample, choose_image, is_image_extension, sample_digest
+from .samples import Sample, choose_image, is_image_extension, refuse_stream, sample_digest
 from .shards import check_names
 from .source_shard import SourceShard
 from .sources import SampleStream
@@ -199,6 +199,7 @@ class ShardConverter:
                     fingerprint=self.codec.fingerprint,
                     quality=self.config.quality,
                     left_out=left_out,
+                    policy=self.config.pixels.to_dict(),
                 )
 
     def _fill(
@@ -254,21 +255,29 @@ class ShardConverter:
         facts = SampleFacts(sum(map(len, sample.members.values())), digest=digest)
         item = Item(index, sample, facts, fault=sample.fault)
         if sample.fault is None:
-            carried: frozenset[str] = frozenset()
             try:
                 check_names(sample.key, sample.members)
-                carried = self._carried(sample)
-                item.extension = choose_image(sample.members, self.config.image_member, carried)
-            except ImageMissingError as exc:
-                others = {name: data for name, data in sample.members.items() if name not in carried}
-                told = None if self.config.image_member else member_in_content(others)
-                asked = sample.image is None and any(is_image_extension(name.rpartition(".")[2]) for name in carried)
-                item.extension = told or ""
-                item.passthrough = told is None and (asked or self.config.missing_image == "passthrough")
-                item.fault = None if told or item.passthrough else exc
+                item.extension = self._chosen(sample)
+                item.passthrough = not item.extension
             except PipelineError as exc:
                 item.fault = exc
         return item
+
+    def _chosen(self, sample: Sample) -> str:
+        """The extension of the image; empty for a sample that passes through without one. Raises SampleError."""
+        carried = self._carried(sample)
+        try:
+            return choose_image(sample.members, self.config.image_member, carried)
+        except ImageMissingError:
+            others = {name: data for name, data in sample.members.items() if name not in carried}
+            told = None if self.config.image_member else member_in_content(others)
+            if told is not None:
+                refuse_stream(sample.members, told)
+                return told
+            asked = sample.image is None and any(is_image_extension(name.rpartition(".")[2]) for name in carried)
+            if asked or self.config.missing_image == "passthrough":
+                return ""
+            raise
 
     def _carried(self, sample: Sample) -> frozenset[str]:
         """Members that are never the image."""

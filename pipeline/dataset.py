@@ -79,9 +79,8 @@ class CompressedDataset(Dataset[tuple[Any, ...]]):
             within = number - int(self._ends[shard]) + self._set.counts[shard]
             samples.append(
                 load_sample(
-                    self._reader.read(shard, within),
-                    self._reader.location(shard),
-                    self._reader.folder(shard),
+                    self._reader,
+                    (shard, within),
                     self._labels,
                     self._codecs,
                     self._crop,

@@ -87,6 +87,6 @@ class Item:
         if self.fault is not None:
             output.leave_out(self.sample, self.facts, self.extension, self.fault)
         elif self.passthrough:
-            output.pass_through(self.sample, self.facts)
+            output.pass_through(self.sample, self.facts, self.extension)
         elif stream is not None:
             output.commit_sample(self.sample, self.facts, self.extension, stream, self.quality, self.psnr)

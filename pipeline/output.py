@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 from ..errors import CodecError, ImageFilteredError, PipelineError
+from .kept import KeptRecorder
 from .left_out import LeftOut, count_left_out
 from .receipts import FileRef, Receipt, SampleIndex, SourceRef, mean_psnr
 from .samples import STREAM_EXTENSION, Sample
@@ -63,6 +65,7 @@ class ShardOutput:
         self._name = name
         self._rows: list[SampleRow] = []
         self._index: list[SampleIndex] = []
+        self._kept = KeptRecorder()
         self._bytes_read = 0
         self._bytes_carried = 0
         self._pixels = 0
@@ -107,8 +110,9 @@ class ShardOutput:
         )
         self._keep(row, members, facts.bytes_read)
 
-    def pass_through(self, sample: Sample, facts: SampleFacts) -> None:
-        """Append a sample as it is; the notes of ``facts`` may say why."""
+    def pass_through(self, sample: Sample, facts: SampleFacts, extension: str) -> None:
+        """Append a sample as it is, ``extension`` that of its image, empty where it has none; the notes of ``facts`` may
+        say why."""
         row = SampleRow(
             key=sample.key,
             status="passthrough",
@@ -117,7 +121,7 @@ class ShardOutput:
             source_bytes=facts.source_bytes,
             source_digest=facts.digest,
         )
-        self._keep(row, sample.members, facts.bytes_read)
+        self._keep(row, sample.members, facts.bytes_read, extension)
 
     def leave_out(self, sample: Sample, facts: SampleFacts, extension: str, reason: CodecError | PipelineError) -> None:
         """Leave a sample out, and record why: filtered when that was asked for, else quarantined."""
@@ -134,9 +138,10 @@ class ShardOutput:
         self._record(row, facts.bytes_read)
 
     def copy(self, row: SampleRow, sample: Sample) -> None:
-        """Take over a sample from another shard with its row; ``sample`` has no members where the row keeps none."""
+        """Take over a sample from another shard with its row; ``sample`` has no members where the row keeps none, and
+        says what is recorded of its image."""
         if sample.members:
-            self._keep(row, sample.members, row.bytes_in or 0)
+            self._keep(row, sample.members, row.bytes_in or 0, sample.image)
         else:
             self._record(row, row.bytes_in or 0)
 
@@ -161,8 +166,12 @@ class ShardOutput:
         fingerprint: str,
         quality: int,
         left_out: tuple[LeftOut, ...],
+        policy: Mapping[str, Any],
     ) -> Receipt | None:
-        """Publish tar and statistics, and seal them with the receipt; None when the shard has a receipt already."""
+        """Publish tar and statistics, and seal them with the receipt; None when the shard has a receipt already.
+
+        ``policy`` is that of the pixels, for those who read images that were kept.
+        """
         self._tar.finish()
         rows = encode_rows(self._rows)
         receipt = Receipt.of(
@@ -176,6 +185,7 @@ class ShardOutput:
             **self._counts,
             ignored=count_left_out(left_out),
             left_out=left_out,
+            kept_images=self._kept.result(policy),
             pixels=self._pixels,
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,
@@ -189,9 +199,12 @@ class ShardOutput:
         )
         return receipt if sealed else None
 
-    def _keep(self, row: SampleRow, members: Mapping[str, bytes], bytes_read: int) -> None:
-        """Append a sample's members to the tar and its row, which learns where the stream lies."""
+    def _keep(self, row: SampleRow, members: Mapping[str, bytes], bytes_read: int, image: str | None = None) -> None:
+        """Append a sample's members to the tar and its row, which learns where the stream lies. ``image`` is the member
+        that is the image of one without a stream."""
         span = self._tar.add(row.key, members)
+        if row.status == "passthrough":
+            self._kept.add(len(self._index), image)
         self._index.append(SampleIndex(row.key, span.offset, span.size))
         self._bytes_carried += sum(map(len, members.values()))
         stream = members.get(STREAM_EXTENSION) if row.status == "committed" else None

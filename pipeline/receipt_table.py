@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 
+from .kept import KeptImages
 from .left_out import LeftOut
 from .receipts import FileRef, ReceiptHead, SourceRef, Totals, totals
 from .scratch import Scratch, pack_name
@@ -63,6 +64,7 @@ def _pack_receipt(receipt: ReceiptHead) -> str:
 def _unpack_receipt(packed: str) -> ReceiptHead:
     fields = dict(zip(_FIELDS, json.loads(packed), strict=True))
     kind, location, pairs = fields["source"]
+    kept = fields["kept_images"]
     return ReceiptHead(
         **{
             **fields,
@@ -70,5 +72,6 @@ def _unpack_receipt(packed: str) -> ReceiptHead:
             "tar": FileRef(*fields["tar"]),
             "statistics": FileRef(*fields["statistics"]),
             "left_out": tuple(LeftOut(*each) for each in fields["left_out"]),
+            "kept_images": None if kept is None else KeptImages(kept[0], tuple(map(tuple, kept[1])), kept[2]),
         }
     )

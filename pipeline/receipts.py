@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import ConfigError, ShardError
 from ..stored import FieldError, Fields, as_text, as_whole, parse_json
+from .kept import KeptImages
 from .left_out import LeftOut, LeftOutCounter, left_out_from_json
 from .opening import open_storage
 from .pairs import parse_pairs
@@ -139,6 +140,8 @@ class ReceiptHead:
     statistics. ``pixels``, ``bytes_in`` (image files) and ``bytes_out`` (streams) are of committed samples;
     ``bytes_carried`` is everything else in the tar's members. ``psnr`` is the mean in dB over committed samples,
     identical images counted as 100, None when it was not measured. ``index_sha256`` is that of the index's JSON.
+    ``kept_images`` says which member is the image of a sample without a stream; None where there is no such sample, and
+    in receipts of before it was recorded.
     """
 
     name: str
@@ -161,6 +164,7 @@ class ReceiptHead:
     statistics: FileRef
     index_sha256: str
     left_out: tuple[LeftOut, ...] = ()
+    kept_images: KeptImages | None = None
 
     @property
     def samples(self) -> int:
@@ -177,11 +181,13 @@ class ReceiptHead:
         body: dict[str, Any] = {"receipt": _FORMAT, "samples": self.samples}
         for name in ReceiptHead.__dataclass_fields__:
             value = getattr(self, name)
-            body[name] = value.to_dict() if isinstance(value, SourceRef) else value
+            body[name] = value.to_dict() if isinstance(value, SourceRef | KeptImages) else value
             body[name] = asdict(value) if isinstance(value, FileRef) else body[name]
         body["left_out"] = [each.to_json() for each in self.left_out]
-        if not self.left_out:
-            del body["left_out"]
+        # Without these, receipts are those of before there were any.
+        for name in ("left_out", "kept_images"):
+            if not body[name]:
+                del body[name]
         lines = [f"  {json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in body.items()]
         lines.append(f'  "checksum": "{_checksum(body)}"')
         return ("{\n" + ",\n".join(lines)).encode("ascii")
@@ -215,8 +221,9 @@ class Receipt(ReceiptHead):
 
         Raises ShardError when it would be longer than one may be.
         """
-        data = self.head_json() + b"," + _INDEX_LINE[:-1] + _index_lines(map(astuple, self.index)) + _END
-        if len(data) > RECEIPT_LIMIT or self.samples > MOST_SAMPLES:
+        head = self.head_json()
+        data = head + b"," + _INDEX_LINE[:-1] + _index_lines(map(astuple, self.index)) + _END
+        if len(head) > _LONGEST_HEAD or len(data) > RECEIPT_LIMIT or self.samples > MOST_SAMPLES:
             raise ShardError(
                 f"{self.samples} samples are too many for one shard: convert them in several", shard=self.name
             )
@@ -302,6 +309,7 @@ def _typed(told: Fields) -> dict[str, Any]:
         "statistics": _file_ref(told.group("statistics")),
         "index_sha256": told.digits("index_sha256", 64),
         "left_out": left_out_from_json(told.items("left_out")) if "left_out" in told else (),
+        "kept_images": KeptImages.read(told.group("kept_images")) if "kept_images" in told else None,
     }
 
 

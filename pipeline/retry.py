@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ShardError
+from .kept import ImageMembers
 from .local_storage import LocalStorage
 from .output import ShardOutput
 from .receipts import ReceiptHead
@@ -58,6 +59,7 @@ def retry_shard(
         output = stack.enter_context(ShardOutput(storage, shard.name))
         old = iter_tar_samples(stack.enter_context(storage.open(receipt.tar.name)), source=shard.name)
         new = iter_tar_samples(stack.enter_context(scratch.open(again.tar.name)), source=shard.name)
+        old, new = ImageMembers(receipt).told(old), ImageMembers(again).told(new)
         for number, row in enumerate(rows):
             mended = next(fresh) if number in wanted else row
             if mended.key != row.key:
@@ -71,6 +73,7 @@ def retry_shard(
             fingerprint=receipt.fingerprint,
             quality=receipt.quality,
             left_out=receipt.left_out,
+            policy=converter.config.pixels.to_dict(),
         )
     if merged is None:
         raise ShardError("another run committed this shard meanwhile", shard=shard.name)

@@ -30,6 +30,7 @@ __all__ = [
     "Sample",
     "choose_image",
     "escape_key",
+    "refuse_stream",
     "sample_digest",
     "split_member_name",
     "unescape_key",
@@ -151,6 +152,11 @@ def choose_image(members: Iterable[str], image_member: str | None = None, carrie
         missing = "the sample has no image member"
     if chosen is None:
         raise ImageMissingError(f"{missing}; it has {', '.join(names) or 'none at all'}")
-    if any(name.lower() == STREAM_EXTENSION for name in names):
-        raise SampleFormatError(f"the sample has a {STREAM_EXTENSION!r} member beside its image {chosen!r}")
+    refuse_stream(names, chosen)
     return chosen
+
+
+def refuse_stream(members: Iterable[str], image: str) -> None:
+    """Raise SampleFormatError where a member has the name already that the stream of the image would get."""
+    if any(name.lower() == STREAM_EXTENSION for name in members):
+        raise SampleFormatError(f"the sample has a {STREAM_EXTENSION!r} member beside its image {image!r}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ShardError
+from .kept import ImageMembers
+from .pixel_policy import PixelPolicy
 from .receipts import Receipt
 from .samples import split_member_name
 from .shards import is_meta
@@ -21,12 +23,15 @@ __all__ = ["ShardIndex", "index_of_receipt", "scan_tar"]
 class ShardIndex:
     """Byte ranges of samples in a tar, int64 (samples,) each: every range holds the members of one sample.
 
-    ``fault`` is what ended the search, when the tar is damaged behind them.
+    ``fault`` is what ended the search, when the tar is damaged behind them. ``images`` says which member of each is its
+    image, ``policy`` how its pixels are read where it is no stream.
     """
 
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
     fault: ShardError | None = None
+    images: ImageMembers = field(default_factory=lambda: ImageMembers(None))
+    policy: PixelPolicy = field(default_factory=PixelPolicy)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -35,9 +40,12 @@ class ShardIndex:
 def index_of_receipt(data: bytes, *, shard: str) -> ShardIndex:
     """The index that a receipt holds. Raises ShardError when the receipt is damaged or that of another shard."""
     receipt = Receipt.from_json(data, shard=shard)
+    images = ImageMembers(receipt)
     return ShardIndex(
         np.asarray([entry.offset for entry in receipt.index], dtype=np.int64),
         np.asarray([entry.size for entry in receipt.index], dtype=np.int64),
+        images=images,
+        policy=images.policy(),
     )
 
 

@@ -23,9 +23,10 @@ from ..errors import (
 )
 from .batching import Chunk, ImageFinish, LoadedSample, SkippedSample, decode_ahead, decode_label, pack_chunk
 from .crops import Crop, View, reduction
+from .kept import is_stream
 from .order import BatchPlan, SampleOrder, uniforms
 from .pixels import decode_pixels
-from .samples import STREAM_EXTENSION, Sample, choose_image
+from .samples import Sample
 from .worker_codec import Codecs, StreamWeights
 
 if TYPE_CHECKING:
@@ -135,9 +136,8 @@ class ShardStream(IterableDataset[Chunk]):
         for number in np.lexsort((samples, shards)).tolist():
             try:
                 loaded[number] = load_sample(
-                    self._reader.read(int(shards[number]), int(samples[number])),
-                    self._reader.location(int(shards[number])),
-                    self._reader.folder(int(shards[number])),
+                    self._reader,
+                    (int(shards[number]), int(samples[number])),
                     config.labels,
                     codecs,
                     config.crop,
@@ -169,24 +169,25 @@ def _substituted(loaded: Sequence[LoadedSample | None]) -> list[LoadedSample]:
 
 
 def load_sample(
-    sample: Sample,
-    shard: str,
-    folder: str,
+    reader: ShardReader,
+    place: tuple[int, int],
     labels: Sequence[str],
     codecs: Codecs,
     crop: Crop | None,
     draws: Iterator[float],
 ) -> LoadedSample:
-    """Entropy-decode one sample's image, cut it, and decode its labels; errors carry shard and key. ``folder`` is that
-    of the shard, as it is reached."""
+    """Entropy-decode one sample's image, cut it, and decode its labels; errors carry shard and key. ``place`` is the
+    number of the shard, and that of the sample in it."""
+    sample = reader.read(*place)
+    shard, folder, index = reader.location(place[0]), reader.folder(place[0]), reader.index(place[0])
     codec: Codec | None = None
     try:
         if sample.fault is not None:
             raise sample.fault
-        member = _image_member(sample)
+        member = index.images.of(place[1], sample.members)
         data = sample.members[member]
         columns = tuple(_label(sample, name) for name in labels)
-        if member.rpartition(".")[2] == STREAM_EXTENSION:
+        if is_stream(member):
             codec = codecs.of(data, folder)
             latents = codec.entropy_decode_compact(data)
             size = latents.frames[0].height, latents.frames[0].width
@@ -195,7 +196,7 @@ def load_sample(
                 shard=shard, key=sample.key, labels=columns, size=size, latents=latents, weights=made_with
             )
         else:
-            pixels = decode_pixels(data).pixels
+            pixels = decode_pixels(data, index.policy).pixels
             size = pixels.shape[1], pixels.shape[2]
             loaded = LoadedSample(shard=shard, key=sample.key, labels=columns, size=size, original=True, pixels=pixels)
         if crop is None:
@@ -218,16 +219,6 @@ def _cut(sample: LoadedSample, view: View) -> LoadedSample:
     part = view.region
     pixels = sample.pixels[:, part.top : part.top + part.height, part.left : part.left + part.width]
     return replace(sample, flip=view.flip, pixels=pixels)
-
-
-def _image_member(sample: Sample) -> str:
-    """The member that is the image: the ``.dci`` one, else an image that was kept in its original form."""
-    streams = [name for name in sample.members if name.rpartition(".")[2] == STREAM_EXTENSION]
-    if len(streams) > 1:
-        raise SampleFormatError(
-            f"several members are streams ({', '.join(streams)}): nothing says which one is the image"
-        )
-    return streams[0] if streams else choose_image(sample.members)
 
 
 def _label(sample: Sample, name: str) -> object:

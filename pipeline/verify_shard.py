@@ -9,6 +9,7 @@ from typing import BinaryIO, cast
 
 from ..errors import CodecError, PipelineError, ShardError, StorageError, WeightsFormatError, WeightsNotFoundError
 from .findings import Findings
+from .kept import ImageMembers
 from .receipts import RECEIPT_LIMIT, FileRef, Receipt, mean_psnr
 from .samples import STREAM_EXTENSION, split_member_name
 from .shards import TarGroups
@@ -154,6 +155,7 @@ class ShardChecker:
     def _check_members(self, receipt: Receipt, rows: list[SampleRow] | None, stream: _Hashed) -> None:
         name, problem = receipt.name, self._findings.problem
         by_key = {row.key: row for row in rows or () if row.status == "committed"}
+        images = ImageMembers(receipt)
         spans: dict[str, tuple[int, int]] = {}
         offsets: dict[str, int] = {}
 
@@ -176,6 +178,10 @@ class ShardChecker:
                 if row.stream_offset != offsets.get(sample.key):
                     problem(name, "offset", "the stream is not where the statistics say", sample.key)
                 self._check_stream(receipt, row, sample.members.get(STREAM_EXTENSION))
+            elif STREAM_EXTENSION not in sample.members:
+                image = images.recorded(len(found) - 1)
+                if image and image not in sample.members:
+                    problem(name, "sample", f"the receipt names {image!r} as its image, which is not there", sample.key)
         listed = [entry.key for entry in receipt.index]
         for key in sorted(set(listed) - set(found)):
             problem(name, "sample", "the receipt lists the sample, the tar does not hold it", key)
