@@ -325,6 +325,7 @@ def decompress(
     weights: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Codec weights. Default: those the shards were made with.")
     ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Take what is there of an unfinished conversion.")] = False,
     device: Device = "auto",
     threads: Threads = 0,
     *,
@@ -338,7 +339,13 @@ def decompress(
     from .spec import resolve_location
 
     config = DecompressConfig(
-        form=form, format=format, quality=quality, weights=weights, device=device, threads=_threads(threads)
+        form=form,
+        format=format,
+        quality=quality,
+        weights=weights,
+        device=device,
+        threads=_threads(threads),
+        partial=partial,
     )
     report = run(resolve_location(source), resolve_location(destination), config, s3=s3)
     if json:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from ..errors import DestinationError, PipelineError, SourceError, StorageError
-from ..stored import FieldError, Fields, parse_json
+from ..errors import DestinationError, SourceError
+from ..pipeline.planned import LONGEST_PLAN, SHARDS_NAME, parsed_plan, read_planned
+from ..pipeline.receipts import INDEX_NAME, PLAN_NAME
+from ..stored import FieldError, Fields
 from .spec import JobSpec, plan_identity, resolve_weights
 
 if TYPE_CHECKING:
@@ -43,9 +44,6 @@ __all__ = [
     "write_shards",
 ]
 
-PLAN_NAME = "plan.json"
-SHARDS_NAME = "plan.shards.jsonl.gz"
-INDEX_NAME = "index.json"
 WRITTEN_AGAIN = "compress with the same source and options writes it again"
 """What to do about a file that a plan gives, for the messages that find one damaged."""
 LABEL_OPTIONS = ("labels", "classes")
@@ -53,7 +51,6 @@ LABEL_OPTIONS = ("labels", "classes")
 
 _FORMAT = "discernible-plan"
 _VERSION = 1
-_LONGEST_PLAN = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +199,7 @@ def read_plan(storage: Storage) -> Plan | None:
     if not storage.exists(PLAN_NAME):
         return None
     try:
-        document = Fields(_parsed(storage))
+        document = Fields(parsed_plan(storage))
         if document.text("format") != _FORMAT:
             raise FieldError(f"its format is {document.text('format')[:40]!r}")
         if document.whole("version") != _VERSION:
@@ -210,13 +207,13 @@ def read_plan(storage: Storage) -> Plan | None:
         source, weights = document.group("source"), document.group("weights")
         plan = Plan(
             plan_id=document.text("plan_id"),
-            source=source.text("location", longest=_LONGEST_PLAN),
+            source=source.text("location", longest=LONGEST_PLAN),
             kind=source.text("kind"),
             weights=weights.text("name"),
             fingerprint=weights.digits("fingerprint", 8),
             weights_sha256=weights.maybe(weights.digits, "sha256", count=64),
             options=document.group("options").all(),
-            shards=_read_shards(storage, document.group("shards")),
+            shards=read_planned(storage, document.group("shards")),
             listing=_read_listing(document),
             left_out=_read_left_out(document),
             labels=_read_labels(document),
@@ -229,14 +226,6 @@ def read_plan(storage: Storage) -> Plan | None:
     except FieldError as error:
         raise DestinationError(f"{PLAN_NAME} in {storage.location} is not a plan of discernible: {error}") from error
     return plan
-
-
-def _parsed(storage: Storage) -> Any:
-    """The document of ``plan.json``. Raises FieldError, StorageError."""
-    size = storage.size(PLAN_NAME)
-    if size > _LONGEST_PLAN:
-        raise FieldError(f"it has {size} bytes")
-    return parse_json(storage.read(PLAN_NAME, _LONGEST_PLAN))
 
 
 def _read_listing(document: Fields) -> Listing | None:
@@ -283,35 +272,3 @@ def write_shards(shards: ShardTable, staged: Staged) -> None:
     with gzip.GzipFile(filename="", mode="wb", mtime=0, fileobj=cast("BinaryIO", _Appending(staged))) as file:
         for line in shards.lines():
             file.write(line)
-
-
-def _read_shards(storage: Storage, told: Fields) -> ShardTable:
-    """The shards of a plan. Raises FieldError when they are not those that ``plan.json`` tells of."""
-    from ..pipeline.shard_table import LONGEST_LINE, ShardTable, parse_shard
-
-    digest, count = told.digits("sha256", 64), told.whole("count")
-    if told.text("file") != SHARDS_NAME:
-        raise FieldError(f"its shards are not in {SHARDS_NAME}")
-    if not storage.exists(SHARDS_NAME):
-        raise FieldError(f"{SHARDS_NAME} is missing")
-
-    def lines() -> Iterator[bytes]:
-        # No more than there should be: a few kilobytes of gzip can hold lines enough to fill a disk.
-        left = count
-        with storage.open(SHARDS_NAME) as stream, gzip.open(stream, "rb") as file:
-            while line := file.readline(LONGEST_LINE + 1):
-                left -= 1
-                if left < 0:
-                    raise FieldError(f"{SHARDS_NAME} holds more than {count} shards")
-                yield line
-
-    try:
-        shards = ShardTable(map(parse_shard, lines()))
-    except (gzip.BadGzipFile, EOFError, zlib.error, PipelineError) as error:
-        if isinstance(error, StorageError):
-            raise
-        raise FieldError(f"{SHARDS_NAME} is damaged: {error}") from error
-    sums = told.maybe(told.whole, "samples"), told.whole("bytes")
-    if shards.digest != digest or len(shards) != count or (shards.samples, shards.bytes) != sums:
-        raise FieldError(f"{SHARDS_NAME} holds other shards than it was made with")
-    return shards

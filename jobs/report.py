@@ -182,6 +182,7 @@ def decompress_table(report: DecompressReport, destination: str) -> Table:
             ("images", format_count(report.images)),
             ("carried", f"{format_count(report.carried)} other members" if report.carried else None),
             ("shards", format_count(report.shards)),
+            ("missing", f"{format_count(report.missing)} shards" if report.missing else None),
             ("bytes", format_bytes(report.bytes_out)),
             ("failures", format_count(len(report.failures)) if report.failures else None),
             ("in", destination),

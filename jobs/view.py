@@ -212,18 +212,21 @@ def _loose(place: str, s3: S3Options | None) -> _Group:
 
 
 def _from_shard(place: str, limit: int, s3: S3Options | None) -> _Group:
+    from ..pipeline.kept import ImageMembers
     from ..pipeline.locations import base_name, folder_of, open_file, shown
     from ..pipeline.receipt_files import read_receipt_head
     from ..pipeline.shards import iter_tar_samples
 
     entries: list[_Entry] = []
     name = base_name(place)
+    receipt = read_receipt_head(place, s3)
+    images = ImageMembers(receipt)
     try:
         with open_file(place, s3) as file:
             for sample in iter_tar_samples(file, source=shown(place)):
                 if sample.fault is not None:
                     raise sample.fault
-                member = next((ext for ext in sample.members if ext.rpartition(".")[2] == "dci"), None)
+                member = images.stream(sample.members)
                 if member is not None:
                     members = frozenset(sample.members) - {member}
                     entries.append(_Entry(key=sample.key, stream=sample.members[member], place=name, members=members))
@@ -231,7 +234,6 @@ def _from_shard(place: str, limit: int, s3: S3Options | None) -> _Group:
                     break
     except OSError as exc:
         raise SourceError(f"{shown(place)} cannot be read: {exc.strerror or exc}") from exc
-    receipt = read_receipt_head(place, s3)
     source = receipt.source.location if receipt is not None else None
     return _Group(name=name.removesuffix(".tar"), folder=folder_of(place), entries=tuple(entries), source=source)
 
@@ -304,7 +306,7 @@ def _image_of(sample: Sample, entry: _Entry) -> bytes | None:
 
     replaced = [name for name in sample.members if name not in entry.members]
     try:
-        return sample.members[replaced[0] if len(replaced) == 1 else choose_image(sample.members)]
+        return sample.members[replaced[0] if len(replaced) == 1 else sample.image or choose_image(sample.members)]
     except ImageMissingError:
         return None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -21,15 +21,20 @@ from ..errors import (
     ConfigError,
     DiscernibleError,
     PipelineError,
+    SampleError,
+    ShardError,
     SourceError,
     StreamError,
     WeightsMismatchError,
 )
 from .grouping import BatchComposer
+from .kept import ImageMembers
 from .opening import open_storage
+from .planned import missing_shards
 from .receipt_table import ReceiptTable
 from .receipts import ReceiptHead, read_heads, read_receipt, receipt_names
-from .restore import FilesOutput, ImageFormat, TarOutput, encode_image, restored_extensions
+from .restore import FilesOutput, ImageFormat, RestoredNames, TarOutput, encode_image, restored_extensions
+from .restore_target import check_target
 from .samples import STREAM_EXTENSION, Sample
 from .shards import iter_tar_samples
 from .stages import Channel, Stages
@@ -49,7 +54,7 @@ class DecompressConfig:
 
     ``form`` is ``files`` or ``tar`` (one a shard, with the shard's name). ``format`` is that of the images; ``quality``
     (1..100) is for ``jpeg`` and ``webp``. ``weights`` None takes those that made each stream. ``threads`` threads
-    decode entropy and write images.
+    decode entropy and write images. ``partial`` takes what is there of a conversion that is not finished.
     """
 
     form: Literal["files", "tar"] = "files"
@@ -60,6 +65,7 @@ class DecompressConfig:
     threads: int = 1
     batch_pixels: int = 1 << 22
     lookahead: int = 256
+    partial: bool = False
 
     def __post_init__(self) -> None:
         if self.form not in ("files", "tar"):
@@ -97,7 +103,10 @@ class DecompressProgress:
 
 @dataclass(frozen=True, slots=True)
 class DecompressReport:
-    """What was restored: ``images`` decoded, ``carried`` other members written, ``bytes_out`` of both together."""
+    """What was restored: ``images`` decoded, ``carried`` other members written, ``bytes_out`` of both together.
+
+    ``missing`` shards of the conversion were not there.
+    """
 
     shards: int
     samples: int
@@ -105,6 +114,7 @@ class DecompressReport:
     carried: int
     bytes_out: int
     failures: tuple[Failure, ...]
+    missing: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,17 @@ class _Shard:
     name: str
     tar: str
     receipt: ReceiptHead | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is to be restored: its storage, so many shards, their receipts; ``alone`` when one tar was named."""
+
+    storage: Storage
+    count: int
+    shards: Iterable[_Shard]
+    receipts: ReceiptTable
+    alone: bool = False
 
 
 def decompress(
@@ -126,33 +147,61 @@ def decompress(
 
     Both may be on S3, which is reached as ``s3`` says.
 
-    In a folder that has receipts only tars with one are taken. Raises SourceError when there is nothing to restore,
-    WeightsError when the weights are not there or not those of the shards, StorageError and ShardError.
+    In a folder that has receipts only tars with one are taken. No file of a run replaces another of it: a sample that
+    would need that is a failure.
+
+    Raises:
+        SourceError: there is nothing to restore, or shards of the conversion are missing and that is not allowed.
+        DestinationError: the destination is the folder of the shards or their source, or holds a conversion.
+        WeightsError: the weights are not there or not those of the shards.
+        StorageError, ShardError: something cannot be read or written, or is damaged.
     """
-    storage, count, shards = _find(source, s3)
-    restorer = _Restorer(storage, open_storage(destination, s3), config or DecompressConfig(), count, progress)
-    for shard in shards:
+    config = config or DecompressConfig()
+    found = _find(source, s3)
+    target = open_storage(destination, s3)
+    check_target(target, found.storage, found.receipts)
+    missing = _missing(found, partial=config.partial)
+    restorer = _Restorer(found.storage, target, config, found.count, progress)
+    for shard in found.shards:
         restorer.restore(shard)
-    return restorer.report()
+    return replace(restorer.report(), missing=missing)
 
 
-def _find(source: str, s3: S3Options | None) -> tuple[Storage, int, Iterable[_Shard]]:
-    """The storage, how many shards there are, and those."""
+def _missing(found: _Found, *, partial: bool) -> int:
+    """How many shards of the conversion are not there. Raises SourceError, where there are some but for ``partial``."""
+    if found.alone:
+        return 0
+    how = "run compress to its end, or decompress with --partial"
+    try:
+        missing = missing_shards(found.storage, found.receipts, len(found.receipts))
+    except ShardError as exc:
+        if partial:
+            return 0
+        raise SourceError(f"{exc.message}; {how}") from exc
+    if missing is not None and not partial:
+        raise SourceError(f"{found.storage.location} is no whole conversion: {missing}; {how}")
+    return missing.count if missing is not None else 0
+
+
+def _find(source: str, s3: S3Options | None) -> _Found:
     if source.lower().endswith(".tar") and (is_remote(source) or local_path(source).is_file()):
         parent, tar = split_location(source)
         storage = open_storage(parent, s3)
         name = tar[: -len(".tar")]
-        return storage, 1, [_Shard(name, tar, read_receipt(storage, name))]
+        receipt = read_receipt(storage, name)
+        receipts = ReceiptTable([] if receipt is None else [receipt.head()])
+        return _Found(storage, 1, [_Shard(name, tar, receipt)], receipts, alone=True)
     if not is_remote(source) and not local_path(source).is_dir():
         raise SourceError(f"{source} is neither a folder of shards nor a .tar")
     storage = open_storage(source, s3)
     receipts = ReceiptTable(read_heads(storage, receipt_names(storage)))
     if receipts:
-        return storage, len(receipts), (_Shard(receipt.name, receipt.tar.name, receipt) for receipt in receipts)
+        shards = (_Shard(receipt.name, receipt.tar.name, receipt) for receipt in receipts)
+        return _Found(storage, len(receipts), shards, receipts)
     tars = sorted(entry.name for entry in storage.list() if entry.name.endswith(".tar") and "/" not in entry.name)
     if not tars:
         raise SourceError(f"there are no shards in {source}")
-    return storage, len(tars), [_Shard(name.removesuffix(".tar"), name, None) for name in tars]
+    return _Found(storage, len(tars), [_Shard(name.removesuffix(".tar"), name, None) for name in tars], receipts)
 
 
 @dataclass(slots=True)
@@ -160,6 +209,7 @@ class _Item:
     index: int
     sample: Sample
     fault: DiscernibleError | None = None
+    stream: str | None = None
     codec: Codec | None = None
     decoding: Future[CompactLatents] | None = None
     latents: CompactLatents | None = None
@@ -189,6 +239,7 @@ class _Restorer:
             s3=source.options,
             cache=CodecCache(),
         )
+        self._names = RestoredNames()
         self._failures: list[Failure] = []
         self._shards = self._samples = self._images = self._carried = self._bytes = 0
 
@@ -205,7 +256,7 @@ class _Restorer:
             source = shard.receipt.source if shard.receipt is not None else None
             from_folder = source is not None and source.kind == "folder"
             pairs = source.pairs if source is not None else ()
-            writer = FilesOutput(self._destination, shard.name, from_folder=from_folder, pairs=pairs)
+            writer = FilesOutput(self._destination, shard.name, self._names, from_folder=from_folder, pairs=pairs)
         else:
             writer = TarOutput(self._destination, shard.name)
         with (
@@ -215,6 +266,7 @@ class _Restorer:
         ):
             cleanup.callback(writer.discard)
             samples = iter_tar_samples(stream, source=shard.name)
+            images = ImageMembers(shard.receipt)
             try:
                 with Stages() as stages:
                     decoding: Channel[_Item] = stages.channel(4 * threads + 4)
@@ -223,8 +275,8 @@ class _Restorer:
                     def read() -> None:
                         for index, sample in enumerate(samples):
                             item = _Item(index, sample, fault=sample.fault)
-                            if item.fault is None and STREAM_EXTENSION in sample.members:
-                                self._decode(item, sample.members[STREAM_EXTENSION], pool)
+                            if item.fault is None:
+                                self._decode(item, images, pool)
                             decoding.put(item)
                         decoding.close()
 
@@ -249,13 +301,15 @@ class _Restorer:
                 shard=shard.name,
             )
 
-    def _decode(self, item: _Item, stream: bytes, pool: ThreadPoolExecutor) -> None:
+    def _decode(self, item: _Item, images: ImageMembers, pool: ThreadPoolExecutor) -> None:
         try:
-            item.codec = self._codecs.of(stream, self._source.location)
-        except StreamError as exc:
+            item.stream = images.stream(item.sample.members)
+            if item.stream is not None:
+                stream = item.sample.members[item.stream]
+                item.codec = self._codecs.of(stream, self._source.location)
+                item.decoding = pool.submit(item.codec.entropy_decode_compact, stream)
+        except (SampleError, StreamError) as exc:
             item.fault = exc
-        else:
-            item.decoding = pool.submit(item.codec.entropy_decode_compact, stream)
 
     def _synthesise(self, source: Channel[_Item], pool: ThreadPoolExecutor, out: Channel[_Item]) -> None:
         from ..codec import BLOCK
@@ -307,11 +361,11 @@ class _Restorer:
     def _write_sample(self, shard: _Shard, item: _Item, writer: FilesOutput | TarOutput) -> None:
         self._samples += 1
         members = item.sample.members
-        names = restored_extensions(list(members), self._config.format)
+        names = restored_extensions(list(members), self._config.format, item.stream or STREAM_EXTENSION)
         image = item.encoding.result() if item.encoding is not None else None
         restored: dict[str, bytes] = {}
         for name, content in members.items():
-            if name != STREAM_EXTENSION:
+            if name != item.stream:
                 restored[names[name]] = content
             elif image is not None:
                 restored[names[name]] = image
@@ -319,10 +373,12 @@ class _Restorer:
         try:
             # A sample with a fault of its own may have a name that is no path.
             if item.sample.fault is None:
-                writer.add(item.sample.key, restored)
-                self._images += image is not None
-                self._carried += len(restored) - (image is not None)
-                self._bytes += sum(map(len, restored.values()))
+                written, refused = writer.add(item.sample.key, restored)
+                fault = fault or refused
+                decoded = image is not None and names[item.stream or STREAM_EXTENSION] in written
+                self._images += decoded
+                self._carried += len(written) - decoded
+                self._bytes += sum(len(restored[name]) for name in written)
         except PipelineError as exc:
             if exc.key is None:
                 raise

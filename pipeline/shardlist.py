@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import ShardError, SourceError, StorageError
+from ..errors import PipelineError, ShardError, SourceError, StorageError
 from ..stored import FieldError, Fields, parse_json
 from .braces import has_braces
 from .http_reader import is_url
 from .locations import base_name, file_exists, folder_of, is_local, read_if_there, shown, within
 from .opening import open_storage
 from .patterns import expand_location
+from .planned import missing_shards
 from .prefetch import map_ahead
 from .receipt_files import read_receipt_head
-from .receipts import INDEX_LIMIT, INDEX_NAME, MOST_SAMPLES
+from .receipts import INDEX_LIMIT, INDEX_NAME, MOST_SAMPLES, PLAN_NAME
 from .s3_client import S3Options, error_code
 from .storage import absolute, local_path
 
 __all__ = ["LoaderShard", "list_shards", "recorded_fingerprint"]
+
+_log = logging.getLogger("discernible.loader")
 
 # Requests on their way at once, and asked for ahead: a store answers each after a delay.
 _READERS = 32
@@ -151,6 +155,7 @@ class _Listing:
                     f"{within(folder, INDEX_NAME)} lists {missing[0]}, which is not there: run discernible verify "
                     f"{folder}"
                 )
+            self._warn_of_missing(folder, there, index)
             return [LoaderShard(location=within(folder, name), samples=count) for name, count in index.items()]
         if there is None:
             raise SourceError(
@@ -161,7 +166,21 @@ class _Listing:
         if not tars:
             raise SourceError(f"{folder} holds no tar: give a folder that discernible compress has written")
         committed = [name for name in tars if name.removesuffix(".tar") + ".json" in there]
+        self._warn_of_missing(folder, there, committed)
         return [LoaderShard(location=within(folder, name), samples=None) for name in committed or tars]
+
+    def _warn_of_missing(self, folder: str, there: Collection[str] | None, tars: Collection[str]) -> None:
+        """Say which shards the plan of a folder lists beside these: whoever trains may not know that it goes on."""
+        if there is None or PLAN_NAME not in there:
+            return
+        names = {tar.removesuffix(".tar") for tar in tars}
+        try:
+            missing = missing_shards(open_storage(folder, self._s3), names, len(names))
+        except PipelineError as exc:
+            _log.warning("%s", exc.message)
+        else:
+            if missing is not None:
+                _log.warning("%s is no whole conversion: %s; only what is there is read", folder, missing)
 
     def _names(self, folder: str, indexed: bool) -> set[str] | None:
         """Names of the files in a folder or under a prefix; None when one with an index may not be listed."""
