@@ -157,7 +157,7 @@ def make_plan(spec: JobSpec) -> Plan:
         fingerprint=weights.fingerprint,
         options=config.identity() | _label_options(source),
         shards=source.shards,
-        listing=spec.listing,
+        listing=spec.listing if source.labels_at is None else replace(spec.listing, labels=source.labels_at),
         weights_sha256=file.sha256,
         left_out=source.left_out,
         labels=source.labels,

@@ -30,12 +30,13 @@ from ..errors import (
 from .grouping import BatchComposer
 from .kept import ImageMembers
 from .opening import open_storage
-from .planned import missing_shards
+from .planned import Missing, missing_shards
 from .receipt_table import ReceiptTable
 from .receipts import ReceiptHead, read_heads, read_receipt, receipt_names
 from .restore import FilesOutput, ImageFormat, RestoredNames, TarOutput, encode_image, restored_extensions
 from .restore_target import check_target
 from .samples import STREAM_EXTENSION, Sample
+from .shardlist import read_index
 from .shards import iter_tar_samples
 from .stages import Channel, Stages
 from .storage import Storage, is_remote, local_path, split_location
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from .s3_client import S3Options
 
 __all__ = ["DecompressConfig", "DecompressProgress", "DecompressReport", "Failure", "decompress"]
+
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +177,7 @@ def _missing(found: _Found, *, partial: bool) -> int:
         return 0
     how = "run compress to its end, or decompress with --partial"
     try:
-        missing = missing_shards(found.storage, found.receipts, len(found.receipts))
+        missing = missing_shards(found.storage, found.receipts, len(found.receipts)) or _not_as_indexed(found)
     except ShardError as exc:
         if partial:
             return 0
@@ -181,6 +185,14 @@ def _missing(found: _Found, *, partial: bool) -> int:
     if missing is not None and not partial:
         raise SourceError(f"{found.storage.location} is no whole conversion: {missing}; {how}")
     return missing.count if missing is not None else 0
+
+
+def _not_as_indexed(found: _Found) -> Missing | None:
+    """The same by the index, for a conversion that lost its plan. Raises ShardError."""
+    index = read_index(found.storage.location, found.storage.options) if found.receipts else None
+    names = [tar.removesuffix(".tar") for tar in index or ()]
+    absent = tuple(name for name in names if name not in found.receipts)
+    return Missing(len(absent), len(names), absent[:_SHOWN]) if absent else None
 
 
 def _find(source: str, s3: S3Options | None) -> _Found:

@@ -30,6 +30,7 @@ from .label_source import LabelSource, Opener, Stray, class_names
 from .label_tables import TABLE_NAMES, TableLabels
 from .names import short
 from .patterns import path_matches
+from .storage import is_remote
 
 __all__ = ["KINDS", "LabelReport", "Labels", "classes_json", "find_labels"]
 
@@ -109,6 +110,12 @@ class Labels:
     def kinds(self) -> tuple[str, ...]:
         """What was taken."""
         return tuple(source.kind for source in self._sources)
+
+    @property
+    def elsewhere(self) -> str | None:
+        """The file of labels that is not in the folder, absolute; None when all are in it."""
+        files = (path for source in self._sources for path in source.files)
+        return next((path for path in files if is_remote(path) or path.startswith("/")), None)
 
     def add_to(self, listed: ListedFile) -> ListedFile:
         """A sample with what is told of its image. Raises SourceError."""
@@ -278,7 +285,7 @@ class _Finder:
         paths = [path for path in self._listing.others() if path_matches(path, inside)]
         elsewhere = None if paths else outside(wanted)
         if elsewhere is not None:
-            paths = [wanted]
+            paths = [elsewhere]
         if not paths:
             raise SourceError(
                 f"--labels {wanted}: there is no such file in the source, and none of that path; or one of "

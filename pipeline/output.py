@@ -111,7 +111,7 @@ class ShardOutput:
         self._keep(row, members, facts.bytes_read)
 
     def pass_through(self, sample: Sample, facts: SampleFacts, extension: str) -> None:
-        """Append a sample as it is, ``extension`` that of its image, empty where it has none; the notes of ``facts`` may
+        """Append a sample as it is, ``extension`` that of its image, empty where it has none; notes of ``facts`` may
         say why."""
         row = SampleRow(
             key=sample.key,

@@ -26,7 +26,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Shards of a plan that are not converted: how many of how many, and the names of the first few."""
+    """Shards of a conversion that have no receipt: how many of how many, and the names of the first few."""
 
     count: int
     total: int
@@ -34,7 +34,7 @@ class Missing:
 
     def __str__(self) -> str:
         more = ", …" if self.count > len(self.names) else ""
-        return f"{self.count} of {self.total} shards are not converted ({', '.join(self.names)}{more})"
+        return f"{self.count} of {self.total} shards have no receipt ({', '.join(self.names)}{more})"
 
 
 def parsed_plan(storage: Storage) -> Any:

@@ -24,7 +24,7 @@ from .receipts import INDEX_LIMIT, INDEX_NAME, MOST_SAMPLES, PLAN_NAME
 from .s3_client import S3Options, error_code
 from .storage import absolute, local_path
 
-__all__ = ["LoaderShard", "list_shards", "recorded_fingerprint"]
+__all__ = ["LoaderShard", "list_shards", "read_index", "recorded_fingerprint"]
 
 _log = logging.getLogger("discernible.loader")
 
@@ -140,13 +140,13 @@ class _Listing:
 
     def _index_beside(self, folder: str) -> dict[str, int]:
         try:
-            return _read_index(folder, self._s3) or {}
+            return read_index(folder, self._s3) or {}
         except ShardError:
             # Of no concern to those who name tars themselves.
             return {}
 
     def _shards_of_folder(self, folder: str) -> list[LoaderShard]:
-        index = _read_index(folder, self._s3)
+        index = read_index(folder, self._s3)
         there = None if is_url(folder) else self._names(folder, index is not None)
         if index is not None:
             missing = [name for name in index if there is not None and name not in there]
@@ -194,7 +194,7 @@ class _Listing:
             raise
 
 
-def _read_index(folder: str, s3: S3Options | None) -> dict[str, int] | None:
+def read_index(folder: str, s3: S3Options | None) -> dict[str, int] | None:
     """Tar names and sample counts in ``index.json`` (the wids schema), or None when there is no such file."""
     place = within(folder, INDEX_NAME)
     text = read_if_there(place, s3, limit=INDEX_LIMIT)

@@ -70,7 +70,8 @@ _FETCHED_AHEAD = 32
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A source as it was found: its kind, its shards, which files are ``left_out``, the ``labels`` and ``classes`` of a
-    folder, and what came of each wish to carry files along."""
+    folder, and what came of each wish to carry files along. ``labels_at`` is the file of labels, where that lies
+    elsewhere, by a name that means the same from every working directory."""
 
     kind: Kind
     location: str
@@ -79,6 +80,7 @@ class Source:
     labels: LabelReport | None = None
     classes: Mapping[int, str] = field(default_factory=dict)
     carried: tuple[Carried, ...] = ()
+    labels_at: str | None = None
 
     @property
     def ignored(self) -> int:
@@ -274,6 +276,7 @@ class _Opening:
             labels=report,
             classes=labels.classes,
             carried=listing.carried,
+            labels_at=labels.elsewhere,
         )
 
     def _folder(self, base: str, listing: FolderListing, labels: Labels) -> Iterator[SourceShard]:

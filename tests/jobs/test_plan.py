@@ -24,6 +24,7 @@ from discernible.jobs.freeze import check_destination, freeze_plan
 from discernible.jobs.plan import SHARDS_NAME, Plan, make_plan, read_plan
 from discernible.jobs.retry import retry
 from discernible.jobs.spec import JobSpec, plan_identity, resolve_guide, resolve_location
+from discernible.jobs.verify import verify_destination
 from discernible.pipeline.carried_weights import carried_name
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.convert_config import ConvertConfig
@@ -42,6 +43,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(5):
         Image.new("RGB", (4 + number, 4), (number, 0, 0)).save(folder / f"{number}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def converter() -> ShardConverter:
+    return ShardConverter(ConvertConfig(device="cpu"))
 
 
 def plan_of(photos: Path, destination: Path, **options: Any) -> Plan:
@@ -171,6 +177,37 @@ def test_files_of_a_guide_mean_the_same_everywhere(tmp_path: Path, monkeypatch: 
         f"efficientnet-lite0,vgg16:{tmp_path / 'vgg.safetensors'}"
     )
     assert [resolve_guide(name) for name in ("auto", "none", "head:0123abcd")] == ["auto", "none", "head:0123abcd"]
+
+
+@pytest.mark.parametrize("name", ["truth.csv", "../truth.csv", "./a/../truth.csv", "inside.csv"])
+def test_files_of_labels_mean_the_same_everywhere(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, converter: ShardConverter, name: str
+) -> None:
+    source = tmp_path / "in"
+    (tmp_path / "here" / "a").mkdir(parents=True)
+    source.mkdir()
+    photo = photos / "0.png"
+    (source / photo.name).write_bytes(photo.read_bytes())
+    table = f"file_name,label\n{photo.name},7\n"
+    inside = name == "inside.csv"
+    place = source / name if inside else tmp_path / "here" / name
+    place.write_text(table)
+    monkeypatch.chdir(tmp_path / "here")
+    # What the source holds comes first, and is named from there.
+    (tmp_path / "here" / "inside.csv").write_text(table.replace("7", "8"))
+    plan = plan_of(source, tmp_path / "out", labels=name)
+    assert plan.shards[0].files[0].given == {"cls": "7"}
+    freeze_plan(plan, open_storage(tmp_path / "out"))
+    converter.convert(plan.shards[0], open_storage(tmp_path / "out"), plan.plan_id)
+    monkeypatch.chdir("/")
+    there = read_plan(open_storage(tmp_path / "out"))
+    assert there is not None
+    assert there.listing is not None
+    assert there.listing.labels == ("inside.csv" if inside else str(place.resolve()))
+    assert there.listing.open(there.source).shards == plan.shards
+    # Neither weights nor index are written here.
+    problems = verify_destination(str(tmp_path / "out")).problems
+    assert {problem.kind for problem in problems} == {"weights", "missing"}, problems
 
 
 def test_a_frozen_plan_reads_back(photos: Path, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_a_part_is_restored_only_when_that_is_asked_for(tmp_path: Path, unfinish
     facts = inspect_path(str(unfinished))
     assert isinstance(facts, FolderFacts)
     assert facts.missing == 1
-    with pytest.raises(SourceError, match=r"1 of 3 shards are not converted \(00001\).*--partial"):
+    with pytest.raises(SourceError, match=r"1 of 3 shards have no receipt \(00001\).*--partial"):
         decompress(str(unfinished), str(tmp_path / "back"), CPU)
     assert not (tmp_path / "back").exists()
     part = DecompressConfig(device="cpu", partial=True)
@@ -202,6 +202,14 @@ def test_a_part_is_restored_only_when_that_is_asked_for(tmp_path: Path, unfinish
     with pytest.raises(SourceError, match=r"plan\.json .* cannot be read.*--partial"):
         decompress(str(unfinished), str(tmp_path / "again"), CPU)
     assert decompress(str(unfinished), str(tmp_path / "again"), part).shards == 2
+
+
+def test_a_lost_receipt_is_told_by_the_index_too(tmp_path: Path, converted: Path) -> None:
+    (converted / "00001.json").unlink()
+    with pytest.raises(SourceError, match=r"1 of 2 shards have no receipt \(00001\)"):
+        decompress(str(converted), str(tmp_path / "back"), CPU)
+    (converted / "index.json").unlink()
+    assert decompress(str(converted), str(tmp_path / "back"), CPU).shards == 1, "nothing tells of another one"
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
@@ -221,7 +229,7 @@ def test_a_loader_says_which_shards_are_missing(
         for name, data in contents(unfinished).items():
             open_storage(location).put(name, data)
     (line,) = warnings()
-    assert "1 of 3 shards are not converted (00001)" in line
+    assert "1 of 3 shards have no receipt (00001)" in line
     assert line.startswith(location)
     # An index that does not list all shards is none of the whole.
     write_index(location, list_receipts(location).values())
