@@ -23,7 +23,9 @@ from discernible.jobs.freeze import _explain_difference
 from discernible.jobs.plan import PLAN_NAME, SHARDS_NAME, Plan, _checksum, read_plan
 from discernible.jobs.spec import plan_identity
 from discernible.pipeline.convert_config import ConvertConfig
+from discernible.pipeline.kept import ImageMembers, KeptImages
 from discernible.pipeline.listing import Listing
+from discernible.pipeline.pixel_policy import PixelPolicy
 from discernible.pipeline.receipts import Receipt, ReceiptHead, totals
 from discernible.pipeline.s3_claim import Claim
 from discernible.pipeline.shard_table import ShardTable, parse_shard
@@ -68,14 +70,19 @@ def receipt_target(data: bytes) -> Hashable:
 def _used(head: ReceiptHead) -> Hashable:
     sums = totals([head, head])
     json.dumps(sums.to_json(), allow_nan=False)
+    images = ImageMembers(head)
+    images.recorded(1)
+    outcome_of(images.policy)
     return head.psnr is None, sums.bpp is None, sums.ratio is None
 
 
 def receipt_seeds() -> list[bytes]:
+    kept = PixelPolicy(background=(1, 2, 3)).to_dict()
     return [
         receipt("b", "/data").to_json(),
         receipt("é/x", "s3://b/k").to_json(),
         Receipt.of((), **_fields()).to_json(),
+        replace(receipt("b", "/data"), kept_images=KeptImages("png", (("", "1"), ("jpg", "0-0,3")), kept)).to_json(),
     ]
 
 
