@@ -63,12 +63,12 @@ def _pack_receipt(receipt: ReceiptHead) -> str:
 
 def _unpack_receipt(packed: str) -> ReceiptHead:
     fields = dict(zip(_FIELDS, json.loads(packed), strict=True))
-    kind, location, pairs = fields["source"]
+    kind, location, pairs, size = fields["source"]
     kept = fields["kept_images"]
     return ReceiptHead(
         **{
             **fields,
-            "source": SourceRef(kind, location, tuple(pairs)),
+            "source": SourceRef(kind, location, tuple(pairs), size),
             "tar": FileRef(*fields["tar"]),
             "statistics": FileRef(*fields["statistics"]),
             "left_out": tuple(LeftOut(*each) for each in fields["left_out"]),

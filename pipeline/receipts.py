@@ -100,15 +100,18 @@ class FileRef:
 @dataclass(frozen=True, slots=True)
 class SourceRef:
     """What a shard was made from: ``folder`` or ``tar``, where that was, and which pairs of files it had
-    (:mod:`.pairs`)."""
+    (:mod:`.pairs`). ``bytes`` is its size where it has changed since the plan was made, and nothing else tells."""
 
     kind: str
     location: str
     pairs: tuple[str, ...] = ()
+    bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types; without pairs as it was before there were any."""
-        return {"kind": self.kind, "location": self.location} | ({"pairs": list(self.pairs)} if self.pairs else {})
+        """As JSON types; without pairs and bytes as it was before there were any."""
+        more = {"pairs": list(self.pairs) or None, "bytes": self.bytes}
+        told = {name: value for name, value in more.items() if value is not None}
+        return {"kind": self.kind, "location": self.location} | told
 
     @classmethod
     def read(cls, told: Fields) -> SourceRef:
@@ -118,7 +121,7 @@ class SourceRef:
             parse_pairs(pairs)
         except ConfigError as exc:
             raise FieldError(exc.message) from exc
-        return cls(told.text("kind"), told.text("location"), pairs)
+        return cls(told.text("kind"), told.text("location"), pairs, told.whole("bytes") if "bytes" in told else None)
 
 
 @dataclass(frozen=True, slots=True)

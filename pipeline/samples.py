@@ -30,6 +30,7 @@ __all__ = [
     "Sample",
     "choose_image",
     "escape_key",
+    "member_digests",
     "refuse_stream",
     "sample_digest",
     "split_member_name",
@@ -129,6 +130,11 @@ def sample_digest(members: Mapping[str, bytes]) -> str:
         digest.update(f"{extension}\0{len(content)}\0".encode("utf-8", "surrogatepass"))
         digest.update(content)
     return digest.hexdigest()
+
+
+def member_digests(members: Mapping[str, bytes]) -> dict[str, bytes]:
+    """SHA-256 of each member, by its extension."""
+    return {name: hashlib.sha256(content).digest() for name, content in members.items()}
 
 
 def is_image_extension(extension: str) -> bool:

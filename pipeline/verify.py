@@ -98,7 +98,7 @@ def verify(
     storage = open_storage(destination)
     carried = check_carried(storage, plan_weights)
     decoder = StreamDecoder(storage, weights, device, threads) if deep and (carried.usable or weights) else None
-    checker = ShardChecker(storage, findings, plan_id, decoder)
+    checker = ShardChecker(storage, findings, plan_id, decoder, members=deep and shards is not None)
     sources = None
     if shards is not None:
         sources = SourceChecker(shards, source, listing, s3=source_s3, deep=deep, findings=findings)
@@ -113,7 +113,7 @@ def verify(
         else:
             receipts.put(checked.receipt.head())
             if sources is not None and planned is not None and checked.rows is not None:
-                sources.check(checked.receipt, checked.rows, planned)
+                sources.check(checked, checked.rows, planned)
         if shards is not None and planned is None:
             findings.problem(name, "foreign", f"the plan has no such shard; move {name}.* elsewhere")
         if progress is not None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from ..errors import CodecError, PipelineError, ShardError, StorageError, WeightsFormatError, WeightsNotFoundError
 from .findings import Findings
+from .hashed import HashedStream
 from .kept import ImageMembers
 from .receipts import RECEIPT_LIMIT, FileRef, Receipt, mean_psnr
-from .samples import STREAM_EXTENSION, split_member_name
+from .samples import STREAM_EXTENSION, member_digests, split_member_name
 from .shards import TarGroups
 from .statistics import KEPT, STATISTICS_LIMIT, STATUSES, SampleRow, read_rows
 from .storage import Storage
@@ -20,15 +22,17 @@ from .worker_codec import CodecCache, Codecs
 
 __all__ = ["CheckedShard", "ShardChecker", "StreamDecoder"]
 
-_CHUNK = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class CheckedShard:
-    """What was read of a shard; ``rows`` is None when the statistics are damaged or missing."""
+    """What was read of a shard; ``rows`` is None when the statistics are damaged or missing.
+
+    ``members`` has of each sample in the tar the SHA-256 of its members, where that was asked for.
+    """
 
     receipt: Receipt
     rows: list[SampleRow] | None
+    members: Mapping[str, Mapping[str, bytes]] | None = None
 
 
 class StreamDecoder:
@@ -48,16 +52,23 @@ class ShardChecker:
     """Checks shards of a destination, one after the other; what is wrong goes to ``findings``.
 
     A file that is not there is ``missing``; one that cannot be read for another reason is ``unreadable``, which may be
-    the store's fault and says nothing about the file.
+    the store's fault and says nothing about the file. With ``members`` what the tar holds is hashed, to be compared.
     """
 
     def __init__(
-        self, storage: Storage, findings: Findings, plan_id: str | None, decoder: StreamDecoder | None
+        self,
+        storage: Storage,
+        findings: Findings,
+        plan_id: str | None,
+        decoder: StreamDecoder | None,
+        *,
+        members: bool = False,
     ) -> None:
         self._storage = storage
         self._findings = findings
         self._plan_id = plan_id
         self._decoder = decoder
+        self._wants_members = members
 
     def check(self, name: str) -> CheckedShard | None:
         """Check a shard; None when its receipt cannot be trusted at all. Raises WeightsError."""
@@ -75,8 +86,7 @@ class ShardChecker:
             self._findings.problem(name, "receipt", "the receipt names the files of another shard")
             return CheckedShard(receipt, None)
         rows = self._check_statistics(receipt)
-        self._check_tar(receipt, rows)
-        return CheckedShard(receipt, rows)
+        return CheckedShard(receipt, rows, self._check_tar(receipt, rows))
 
     def _read(self, shard: str, name: str, limit: int) -> bytes | None:
         try:
@@ -137,22 +147,30 @@ class ShardChecker:
             problem(name, "index", "the receipt's index and the statistics list different samples")
         return rows
 
-    def _check_tar(self, receipt: Receipt, rows: list[SampleRow] | None) -> None:
-        """Check the tar's bytes and what is in them, in one pass."""
+    def _check_tar(self, receipt: Receipt, rows: list[SampleRow] | None) -> dict[str, dict[str, bytes]] | None:
+        """Check the tar's bytes and what is in them, in one pass; returns the hashes of its members."""
+        held: dict[str, dict[str, bytes]] | None = {} if self._wants_members else None
         try:
             with self._storage.open(receipt.tar.name) as stream:
-                hashed = _Hashed(stream)
+                hashed = HashedStream(stream)
                 try:
-                    self._check_members(receipt, rows, hashed)
+                    self._check_members(receipt, rows, hashed, held)
                 except ShardError as exc:
                     self._findings.problem(receipt.name, "tar", f"{receipt.tar.name}: {exc}")
                 hashed.skip_rest()
         except (StorageError, OSError) as exc:
             self._not_read(receipt.name, receipt.tar.name, exc)
-            return
+            return None
         self._is_intact(receipt.name, receipt.tar, hashed.size, hashed.sha256)
+        return held
 
-    def _check_members(self, receipt: Receipt, rows: list[SampleRow] | None, stream: _Hashed) -> None:
+    def _check_members(
+        self,
+        receipt: Receipt,
+        rows: list[SampleRow] | None,
+        stream: HashedStream,
+        held: dict[str, dict[str, bytes]] | None,
+    ) -> None:
         name, problem = receipt.name, self._findings.problem
         by_key = {row.key: row for row in rows or () if row.status == "committed"}
         images = ImageMembers(receipt)
@@ -171,6 +189,8 @@ class ShardChecker:
         members = map(noted, iter_members(cast("BinaryIO", stream), shard=name))
         for sample in TarGroups(name).group(members):
             found.append(sample.key)
+            if held is not None:
+                held[sample.key] = member_digests(sample.members)
             if sample.fault is not None:
                 problem(name, "sample", sample.fault.message, sample.key)
             elif sample.key in by_key:
@@ -217,31 +237,3 @@ class ShardChecker:
             raise
         except CodecError as exc:
             problem(f"{type(exc).__name__}: {exc.message}")
-
-
-class _Hashed:
-    """A stream that is hashed as it is read, from its start to its end."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._digest = hashlib.sha256()
-        self.size = 0
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self._digest.update(data)
-        self.size += len(data)
-        return data
-
-    def seek(self, offset: int, _whence: int) -> None:
-        """Go forward, which is all that the reader of a tar does."""
-        while offset and (piece := self.read(min(offset, _CHUNK))):
-            offset -= len(piece)
-
-    def skip_rest(self) -> None:
-        while self.read(_CHUNK):
-            pass

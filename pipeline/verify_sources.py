@@ -8,12 +8,11 @@ counted as such: :class:`SourceReport` claims nothing else.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from ..errors import PipelineError, ScatteredSampleError, ShardError, StorageError
+from ..errors import PipelineError, ShardError, StorageError
 from .findings import Findings
 from .folders import SourceFile
 from .listing import Listing
@@ -21,15 +20,16 @@ from .opening import open_storage
 from .pairs import parse_pairs
 from .receipts import Receipt
 from .s3_client import S3Options
-from .samples import Sample, sample_digest
 from .scratch import Scratch, pack_name, unpack_name
 from .shard_table import FileSizes, ShardTable
+from .source_compare import SeenSample, other_member, paired, read_source, what_changed
 from .source_files import list_entries
 from .source_shard import SourceShard
 from .source_tars import list_tar
-from .sources import SampleStream, iter_keys, labels_of, list_folder, open_source
-from .statistics import SampleRow
+from .sources import iter_keys, labels_of, list_folder, open_source
+from .statistics import KEPT, SampleRow
 from .storage import split_location, storage_errors
+from .verify_shard import CheckedShard
 
 __all__ = ["SourceChecker", "SourceReport"]
 
@@ -41,7 +41,8 @@ class SourceReport:
     ``shards`` is how many had their samples compared by key, ``keys`` how many samples that were, ``sizes`` and
     ``contents`` how many of these also by their bytes in total and by digest; ``totals`` is how many shards only had
     the bytes of their whole source compared. ``listed`` is whether the source was listed anew, so that what was added
-    is known. ``why_not`` is why nothing was compared, or why it was not listed.
+    is known, ``read`` whether its samples were to be read. ``why_not`` is why nothing was compared, or why it was not
+    listed.
     """
 
     shards: int = 0
@@ -50,6 +51,7 @@ class SourceReport:
     contents: int = 0
     totals: int = 0
     listed: bool = False
+    read: bool = False
     why_not: str | None = None
 
     @property
@@ -62,19 +64,9 @@ class SourceReport:
             f"{_counted(self.keys, 'sample')} of {_counted(self.shards, 'shard')} compared by name",
             f"{self.sizes} by size",
             f"{_counted(self.totals, 'shard')} by size in total" if self.totals else "",
-            f"{self.contents} by content" if self.contents else "none by content (--deep reads them)",
+            f"{self.contents or 'none'} by content" + ("" if self.read else " (--deep reads them)"),
         ]
         return ", ".join(part for part in parts if part)
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A sample as the source has it now; ``size`` and ``digest`` are None where they were not looked at."""
-
-    key: str
-    size: int | None = None
-    digest: str | None = None
-    fault: PipelineError | None = None
 
 
 class SourceChecker:
@@ -85,7 +77,7 @@ class SourceChecker:
         location: the plan's source; None when it is not known, and then nothing is listed.
         listing: how the plan's source was listed; None when that is not known, and then what was added is not.
         s3: how the source is reached.
-        deep: read every sample.
+        deep: read every sample, and compare what shards carry with it, too.
         findings: takes what is wrong.
     """
 
@@ -106,7 +98,8 @@ class SourceChecker:
         self._deep = deep
         self._findings = findings
         self._report = SourceReport(
-            why_not=None if listing else "it is not known which files were wanted: the plan is of an older release"
+            read=deep,
+            why_not=None if listing else "it is not known which files were wanted: the plan is of an older release",
         )
         self._folders: dict[str, _Folder | PipelineError] = {}
         self._unreached: list[tuple[SourceShard, PipelineError]] = []
@@ -126,8 +119,9 @@ class SourceChecker:
     def _count(self, **changes: object) -> None:
         self._report = replace(self._report, **changes)  # type: ignore[arg-type]
 
-    def check(self, receipt: Receipt, rows: list[SampleRow], shard: SourceShard) -> None:
+    def check(self, checked: CheckedShard, rows: list[SampleRow], shard: SourceShard) -> None:
         """Compare a shard; what its statistics say is in ``rows``."""
+        receipt = checked.receipt
         problem = self._findings.problem
         if (receipt.source.kind, receipt.source.location) != (shard.kind, shard.location):
             problem(
@@ -142,41 +136,52 @@ class SourceChecker:
         except PipelineError as exc:
             self._unreached.append((shard, exc))
             return
-        expected, actual = Counter(each.key for each in seen), Counter(row.key for row in rows)
-        for key in sorted((expected - actual).elements()):
-            problem(shard.name, "unaccounted", "the source has the sample, the statistics do not mention it", key)
-        for key in sorted((actual - expected).elements()):
-            problem(shard.name, "unaccounted", "the statistics mention a sample that the source does not have", key)
         self._count(shards=self._report.shards + 1, keys=self._report.keys + len(seen))
-        if [each.key for each in seen] == [row.key for row in rows]:
-            self._compare(shard, rows, seen)
+        self._compare(shard, checked, rows, seen)
 
-    def _compare(self, shard: SourceShard, rows: list[SampleRow], seen: list[_Seen]) -> None:
-        """Compare sizes and contents of a shard's samples, sample by sample."""
+    def _compare(
+        self, shard: SourceShard, checked: CheckedShard, rows: list[SampleRow], seen: list[SeenSample]
+    ) -> None:
+        """Compare a shard's samples by their keys, sizes and contents."""
         sizes = contents = 0
-        for row, now in zip(rows, seen, strict=True):
-            if row.source_digest is None:
-                # It could not be read as a whole, or the shard is older than digests are.
-                continue
-            sizes += now.size is not None
-            contents += now.digest is not None
-            if now.size is not None and now.size != row.source_bytes:
-                message = f"the source has {now.size} bytes of the sample now, it had {row.source_bytes}"
-            elif now.digest is not None and now.digest != row.source_digest:
-                message = "the source has other bytes of the sample now, of the same number"
-            elif now.fault is not None:
-                message = f"the sample in the source cannot be read: {now.fault.message}"
+        unaccounted: list[tuple[str, str]] = []
+        for row, now in paired(rows, seen):
+            if row is None:
+                assert now is not None
+                unaccounted.append((now.key, "the source has the sample, the statistics do not mention it"))
+            elif now is None:
+                unaccounted.append((row.key, "the statistics mention a sample that the source does not have"))
             else:
-                continue
+                # Without a digest it could not be read as a whole, or the shard is older than digests are.
+                if row.source_digest is not None:
+                    sizes += now.size is not None
+                    contents += now.digest is not None
+                self._compare_sample(shard, row, now, (checked.members or {}).get(row.key))
+        for key, message in sorted(unaccounted):
+            self._findings.problem(shard.name, "unaccounted", message, key)
+        if not unaccounted and [row.key for row in rows] != [each.key for each in seen]:
+            self._findings.note(f"{shard.name}: the source has its samples in another order now")
+        self._count(sizes=self._report.sizes + sizes, contents=self._report.contents + contents)
+        if not sizes and not unaccounted:
+            self._compare_in_total(checked.receipt, shard, seen)
+
+    def _compare_sample(
+        self, shard: SourceShard, row: SampleRow, now: SeenSample, held: Mapping[str, bytes] | None
+    ) -> None:
+        known = row.source_digest is not None
+        message = what_changed(row, now) if known else None
+        if message is not None:
             if row.status == "quarantined":
                 message += "; it is in quarantine, which discernible retry may end"
             self._findings.problem(shard.name, "changed", message, row.key)
-        self._count(sizes=self._report.sizes + sizes, contents=self._report.contents + contents)
-        if not sizes:
-            self._compare_in_total(shard, seen)
+        elif row.status in KEPT and held is not None and now.members is not None:
+            other = other_member(row, held, now.members)
+            if other is not None:
+                # Which of the two is as it was, only the digest tells.
+                self._findings.problem(shard.name, "carried" if known else "changed", other, row.key)
 
-    def _compare_in_total(self, shard: SourceShard, seen: list[_Seen]) -> None:
-        """The bytes of a shard's source against the plan, where those of its samples are not known."""
+    def _compare_in_total(self, receipt: Receipt, shard: SourceShard, seen: list[SeenSample]) -> None:
+        """The bytes of a shard's source against what they were, where those of its samples are not known."""
         now: int | None = None
         if shard.kind == "folder" and all(each.size is not None for each in seen):
             now = sum(each.size or 0 for each in seen)
@@ -185,32 +190,30 @@ class SourceChecker:
         if now is None:
             return
         self._count(totals=self._report.totals + 1)
-        if now != shard.bytes:
+        before = shard.bytes if receipt.source.bytes is None else receipt.source.bytes
+        if now != before:
             self._findings.problem(
-                shard.name, "changed", f"the source has {now} bytes for this shard now, it had {shard.bytes}"
+                shard.name, "changed", f"the source has {now} bytes for this shard now, it had {before}"
             )
 
-    def _seen(self, shard: SourceShard) -> list[_Seen]:
+    def _seen(self, shard: SourceShard) -> list[SeenSample]:
         """The samples of a shard as its source has them now. Raises ShardError, SourceError, StorageError."""
         if shard.kind == "folder":
             return self._folder_seen(shard)
         if self._deep:
-            try:
-                return [_read(sample) for sample in SampleStream(shard, self._s3)]
-            except ScatteredSampleError:
-                return [_read(sample) for sample in SampleStream(replace(shard, grouped=True), self._s3)]
+            return read_source(shard, self._s3)
         if shard.kind == "tar":
-            return [_Seen(key, size) for key, size in list_tar(shard, self._s3)]
-        return [_Seen(key) for key in iter_keys(shard, self._s3)]
+            return [SeenSample(key, size) for key, size in list_tar(shard, self._s3)]
+        return [SeenSample(key) for key in iter_keys(shard, self._s3)]
 
-    def _folder_seen(self, shard: SourceShard) -> list[_Seen]:
+    def _folder_seen(self, shard: SourceShard) -> list[SeenSample]:
         folder = self._folder(shard.location)
         sizes = [self._size_of(shard, file, folder) for file in shard.files]
         if not self._deep:
-            return [_Seen(file.key, size) for file, size in zip(shard.files, sizes, strict=True)]
-        samples = map(_read, SampleStream(shard, self._s3))
+            return [SeenSample(file.key, size) for file, size in zip(shard.files, sizes, strict=True)]
         # What is gone was told already.
-        return [each if size is not None else _Seen(each.key) for each, size in zip(samples, sizes, strict=True)]
+        pairs = zip(read_source(shard, self._s3), sizes, strict=True)
+        return [each if size is not None else SeenSample(each.key) for each, size in pairs]
 
     def _size_of(self, shard: SourceShard, file: SourceFile, folder: _Folder) -> int | None:
         total = 0
@@ -342,9 +345,3 @@ def _planned(shards: ShardTable) -> Iterator[tuple[bytes, bytes, str]]:
                 pack_name(shard.name),
                 json.dumps([dict(file.given), file.key, *file.paths, *file.named.values()]),
             )
-
-
-def _read(sample: Sample) -> _Seen:
-    if sample.fault is not None:
-        return _Seen(sample.key, fault=sample.fault)
-    return _Seen(sample.key, sum(map(len, sample.members.values())), sample_digest(sample.members))

@@ -15,10 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from discernible.codec import Codec
 from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.listing import Listing
 from discernible.pipeline.opening import open_storage
+from discernible.pipeline.output import ShardOutput
 from discernible.pipeline.receipts import FileRef, list_receipts, write_index
+from discernible.pipeline.samples import Sample
 from discernible.pipeline.shard_table import ShardTable
 from discernible.pipeline.sources import open_source
 from discernible.pipeline.statistics import SCHEMA, encode_rows, read_rows
@@ -168,8 +172,7 @@ def test_shards_of_before_there_were_digests(folder: Conversion, source: Path) -
     report = folder.check(deep=True)
     assert report.ok
     assert report.sources.words == (
-        "listed anew, 4 samples of 2 shards compared by name, 0 by size, 2 shards by size in total, "
-        "none by content (--deep reads them)"
+        "listed anew, 4 samples of 2 shards compared by name, 0 by size, 2 shards by size in total, none by content"
     )
     (source / "a.jpg").write_bytes(b"other")
     assert folder.kinds() == {("changed", None)}
@@ -211,7 +214,7 @@ def test_tars_that_changed(tars: Conversion, tmp_path: Path, make_tar: Callable[
     make_tar("tars/x.tar", {"a": {"jpg": b"other", "txt": b"text"}, "b": {"jpg": b"bytes"}})
     assert tars.kinds(deep=deep) == {("changed", "a"), ("changed", "b")}
     make_tar("tars/x.tar", {"a": {"jpg": b"other", "txt": b"text"}})
-    assert tars.kinds(deep=deep) == {("unaccounted", "b")}
+    assert tars.kinds(deep=deep) == {("unaccounted", "b"), ("changed", "a")}
     huge_header(x)
     report = tars.check(deep=deep)
     assert [(problem.shard, problem.kind) for problem in report.problems] == [("x", "source")]
@@ -225,6 +228,75 @@ def test_tars_that_changed(tars: Conversion, tmp_path: Path, make_tar: Callable[
     report = tars.check(deep=deep)
     assert report.ok
     assert report.sources.words.startswith("not compared: the source cannot be reached")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_another_order_hides_nothing(
+    tars: Conversion, images: list[bytes], make_tar: Callable[..., Path], deep: bool
+) -> None:
+    samples: dict[str, dict[str, bytes]] = {"b": {"jpg": images[1]}, "a": {"jpg": images[0], "txt": b"text"}}
+    make_tar("tars/x.tar", samples)
+    report = tars.check(deep=deep)
+    assert report.problems == ()
+    assert report.notes == ("x: the source has its samples in another order now",)
+    assert report.sources.sizes == 3
+    samples["a"]["txt"] = b"test" if deep else b"texts"
+    make_tar("tars/x.tar", samples)
+    assert tars.kinds(deep=deep) == {("changed", "a")}
+
+
+def launder(destination: str, name: str, alter: Callable[[dict[str, bytes]], dict[str, bytes]]) -> None:
+    """Alter the members of a tar, and seal what came of it with a receipt as if all were well."""
+    folder = Path(destination)
+    receipt, rows = list_receipts(folder)[name], read_rows((folder / f"{name}.parquet").read_bytes())
+    with tarfile.open(folder / f"{name}.tar") as tar:
+        held = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    altered: dict[str, dict[str, bytes]] = {}
+    for member, data in alter(held).items():
+        key, _, extension = member.partition(".")
+        altered.setdefault(key, {})[extension] = data
+    (folder / f"{name}.json").unlink()
+    with ShardOutput(open_storage(folder), name) as output:
+        for row in rows:
+            output.copy(row, Sample(row.key, altered.get(row.key, {})))
+        told = {field: getattr(receipt, field) for field in ("plan_id", "source", "weights", "fingerprint", "quality")}
+        assert output.commit(**told, left_out=receipt.left_out)
+    write_index(folder, list_receipts(folder).values(), dataset=receipt.source.location)
+
+
+@pytest.mark.parametrize(
+    ("alter", "told"),
+    [
+        (lambda held: {**held, "b.txt": b"a Caption"}, "the member txt in the tar is not that of the source"),
+        (lambda held: {name: held[name] for name in held if name != "b.txt"}, "the tar lacks the member txt"),
+        (lambda held: {**held, "b.json": b"{}"}, "the tar has a member json, the source does not"),
+    ],
+)
+@pytest.mark.parametrize("digests", [True, False])
+def test_what_a_tar_carries_is_compared_with_the_source(
+    converter: ShardConverter, source: Path, tmp_path: Path, alter: Any, told: str, digests: bool
+) -> None:
+    there = Conversion(converter, str(source), str(tmp_path / "out"), Listing())
+    assert there.kinds(deep=True) == set()
+    launder(there.destination, "00000", alter)
+    if not digests:
+        without_digests(there.destination)
+    assert not {problem.kind for problem in there.check().problems} - {"index"}, "only reading the source tells"
+    (problem,) = (each for each in there.check(deep=True).problems if each.kind != "index")
+    assert (problem.kind, problem.key) == ("carried" if digests else "changed", "b")
+    assert problem.message.startswith(told)
+
+
+def test_what_passed_through_is_compared_with_the_source(
+    codec: Codec, source: Path, images: list[bytes], tmp_path: Path
+) -> None:
+    kept = ShardConverter(ConvertConfig(min_psnr=99.0), codec=codec)
+    there = Conversion(kept, str(source), str(tmp_path / "out"), Listing())
+    assert list_receipts(there.destination)["00000"].passthrough == 3
+    assert there.kinds(deep=True) == set()
+    launder(there.destination, "00000", lambda held: {**held, "a.jpg": images[1]})
+    assert there.kinds() == set()
+    assert there.kinds(deep=True) == {("carried", "a")}
 
 
 def test_other_bytes_in_a_tar_are_found_by_reading(tars: Conversion, tmp_path: Path) -> None:
