@@ -125,9 +125,11 @@ def _refuse_foreign_files(storage: Storage) -> None:
 def _explain_difference(existing: Plan, plan: Plan, location: str) -> str:
     differences = list(_differences(existing, plan))
     shown = "; ".join(differences) or "the plan ids differ"
+    mended = replace(existing, shards=plan.shards).identity == plan.identity
     return (
         f"{location} holds a job with other options or another source: {shown}. "
         "Run with the options it was made with to go on, choose another destination, or remove it with --overwrite."
+        + (f" After files of the source were mended, discernible retry {location} goes on." if mended else "")
     )
 
 

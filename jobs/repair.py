@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ..errors import CodecError, ConfigError, DestinationError, PipelineError, ShardError
 from .plan import INDEX_NAME, PLAN_NAME, Plan, weights_fingerprint
+from .plan_converter import plan_converter
+from .retry import is_as_planned
 
 if TYPE_CHECKING:
     from ..pipeline.repair import Kept
@@ -39,18 +42,21 @@ def repair_destination(
     *,
     source_s3: S3Options | None = None,
     decoder: StreamDecoder | None = None,
+    device: str = "cpu",
+    threads: int = 1,
 ) -> Repair:
-    """Remove the damaged shards that ``report`` tells of, if the next run will make them again.
+    """Remove the damaged shards that ``report`` tells of, if they can be made again.
 
-    That needs the plan, the source as it was, and the weights: where one is missing a damaged shard still holds what
-    nothing else does, and stays. A shard that is whole is never removed. ``decoder`` finds damage that only shows in
-    decoding.
+    That needs the plan, the weights, and of each shard a source that holds what the shard does, which is read: where
+    one is missing a damaged shard may hold what nothing else does, and stays. A shard that is whole is never removed.
+    ``decoder`` finds damage that only shows in decoding. A shard without statistics is made once more aside, on
+    ``device`` with so many ``threads``, to prove its source.
 
     Raises:
         StorageError: reading or removing failed.
     """
     from ..pipeline.carried_weights import WEIGHTS_FOLDER
-    from ..pipeline.repair import Kept, remove_damaged
+    from ..pipeline.repair import Kept, ShardProof, remove_damaged
 
     if report.ok:
         return Repair(next="nothing to repair")
@@ -70,10 +76,19 @@ def repair_destination(
             damaged.append(name)
         else:
             kept.append(Kept(name, "it is whole; its source has changed"))
-    if damaged and (why := _why_not_again(plan, source_s3)) is not None:
-        kept += [Kept(name, f"it could not be made again: {why}") for name in damaged]
+    maker = _maker(plan, source_s3) if damaged or absent else _Maker()
+    if damaged and maker.why_not:
+        kept += [Kept(name, f"it could not be made again: {maker.why_not}") for name in damaged]
         damaged = []
-    removed, whole = remove_damaged(damaged, storage, plan_id=plan.plan_id, decoder=decoder)
+    proof = ShardProof(
+        shards=plan.shards,
+        plan_id=plan.plan_id,
+        storage=storage,
+        converter=cache(lambda: plan_converter(plan, storage, device=device, threads=threads)),
+        decoder=decoder,
+        source_s3=source_s3,
+    )
+    removed, whole = remove_damaged(damaged, proof)
     kept += whole
     if any(problem.shard == WEIGHTS_FOLDER for problem in report.problems):
         why = _drop_weights(plan, storage)
@@ -84,7 +99,7 @@ def repair_destination(
         removed=tuple(removed),
         kept=tuple(kept),
         index_written=written,
-        next=_next(plan, again=bool(removed or absent), kept=bool(kept), storage=storage),
+        next=_next(plan, maker.command if removed or absent else None, kept=bool(kept), storage=storage),
     )
 
 
@@ -99,26 +114,28 @@ def _kinds_by_shard(report: VerifyReport) -> dict[str, set[str]]:
     return kinds
 
 
-def _why_not_again(plan: Plan, source_s3: S3Options | None) -> str | None:
-    """Why a run would not make the shards of this plan again; None when it would."""
-    from ..pipeline.listing import Listing
-    from ..pipeline.sources import open_source
+@dataclass(frozen=True, kw_only=True)
+class _Maker:
+    """Which command makes missing shards of a plan, or why none would."""
 
+    command: str = "compress"
+    why_not: str | None = None
+
+
+def _maker(plan: Plan, source_s3: S3Options | None) -> _Maker:
     try:
-        now = open_source(plan.source, plan.listing or Listing(labels="none"), s3=source_s3).shards
+        planned = is_as_planned(plan, source_s3)
     except PipelineError as exc:
-        return f"its source cannot be read ({exc.message})"
-    if now != plan.shards and plan.listing is None:
-        return "its plan, of an older release, does not say which files of the source were wanted"
-    if now != plan.shards:
-        return f"the source {plan.source} is not as it was when it was converted"
+        return _Maker(why_not=f"its source cannot be read ({exc.message})")
+    if not planned and plan.listing is None:
+        return _Maker(why_not="its plan, of an older release, does not say which files of the source were wanted")
     try:
         fingerprint = weights_fingerprint(str(plan.options.get("weights", plan.weights)))
     except (CodecError, ConfigError) as exc:
-        return f"its weights cannot be read ({exc.message})"
+        return _Maker(why_not=f"its weights cannot be read ({exc.message})")
     if fingerprint != plan.fingerprint:
-        return f"its weights {plan.weights} ({plan.fingerprint}) are others now ({fingerprint})"
-    return None
+        return _Maker(why_not=f"its weights {plan.weights} ({plan.fingerprint}) are others now ({fingerprint})")
+    return _Maker(command="compress" if planned else "retry")
 
 
 def _drop_weights(plan: Plan, storage: Storage) -> str | None:
@@ -153,15 +170,20 @@ def _write_index(report: VerifyReport, plan: Plan, storage: Storage) -> bool:
     return True
 
 
-def _next(plan: Plan, *, again: bool, kept: bool, storage: Storage) -> str:
-    """How to go on."""
+def _next(plan: Plan, command: str | None, *, kept: bool, storage: Storage) -> str:
+    """How to go on; ``command`` makes what is missing."""
     parts = []
     if kept:
         parts.append("see to what was kept")
-    if again:
+    if command == "compress":
         parts.append(
             f"run compress again with the source {plan.source} and the options that it was made with: it makes what is "
             "missing"
+        )
+    elif command == "retry":
+        parts.append(
+            f"run discernible retry {storage.location}: it makes what is missing, which compress would not do, since "
+            f"the source {plan.source} is not as the plan lists it"
         )
     parts.append(f"then discernible verify {storage.location}")
     return "; ".join(parts)

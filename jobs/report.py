@@ -168,11 +168,16 @@ def retry_table(result: RetryResult) -> Table:
                 f"{format_count(result.tried)} quarantined samples of {format_count(result.shards)} shards",
             ),
             ("recovered", None if result.dry_run else format_count(result.recovered)),
+            ("would make again" if result.dry_run else "made again", _shard_words(result.made_again)),
             ("still out", left or None),
             ("images", sample_words(result.totals)),
             ("in", result.destination),
         ]
     )
+
+
+def _shard_words(count: int) -> str | None:
+    return f"{format_count(count)} shard{'s' if count != 1 else ''}" if count else None
 
 
 def decompress_table(report: DecompressReport, destination: str) -> Table:

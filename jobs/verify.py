@@ -63,7 +63,9 @@ def verify_and_repair(
     storage = _opened(destination, s3)
     report, plan = _verify(storage, deep=deep, device=device, threads=threads, source_s3=source_s3, progress=progress)
     decoder = StreamDecoder(storage, None, device, threads) if deep else None
-    return report, repair_destination(report, plan, storage, source_s3=source_s3, decoder=decoder)
+    return report, repair_destination(
+        report, plan, storage, source_s3=source_s3, decoder=decoder, device=device, threads=threads
+    )
 
 
 def _opened(destination: str, s3: S3Options | None) -> Storage:

@@ -194,7 +194,12 @@ class ShardConverter:
             with watch.measure("commit"):
                 return output.commit(
                     plan_id=plan_id,
-                    source=SourceRef(shard.kind, shard.location, self.config.pairs),
+                    source=SourceRef(
+                        shard.kind,
+                        shard.location,
+                        self.config.pairs,
+                        shard.bytes if shard.kind == "parquet" else None,
+                    ),
                     weights=self.codec.name,
                     fingerprint=self.codec.fingerprint,
                     quality=self.config.quality,

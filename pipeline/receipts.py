@@ -100,7 +100,7 @@ class FileRef:
 @dataclass(frozen=True, slots=True)
 class SourceRef:
     """What a shard was made from: ``folder`` or ``tar``, where that was, and which pairs of files it had
-    (:mod:`.pairs`). ``bytes`` is its size where it has changed since the plan was made, and nothing else tells."""
+    (:mod:`.pairs`). ``bytes`` are those of a Parquet file's part, whose samples do not tell theirs unread."""
 
     kind: str
     location: str

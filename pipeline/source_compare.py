@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from .s3_client import S3Options
     from .source_shard import SourceShard
 
-__all__ = ["Loss", "SeenSample", "loss_by_source", "other_member", "paired", "read_source", "what_changed"]
+__all__ = [
+    "Loss",
+    "SeenSample",
+    "carries_others",
+    "loss_by_source",
+    "other_member",
+    "paired",
+    "read_source",
+    "what_changed",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,18 @@ def other_member(row: SampleRow, held: Mapping[str, bytes], source: Mapping[str,
     return None
 
 
+def carries_others(
+    rows: Iterable[SampleRow], seen: Iterable[SeenSample], held: Mapping[str, Mapping[str, bytes]]
+) -> bool:
+    """Whether a tar, by the SHA-256 of the members of its samples, carries others than the source."""
+    return any(
+        other_member(row, held[row.key], now.members) is not None
+        for row, now in paired(rows, seen)
+        if row is not None and row.status in KEPT and row.key in held
+        if now is not None and now.members is not None
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
     """Why a shard that is made again from its source might hold less than it does; ``certain`` when it would."""
@@ -103,11 +124,12 @@ class Loss:
     certain: bool
 
 
-def loss_by_source(rows: Iterable[SampleRow], seen: Iterable[SeenSample]) -> Loss | None:
+def loss_by_source(rows: Iterable[SampleRow], seen: Iterable[SeenSample], *, proved: bool = True) -> Loss | None:
     """What would be lost if a shard with these rows were made again from these samples; None when nothing would.
 
     The samples must be the same by their keys, and those that the shard holds the same by their contents. Whether what
-    the shard does not hold has changed, as when it was mended, makes no difference.
+    the shard does not hold has changed, as when it was mended, makes no difference; unless the rows are not ``proved``
+    to be the shard's, and which it holds is not certain.
     """
     unproved = None
     for row, now in paired(rows, seen):
@@ -116,11 +138,11 @@ def loss_by_source(rows: Iterable[SampleRow], seen: Iterable[SeenSample]) -> Los
             return Loss(f"its source has a sample {now.key} that its statistics do not mention", certain=True)
         if now is None:
             return Loss(f"its source does not have the sample {row.key} any more", certain=True)
-        if row.status not in KEPT:
+        if proved and row.status not in KEPT:
             continue
         if row.source_digest is None:
             unproved = unproved or Loss(
-                f"its statistics, of an older release, do not say what bytes the sample {row.key} had", certain=False
+                f"its statistics do not say which bytes the sample {row.key} had", certain=False
             )
         elif (changed := what_changed(row, now)) is not None:
             return Loss(f"{changed} ({row.key})", certain=True)

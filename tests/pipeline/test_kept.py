@@ -22,6 +22,7 @@ from discernible.errors import ImageMissingError, PipelineError, SampleFormatErr
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.kept import ImageMembers, KeptImages, KeptRecorder
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.pixel_policy import PixelPolicy
 from discernible.pipeline.receipt_table import ReceiptTable
@@ -51,7 +52,7 @@ PREVIEW = flat(BLUE, "JPEG", (16, 16))
 def convert(codec: Codec, source: Path, out: Path, *, carry: tuple[str, ...] = (), **options: Any) -> Receipt:
     """Convert a source of one shard. No image is as good as ``min_psnr``, so that all are kept."""
     config = ConvertConfig(min_psnr=90.0, lossy_maps=True, carry=carry, **options)
-    (shard,) = open_source(str(source), carry=carry).shards
+    (shard,) = open_source(str(source), Listing(carry=tuple(carry))).shards
     return ShardConverter(config, codec=codec).convert(shard, str(out), "plan")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from discernible.errors import SourceError
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.sources import iter_samples, open_source
 
 
@@ -37,7 +38,7 @@ def coco(path: Path, *names: str) -> Path:
 
 def reached(root: Path, labels: str | Path = "auto", **options: Any) -> tuple[dict[str, int], list[str]]:
     """The number of the row by which each labelled image is named, and the names that found none."""
-    source = open_source(root, labels=str(labels), **options)
+    source = open_source(root, Listing(labels=str(labels), **options))
     found = {}
     for shard in source.shards:
         for sample in iter_samples(shard):
@@ -155,7 +156,7 @@ def test_roots_that_are_not_there(tmp_path: Path, head: str) -> None:
     assert reached(tmp_path) == ({"train/1.jpg": 0, "test/1.jpg": 2}, [names[1]])
     # One row of another root, and none is certain.
     table(tmp_path / "labels.csv", *names, "/elsewhere/test/2.jpg")
-    found, stray = open_source(tmp_path, labels="auto"), 4
+    found, stray = open_source(tmp_path, Listing(labels="auto")), 4
     assert found.labels is not None
     assert (found.labels.labelled, found.labels.stray.count) == (0, stray)
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from discernible.errors import ShardError
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.sources import iter_samples, open_source
 
 LEAST, MOST = -(2**63), 2**63 - 1
@@ -172,7 +173,7 @@ def test_types_of_other_types(tmp_path: Path, array: pa.Array, expected: Any) ->
 )  # fmt: skip
 def test_types_that_are_no_json(tmp_path: Path, array: pa.Array, extension: str, expected: bytes | None) -> None:
     pq.write_table(pa.table({"image": pa.array([b"x"]), "x": array}), tmp_path / "x.parquet")
-    (shard,) = open_source(tmp_path / "x.parquet", image_column="image").shards
+    (shard,) = open_source(tmp_path / "x.parquet", Listing(image_column="image")).shards
     (sample,) = iter_samples(shard)
     assert sample.members == {"jpg": b"x", **({} if expected is None else {f"x.{extension}": expected})}
 
@@ -197,7 +198,7 @@ def test_timestamps_of_96_bits(tmp_path: Path) -> None:
     pq.write_table(table, path, use_deprecated_int96_timestamps=True, store_schema=False, row_group_size=4)
     far = [None if number is None else f"{numpy_text(number, 'us')}000" for number in micros]
     near = [None if number is None else numpy_text(number, "ns") for number in nanos]
-    samples = [sample for shard in open_source(path, shard_size=4).shards for sample in iter_samples(shard)]
+    samples = [sample for shard in open_source(path, Listing(shard_size=4)).shards for sample in iter_samples(shard)]
     rows = [{name: json.loads(data) for name, data in each.members.items() if name != "jpg"} for each in samples]
     assert len(rows) == len(micros)
     for row, one, other in zip(rows, far, near, strict=True):

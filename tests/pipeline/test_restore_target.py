@@ -20,6 +20,7 @@ from discernible.jobs.spec import JobSpec
 from discernible.pipeline.convert import ShardConverter
 from discernible.pipeline.convert_config import ConvertConfig
 from discernible.pipeline.decompress import DecompressConfig, decompress
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import list_receipts, write_index
 from discernible.pipeline.sources import open_source
@@ -66,7 +67,7 @@ def test_no_file_of_a_run_replaces_another(
     files = {name: images[number] for number, name in enumerate(names)}
     source = write(tmp_path / "in", files)
     converter = ShardConverter(ConvertConfig(lossy_maps=True, **options), codec=codec)  # type: ignore[arg-type]
-    for shard in open_source(str(source), shard_size=shard_size, **options).shards:  # type: ignore[arg-type]
+    for shard in open_source(str(source), Listing(shard_size=shard_size, **options)).shards:  # type: ignore[arg-type]
         converter.convert(shard, str(tmp_path / "out"), "plan")
     report = decompress(str(tmp_path / "out"), str(tmp_path / "back"), CPU)
     written = contents(tmp_path / "back")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from discernible.errors import DestinationError, ShardError
@@ -14,12 +17,14 @@ from discernible.jobs.retry import retry
 from discernible.jobs.spec import JobSpec
 from discernible.jobs.verify import verify_destination
 from discernible.pipeline.convert import ShardConverter
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.receipts import list_receipts, write_index
-from discernible.pipeline.retry import retry_shard
+from discernible.pipeline.retry import make_again, retry_shard
 from discernible.pipeline.shard_table import ShardTable
 from discernible.pipeline.shards import iter_tar_samples
 from discernible.pipeline.sources import iter_keys, open_source
+from discernible.pipeline.statistics import encode_rows, read_rows
 from discernible.pipeline.verify import verify
 
 PLAN = "plan-1"
@@ -91,6 +96,77 @@ def test_a_source_with_other_samples_is_refused(
     with pytest.raises(ShardError, match="other samples"):
         retry_shard(converter, shard, storage, receipt)
     assert contents(tmp_path / "out") == before
+
+
+def flipped(data: bytes) -> bytes:
+    at = data.rindex(b"text")
+    return data[:at] + b"test" + data[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("x.tar", flipped),
+        ("x.tar", lambda data: data[:700]),
+        ("x.tar", lambda data: data + bytes(512)),
+        ("x.tar", lambda data: data.replace(b"a.txt", b"A.txt")),
+        ("x.parquet", lambda data: data[:-4] + b"PAR2"),
+        ("x.parquet", None),
+    ],
+)
+def test_nothing_is_taken_over_from_damaged_files(
+    tmp_path: Path, thumbnails: dict[str, bytes], converter: ShardConverter, make_tar: Callable[..., Path],
+    file: str, damage: Callable[[bytes], bytes] | None,
+) -> None:  # fmt: skip
+    good = next(data for name, data in thumbnails.items() if name.endswith(".jpg"))
+    samples = {"a": {"jpg": good, "txt": b"text"}, "b": {"jpg": BROKEN}}
+    (shard,) = open_source(make_tar("x.tar", samples)).shards
+    storage = open_storage(tmp_path / "out")
+    receipt = converter.convert(shard, storage, PLAN)
+    path = tmp_path / "out" / file
+    if damage is None:
+        # Sound, but of another shard: only the receipt tells.
+        rows = read_rows(path.read_bytes())
+        path.write_bytes(encode_rows([dataclasses.replace(rows[0], source="y.jpg"), rows[1]]))
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    before = contents(tmp_path / "out")
+    make_tar("x.tar", {**samples, "b": {"jpg": good}})
+    with pytest.raises(ShardError, match=rf"{file} .* was altered: .*; discernible verify .* --repair"):
+        retry_shard(converter, shard, storage, receipt)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_parquet_file_that_was_mended(
+    tmp_path: Path, thumbnails: dict[str, bytes], converter: ShardConverter
+) -> None:
+    """Only the receipt tells how long it is, since the plan is of before."""
+    good = next(iter(thumbnails.values()))
+    path, out = tmp_path / "x.parquet", str(tmp_path / "out")
+
+    def write(second: bytes) -> None:
+        pq.write_table(pa.table({"image": pa.array([good, second], pa.binary())}), path, compression="none")
+
+    def checked() -> set[str]:
+        write_index(out, list_receipts(out).values(), dataset=str(path))
+        report = verify(out, shards=shards, plan_id=PLAN, source=str(path), listing=Listing())
+        assert report.sources.totals == 1
+        return {problem.kind for problem in report.problems}
+
+    write(BROKEN)
+    shards = open_source(str(path)).shards
+    receipt = converter.convert(shards[0], out, PLAN)
+    assert checked() == set()
+    write(good)
+    assert checked() == {"changed"}
+    assert retry_shard(converter, shards[0], open_storage(out), receipt).committed == 2
+    assert checked() == set()
+    write(good[:-1])
+    assert checked() == {"changed"}
+    Path(out, "x.json").unlink()
+    Path(out, "x.parquet").unlink()
+    make_again(converter, shards[0], open_storage(out), PLAN)
+    assert checked() == set()
 
 
 def test_a_whole_destination(tmp_path: Path, thumbnails: dict[str, bytes], local_ray: None) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from discernible.errors import StorageError
 from discernible.pipeline.left_out import LeftOut
+from discernible.pipeline.listing import Listing
 from discernible.pipeline.locations import open_file
 from discernible.pipeline.opening import open_storage
 from discernible.pipeline.shard_table import FileSizes
@@ -50,7 +51,7 @@ def test_they_are_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     names = special(tmp_path, monkeypatch)
     (tmp_path / "d.jpg").write_bytes(b"x")
     (tmp_path / "e.jpg").symlink_to("d.jpg")
-    source = open_source(tmp_path, labels="auto")
+    source = open_source(tmp_path, Listing(labels="auto"))
     assert [sample.source for shard in source.shards for sample in iter_samples(shard)] == ["d.jpg", "e.jpg"]
     assert source.left_out == (LeftOut("special", len(names), "a.jpg"),)
     assert sorted(entry.name for entry in FileSizes(list_entries(str(tmp_path))) if entry.special) == names
