@@ -245,9 +245,7 @@ def verify(
     deep: Annotated[
         bool, typer.Option("--deep", help="Decode every stream and read every sample of the source as well.")
     ] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Remove damaged shards, so that compress makes them again.")
-    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Remove damaged shards that can be made again.")] = False,
     device: Device = "cpu",
     threads: Threads = 0,
     *,

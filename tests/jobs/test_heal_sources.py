@@ -19,7 +19,7 @@ from discernible.jobs.retry import retry
 from discernible.jobs.verify import verify_and_repair, verify_destination
 from discernible.pipeline.local_storage import LocalStorage
 from discernible.pipeline.opening import open_storage
-from discernible.pipeline.receipts import list_receipts
+from discernible.pipeline.receipts import FileRef, list_receipts
 from discernible.pipeline.shardlist import list_shards
 from discernible.pipeline.shards import iter_tar_samples
 
@@ -75,7 +75,7 @@ def own(world: World, tmp_path: Path) -> Own:
 def mended(world: World, tmp_path: Path) -> Own:
     """One whose second shard had a broken image, which has been mended since."""
     own = Own(world, tmp_path, lambda source: (source / "d.png").write_bytes(BROKEN))
-    assert list_receipts(own.out)["00001"].quarantined == 1
+    assert list_receipts(str(own.out))["00001"].quarantined == 1
     shutil.copy(world.source / "d.png", own.source / "d.png")
     return own
 
@@ -138,6 +138,21 @@ def test_another_order_loses_nothing(world: World, tmp_path: Path) -> None:
     flip(0.5)(out / "x.tar", out)
     _, repair = verify_and_repair(str(out))
     assert repair.removed == ("x",)
+
+
+def test_a_caption_that_somebody_sealed(own: Own) -> None:
+    """Nothing in the destination contradicts itself; the source does."""
+    before = contents(own.out)
+    (receipt,) = (each for name, each in list_receipts(str(own.out)).items() if name == "00000")
+    tar = before["00000.tar"].replace(b"a caption", b"a Caption")
+    (own.out / "00000.tar").write_bytes(tar)
+    (own.out / "00000.json").write_bytes(replace(receipt, tar=FileRef.of("00000.tar", tar)).to_json())
+    assert verify_and_repair(str(own.out))[0].ok
+    report, repair = verify_and_repair(str(own.out), deep=True)
+    assert [(problem.kind, problem.key) for problem in report.problems] == [("carried", "a")]
+    assert repair.removed == ("00000",)
+    own.compress()
+    assert contents(own.out) == before
 
 
 @pytest.mark.parametrize("lost", ["00000.parquet", "00000.json"])
@@ -240,7 +255,7 @@ def test_a_retry_that_is_killed_is_taken_up_by_the_next(mended: Own, killing: An
     else:
         mended.retry()
     killing.undo()
-    receipts = list_receipts(mended.out)
+    receipts = list_receipts(str(mended.out))
     counts = {Path(shard.location).stem: shard.samples for shard in list_shards(mended.out)}
     assert counts == {name: receipt.kept for name, receipt in receipts.items()}
     mended.retry()

@@ -248,7 +248,7 @@ def test_another_order_hides_nothing(
 def launder(destination: str, name: str, alter: Callable[[dict[str, bytes]], dict[str, bytes]]) -> None:
     """Alter the members of a tar, and seal what came of it with a receipt as if all were well."""
     folder = Path(destination)
-    receipt, rows = list_receipts(folder)[name], read_rows((folder / f"{name}.parquet").read_bytes())
+    receipt, rows = list_receipts(destination)[name], read_rows((folder / f"{name}.parquet").read_bytes())
     with tarfile.open(folder / f"{name}.tar") as tar:
         held = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
     altered: dict[str, dict[str, bytes]] = {}
@@ -261,7 +261,7 @@ def launder(destination: str, name: str, alter: Callable[[dict[str, bytes]], dic
             output.copy(row, Sample(row.key, altered.get(row.key, {})))
         told = {field: getattr(receipt, field) for field in ("plan_id", "source", "weights", "fingerprint", "quality")}
         assert output.commit(**told, left_out=receipt.left_out)
-    write_index(folder, list_receipts(folder).values(), dataset=receipt.source.location)
+    write_index(destination, list_receipts(destination).values(), dataset=receipt.source.location)
 
 
 @pytest.mark.parametrize(
