@@ -69,40 +69,43 @@ def _parts(data: bytes, layout: TiffLayout) -> Iterator[_Part]:
     tiled = 324 in layout.tags
     offsets, sizes = (numbers_of(layout.tags, tag) for tag in ((324, 325) if tiled else (273, 279)))
     planes = layout.channels if layout.planar else 1
-    needed = _needed(layout, tiled, layout.channels // planes) * planes
+    each, full, last = _division(layout, tiled, layout.channels // planes)
+    count = each * planes
     name = "tiles" if tiled else "strips"
-    if len(offsets) < len(needed) or (planes > 1 and len(offsets) != len(needed)):
-        raise ImageUnreadableError(f"the TIFF file lists {len(offsets)} {name}, and its size takes {len(needed)}")
+    if len(offsets) < count or (planes > 1 and len(offsets) != count):
+        raise ImageUnreadableError(f"the TIFF file lists {len(offsets)} {name}, and its size takes {count}")
+    needed = ([full] * (each - 1) + [last]) * planes
     if not sizes and not tiled and layout.number(259, RAW) == RAW:
         # Not said by some, and nothing that is not known.
         sizes = tuple(needed)
-    if len(sizes) < len(needed):
-        raise ImageUnreadableError(f"the TIFF file says how long {len(sizes)} of its {len(needed)} {name} are")
+    if len(sizes) < count:
+        raise ImageUnreadableError(f"the TIFF file says how long {len(sizes)} of its {count} {name} are")
     view = memoryview(data)
     for at, (least, offset, size) in enumerate(zip(needed, offsets, sizes, strict=False)):
         if offset <= 0 or size <= 0:
             raise ImageUnreadableError(
-                f"number {at} of the {len(needed)} {name} of the TIFF file is not there (a sparse file leaves out what "
+                f"number {at} of the {count} {name} of the TIFF file is not there (a sparse file leaves out what "
                 "is empty); write the file without gaps first"
             )
         if offset + size > len(data):
             raise ImageUnreadableError(
-                f"the TIFF file is cut short: number {at} of its {len(needed)} {name} is outside of it"
+                f"the TIFF file is cut short: number {at} of its {count} {name} is outside of it"
             )
-        yield _Part(view[offset : offset + size], least, needed[0])
+        yield _Part(view[offset : offset + size], least, full)
 
 
-def _needed(layout: TiffLayout, tiled: bool, samples: int) -> list[int]:
-    """For each strip or tile of a plane, how many bytes it takes."""
+def _division(layout: TiffLayout, tiled: bool, samples: int) -> tuple[int, int, int]:
+    """How many strips or tiles a plane takes, and how many bytes each of them, and the last one."""
     width, height = layout.size
     across, down = (layout.number(322, 0), layout.number(323, 0)) if tiled else (width, layout.number(278, height))
     if across < 1 or down < 1:
         raise ImageUnreadableError(f"the TIFF file has strips or tiles of {across} x {down}")
     stride = (across * samples * layout.bits + 7) // 8
     if tiled:
-        return [down * stride] * (-(-width // across) * -(-height // down))
+        return -(-width // across) * -(-height // down), down * stride, down * stride
     down = min(down, height)
-    return [min(down, height - top) * stride for top in range(0, height, down)]
+    count = -(-height // down)
+    return count, down * stride, (height - (count - 1) * down) * stride
 
 
 def _check_deflate(part: _Part) -> None:
