@@ -46,7 +46,7 @@ class Own:
         self.compress()
 
     def compress(self) -> None:
-        self.world.plans.pop((self.spec.source, self.spec.quality), None)
+        self.world.plans.pop((self.spec.source, self.spec.convert.quality), None)
         self.world.compress(self.spec)
 
     def damage(self, name: str) -> dict[str, bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,9 +35,11 @@ def coco(path: Path, *names: str) -> Path:
     return path
 
 
-def reached(root: Path, labels: str | Path = "auto", **options: Any) -> tuple[dict[str, int], list[str]]:
+def reached(
+    root: Path, labels: str | Path = "auto", include: str = "*", pairs: tuple[str, ...] = ()
+) -> tuple[dict[str, int], list[str]]:
     """The number of the row by which each labelled image is named, and the names that found none."""
-    source = open_source(root, Listing(labels=str(labels), **options))
+    source = open_source(root, Listing(labels=str(labels), include=(include,), pairs=tuple(pairs)))
     found = {}
     for shard in source.shards:
         for sample in iter_samples(shard):

@@ -67,7 +67,7 @@ def test_no_file_of_a_run_replaces_another(
     files = {name: images[number] for number, name in enumerate(names)}
     source = write(tmp_path / "in", files)
     converter = ShardConverter(ConvertConfig(lossy_maps=True, **options), codec=codec)  # type: ignore[arg-type]
-    for shard in open_source(str(source), Listing(shard_size=shard_size, **options)).shards:  # type: ignore[arg-type]
+    for shard in open_source(str(source), Listing(shard_size=shard_size, labels="none", **options)).shards:  # type: ignore[arg-type]
         converter.convert(shard, str(tmp_path / "out"), "plan")
     report = decompress(str(tmp_path / "out"), str(tmp_path / "back"), CPU)
     written = contents(tmp_path / "back")
@@ -149,7 +149,7 @@ def test_another_conversion_is_refused(
 ) -> None:
     other = tmp_path / "other"
     if kept == "plan.json":
-        spec = JobSpec(source=str(image_folder), destination=str(other))
+        spec = JobSpec.of(source=str(image_folder), destination=str(other))
         freeze_plan(make_plan(spec), spec.open_destination())
     else:
         write(other, {path.name: path.read_bytes() for path in converted.iterdir() if path.name.startswith(kept)})
@@ -178,7 +178,7 @@ def test_s3_is_refused_alike(converted: Path, bucket: str, image_folder: Path) -
 @pytest.fixture
 def unfinished(tmp_path: Path, image_folder: Path, converter: ShardConverter) -> Path:
     """A conversion into three shards, of which the second is not done."""
-    spec = JobSpec(source=str(image_folder), destination=str(tmp_path / "unfinished"), shard_size=6)
+    spec = JobSpec.of(source=str(image_folder), destination=str(tmp_path / "unfinished"), shard_size=6)
     plan = make_plan(spec)
     freeze_plan(plan, spec.open_destination())
     assert len(plan.shards) == 3

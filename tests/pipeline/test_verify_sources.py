@@ -260,7 +260,7 @@ def launder(destination: str, name: str, alter: Callable[[dict[str, bytes]], dic
         for row in rows:
             output.copy(row, Sample(row.key, altered.get(row.key, {})))
         told = {field: getattr(receipt, field) for field in ("plan_id", "source", "weights", "fingerprint", "quality")}
-        assert output.commit(**told, left_out=receipt.left_out)
+        assert output.commit(**told, left_out=receipt.left_out, policy={})
     write_index(destination, list_receipts(destination).values(), dataset=receipt.source.location)
 
 
