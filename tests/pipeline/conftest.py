@@ -70,7 +70,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory, thumbnails: dict[str,
 @pytest.fixture(scope="session")
 def _pristine(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, converter: ShardConverter) -> Path:
     destination = tmp_path_factory.mktemp("converted") / "out"
-    for shard in open_source(str(image_folder), Listing(shard_size=8, labels="none")).shards:
+    for shard in open_source(str(image_folder), Listing(shard_size=8)).shards:
         converter.convert(shard, str(destination), PLAN)
     write_index(str(destination), list_receipts(str(destination)).values())
     return destination

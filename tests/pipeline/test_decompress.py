@@ -39,8 +39,10 @@ def test_a_folder_comes_back_under_its_paths(converted: Path, image_folder: Path
     captions = [path for path in image_folder.rglob("*.txt") if "notes" not in path.name]
     expected = {path.relative_to(image_folder).with_suffix(".png").as_posix() for path in images}
     expected |= {path.relative_to(image_folder).as_posix() for path in captions}
+    # The folders of classes.
+    expected |= {path.relative_to(image_folder).with_suffix(".cls").as_posix() for path in images}
     assert names_under(tmp_path / "png") == expected
-    assert (report.shards, report.samples, report.images, report.carried, report.failures) == (2, 14, 14, 1, ())
+    assert (report.shards, report.samples, report.images, report.carried, report.failures) == (2, 14, 14, 15, ())
     assert seen[-1].images == 14
     for path in images:
         restored = tmp_path / "png" / path.relative_to(image_folder).with_suffix(".png")
