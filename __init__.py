@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .codec import Codec
     from .errors import DiscernibleError
-    from .pipeline.crops import CenterCrop, RandomResizedCrop
-    from .pipeline.dataset import CompressedDataset
-    from .pipeline.loader import CompressedLoader
-    from .pipeline.map_batches import DecodeBatch
-    from .pipeline.pillow_plugin import register_pillow
-    from .pipeline.s3_client import S3Options
-    from .pipeline.shard_files import CacheOptions
-    from .pipeline.webdataset_handler import decode_dci
+    from .pipeline.integrations.pillow import register_pillow
+    from .pipeline.integrations.ray_data import DecodeBatch
+    from .pipeline.integrations.webdataset import decode_dci
+    from .pipeline.loader.crops import CenterCrop, RandomResizedCrop
+    from .pipeline.loader.dataset import CompressedDataset
+    from .pipeline.loader.loader import CompressedLoader
+    from .pipeline.reading.files import CacheOptions
+    from .pipeline.storage.s3_client import S3Options
 
 __version__ = "0.1.0"
 
@@ -36,17 +36,17 @@ __all__ = [
 
 # Imported on first use: `import discernible` stays free of torch, so the CLI answers --help at once.
 _HOMES = {
-    "CacheOptions": ".pipeline.shard_files",
-    "CenterCrop": ".pipeline.crops",
+    "CacheOptions": ".pipeline.reading.files",
+    "CenterCrop": ".pipeline.loader.crops",
     "Codec": ".codec",
-    "CompressedDataset": ".pipeline.dataset",
-    "CompressedLoader": ".pipeline.loader",
-    "DecodeBatch": ".pipeline.map_batches",
+    "CompressedDataset": ".pipeline.loader.dataset",
+    "CompressedLoader": ".pipeline.loader.loader",
+    "DecodeBatch": ".pipeline.integrations.ray_data",
     "DiscernibleError": ".errors",
-    "RandomResizedCrop": ".pipeline.crops",
-    "S3Options": ".pipeline.s3_client",
-    "decode_dci": ".pipeline.webdataset_handler",
-    "register_pillow": ".pipeline.pillow_plugin",
+    "RandomResizedCrop": ".pipeline.loader.crops",
+    "S3Options": ".pipeline.storage.s3_client",
+    "decode_dci": ".pipeline.integrations.webdataset",
+    "register_pillow": ".pipeline.integrations.pillow",
 }
 
 

@@ -34,7 +34,7 @@ from torch import nn
 from torch.nn import functional
 
 from discernible import DecodeBatch
-from discernible.jobs.samples import sample_photos
+from discernible.jobs.pages.sample_photos import sample_photos
 
 
 def make_shards(folder: Path, *, shards: int = 4, crops: int = 96, side: int = 96) -> tuple[Path, int]:

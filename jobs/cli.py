@@ -18,7 +18,18 @@ import typer
 
 from .. import __version__
 from ..errors import ConfigError, DiscernibleError
-from ..pipeline.s3_client import S3Options
+from ..pipeline.storage.s3_client import S3Options
+from .console.terminal import (
+    ExitCode,
+    adapt_output,
+    debugging,
+    exit_code_of,
+    print_error,
+    print_json,
+    print_result,
+    progress_console,
+)
+from .conversion.spec import JobSpec
 from .options import (
     Destination,
     Device,
@@ -32,17 +43,6 @@ from .options import (
     s3_access,
     s3_pair,
     s3_write_access,
-)
-from .spec import JobSpec
-from .terminal import (
-    ExitCode,
-    adapt_output,
-    debugging,
-    exit_code_of,
-    print_error,
-    print_json,
-    print_result,
-    progress_console,
 )
 
 __all__ = ["app", "main"]
@@ -97,7 +97,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Convert photos that an installed package ships, and show the result as a table and a page."""
-    from .demo import demo_table, run_demo
+    from .pages.demo import demo_table, run_demo
 
     console = progress_console()
     result = run_demo(out, quality=quality, weights=weights, device=device, limit=limit, progress=console.print)
@@ -120,7 +120,7 @@ def plan(
 
 
 def _show_estimate(spec: JobSpec, *, pilot: int, json: bool) -> ExitCode:
-    from .estimate import estimate
+    from .conversion.estimate import estimate
     from .report import estimate_table
 
     result = estimate(spec, pilot_samples=pilot, progress=progress_console().print)
@@ -135,7 +135,7 @@ def _show_estimate(spec: JobSpec, *, pilot: int, json: bool) -> ExitCode:
 @expanded(spec=job_spec)
 def compress(spec: JobSpec, progress: Progress = "auto", dry_run: DryRun = False, json: Json = False) -> ExitCode:
     """Convert images into shards of .dci streams. Run it again to go on after an interruption."""
-    from .compress import compress as run
+    from .conversion.compress import compress as run
     from .report import compress_lines, compress_table
 
     if dry_run:
@@ -170,7 +170,7 @@ def submit(
     json: Json = False,
 ) -> ExitCode:
     """Start compress as a job of a running Ray cluster. Submitting again goes on where it ended."""
-    from .remote import job_status, submit_job
+    from .conversion.remote import job_status, submit_job
 
     if dry_run:
         return _show_estimate(spec, pilot=0, json=json)
@@ -190,7 +190,7 @@ def submit(
 @app.command()
 def status(job: JobId, address: Address = "http://127.0.0.1:8265", json: Json = False) -> None:
     """What a submitted job is doing."""
-    from .remote import job_status
+    from .conversion.remote import job_status
     from .report import job_table
 
     found = job_status(job, address)
@@ -208,7 +208,7 @@ def logs(
     json: Json = False,
 ) -> None:
     """What a submitted job has written."""
-    from .remote import job_logs
+    from .conversion.remote import job_logs
 
     if json:
         print_json({"id": job, "lines": "".join(job_logs(job, address, follow=follow)).splitlines()})
@@ -219,7 +219,7 @@ def logs(
 @app.command()
 def stop(job: JobId, address: Address = "http://127.0.0.1:8265", json: Json = False) -> None:
     """End a submitted job. What it has committed stays; submit it again to go on."""
-    from .remote import stop_job
+    from .conversion.remote import stop_job
     from .report import job_table
 
     found = stop_job(job, address)
@@ -230,7 +230,7 @@ def stop(job: JobId, address: Address = "http://127.0.0.1:8265", json: Json = Fa
 
 
 def _show_logs(job: str, address: str, *, follow: bool, to_stderr: bool = False) -> None:
-    from .remote import job_logs
+    from .conversion.remote import job_logs
 
     stream = sys.stderr if to_stderr else sys.stdout
     for piece in job_logs(job, address, follow=follow):
@@ -253,8 +253,8 @@ def verify(
     json: Json = False,
 ) -> ExitCode:
     """Check receipts, checksums, every stream's place, and that every source sample is accounted for."""
+    from .conversion.verify import verify_and_repair, verify_destination
     from .report import repair_lines, verify_lines, verify_table
-    from .verify import verify_and_repair, verify_destination
 
     done = None
     if repair:
@@ -292,8 +292,8 @@ def retry(
     json: Json = False,
 ) -> ExitCode:
     """Convert quarantined samples once more, after what was wrong with them is mended."""
+    from .conversion.retry import retry as run
     from .report import retry_table
-    from .retry import retry as run
 
     result = run(
         destination,
@@ -331,10 +331,10 @@ def decompress(
     json: Json = False,
 ) -> ExitCode:
     """Turn shards back into images, carried members included."""
-    from ..pipeline.decompress import DecompressConfig
-    from ..pipeline.decompress import decompress as run
+    from ..pipeline.convert.decompress import DecompressConfig
+    from ..pipeline.convert.decompress import decompress as run
+    from .conversion.spec import resolve_location
     from .report import decompress_lines, decompress_table
-    from .spec import resolve_location
 
     config = DecompressConfig(
         form=form,
@@ -367,7 +367,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """What a stream, a shard or a converted folder holds."""
-    from .inspect import inspect_path
+    from .conversion.inspect import inspect_path
 
     found = inspect_path(path, s3)
     if json:
@@ -395,7 +395,7 @@ def view(
     json: Json = False,
 ) -> None:
     """Original and reconstruction side by side, as one HTML page."""
-    from .view import write_view
+    from .pages.view import write_view
 
     result = write_view(inputs, out, source=source, weights=weights, limit=limit, device=device, s3=s3)
     if json:
@@ -488,7 +488,7 @@ def train(
     json: Json = False,
 ) -> ExitCode:
     """Train codec weights on your own photographs. Run it again to go on after an interruption."""
-    from .train import example_configuration, train_weights
+    from .weights.train import example_configuration, train_weights
 
     if example:
         sys.stdout.write(example_configuration())
@@ -506,7 +506,7 @@ def train(
 @app.command()
 def weights(json: Json = False) -> None:
     """The weights that are installed, with their model cards."""
-    from .weights import installed_weights
+    from .weights.installed import installed_weights
 
     found = installed_weights()
     if json:
@@ -588,6 +588,6 @@ def _discard_stdout() -> None:
 
 
 def _threads(threads: int) -> int:
-    from .cluster import usable_cores
+    from .workers.cluster import usable_cores
 
     return threads or usable_cores()

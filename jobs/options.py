@@ -15,9 +15,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from ..pipeline.s3_client import S3Options
+from ..pipeline.storage.s3_client import S3Options
 from ..settings import SettingField, setting_fields
-from .spec import OWNERS, JobSpec
+from .conversion.spec import OWNERS, JobSpec
 
 __all__ = [
     "Destination",

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from ..pipeline.left_out import left_out_words
-from .facts import byte_words, facts, sample_words
-from .text import format_bytes, format_count, format_duration, format_ratio
+from ..pipeline.shards.left_out import left_out_words
+from .console.facts import byte_words, facts, sample_words
+from .console.text import format_bytes, format_count, format_duration, format_ratio
 
 if TYPE_CHECKING:
-    from ..pipeline.decompress import DecompressReport
-    from ..pipeline.folder_labels import LabelReport
-    from ..pipeline.folders import Carried
-    from ..pipeline.verify import VerifyReport
-    from .compress import CompressResult
-    from .estimate import Estimate, Pilot
-    from .remote import RemoteJob
-    from .repair import Repair
-    from .retry import RetryResult
+    from ..pipeline.convert.decompress import DecompressReport
+    from ..pipeline.sources.folders import Carried
+    from ..pipeline.sources.labels.folder import LabelReport
+    from ..pipeline.verify.destination import VerifyReport
+    from .conversion.compress import CompressResult
+    from .conversion.estimate import Estimate, Pilot
+    from .conversion.remote import RemoteJob
+    from .conversion.repair import Repair
+    from .conversion.retry import RetryResult
 
 __all__ = [
     "compress_lines",

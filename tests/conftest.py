@@ -106,7 +106,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     assert server.stdin
     assert server.stdout
-    from discernible.pipeline import s3_client
+    from discernible.pipeline.storage import s3_client
 
     line = server.stdout.readline()
     assert line, "the S3 server did not start"

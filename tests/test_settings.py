@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from discernible.errors import ConfigError
 from discernible.jobs import cli
+from discernible.jobs.conversion.spec import OWNERS, JobSpec, job_arguments
 from discernible.jobs.options import job_spec
-from discernible.jobs.spec import OWNERS, JobSpec, job_arguments
 from discernible.settings import (
     check_settings,
     parse_bytes,

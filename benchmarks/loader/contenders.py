@@ -22,9 +22,9 @@ from benchmarks.loader.datasets import import_streaming, tars, write_litdata, wr
 from benchmarks.loader.photos import SIDE, pillow_fitted, pillow_pixels
 from benchmarks.peers import Pixels
 from discernible import CompressedLoader, decode_dci
-from discernible.pipeline.shardset import ShardSet
-from discernible.pipeline.shardstream import LoaderConfig, ShardStream
-from discernible.pipeline.worker_codec import worker_codec
+from discernible.pipeline.loader.stream import LoaderConfig, ShardStream
+from discernible.pipeline.reading.shard_set import ShardSet
+from discernible.pipeline.reading.worker_codec import worker_codec
 
 #: A name or a file, which the processes of contenders take over.
 WEIGHTS = os.environ.get("LOADER_WEIGHTS", "default")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from discernible.codec import Codec
-from discernible.pipeline.convert import ShardConverter
-from discernible.pipeline.convert_config import ConvertConfig
-from discernible.pipeline.local_storage import LocalStorage
-from discernible.pipeline.shards import ShardWriter, iter_tar_samples
-from discernible.pipeline.sources import open_source
+from discernible.pipeline.convert.config import ConvertConfig
+from discernible.pipeline.convert.converter import ShardConverter
+from discernible.pipeline.shards.groups import ShardWriter, iter_tar_samples
+from discernible.pipeline.sources.source import open_source
+from discernible.pipeline.storage.local import LocalStorage
 
 SHARDS = 4
 CHUNK_BYTES = 1 << 26

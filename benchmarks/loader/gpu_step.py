@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from benchmarks.loader.photos import AT_AGREEMENT, FINGERPRINT, SIDE, fitted, originals
 from benchmarks.peers import JPEG_420, markdown_table, planes
-from discernible.pipeline.batching import LoadedSample, decode_chunk, pack_chunk
-from discernible.pipeline.worker_codec import Codecs
+from discernible.pipeline.loader.batching import LoadedSample, decode_chunk, pack_chunk
+from discernible.pipeline.reading.worker_codec import Codecs
 
 
 class Bottleneck(nn.Module):

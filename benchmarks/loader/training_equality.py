@@ -33,7 +33,7 @@ from torch import nn
 
 from benchmarks.peers import markdown_table
 from discernible import CompressedLoader, RandomResizedCrop
-from discernible.pipeline.decompress import DecompressConfig, decompress
+from discernible.pipeline.convert.decompress import DecompressConfig, decompress
 from examples import classification, sample_data
 
 DEVICE = torch.device("cpu")

@@ -24,8 +24,8 @@ from PIL import Image
 
 from benchmarks.peers import JPEG_420, Peer, Pixels
 from discernible import CompressedLoader
-from discernible.pipeline.pixels import decode_pixels
-from discernible.pipeline.samples import escape_key
+from discernible.pipeline.images.pixels import decode_pixels
+from discernible.pipeline.shards.samples import escape_key
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 TRAINED, TESTED = ("train",), ("validation", "test")

@@ -54,8 +54,8 @@ from benchmarks.peers import (
     read_rgb,
 )
 from discernible.codec import Codec
-from discernible.pipeline.pixel_policy import PixelPolicy
-from discernible.pipeline.pixels import decode_pixels
+from discernible.pipeline.images.pixels import decode_pixels
+from discernible.pipeline.images.policy import PixelPolicy
 
 COLUMNS = (
     *("size", "contender", "setting", "psnr_db", "bpp", "stage"),

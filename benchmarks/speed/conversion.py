@@ -30,16 +30,16 @@ import torch
 from benchmarks.peers import cut_photos, markdown_table
 from discernible.codec import Codec, Latents
 from discernible.codec.stream.quantise import Transformed
-from discernible.pipeline.coding import begin_batch, finish_batch, send_batch
-from discernible.pipeline.convert import ShardConverter
-from discernible.pipeline.convert_config import ConvertConfig
-from discernible.pipeline.local_storage import LocalStorage
-from discernible.pipeline.pixel_policy import PixelPolicy
-from discernible.pipeline.pixels import decode_pixels
-from discernible.pipeline.shards import ShardWriter
-from discernible.pipeline.source_shard import SourceShard
-from discernible.pipeline.sources import open_source
-from discernible.pipeline.storage import Staged
+from discernible.pipeline.convert.batch import begin_batch, finish_batch, send_batch
+from discernible.pipeline.convert.config import ConvertConfig
+from discernible.pipeline.convert.converter import ShardConverter
+from discernible.pipeline.images.pixels import decode_pixels
+from discernible.pipeline.images.policy import PixelPolicy
+from discernible.pipeline.shards.groups import ShardWriter
+from discernible.pipeline.sources.shard import SourceShard
+from discernible.pipeline.sources.source import open_source
+from discernible.pipeline.storage.base import Staged
+from discernible.pipeline.storage.local import LocalStorage
 
 BATCH_PIXELS = 1 << 20
 REQUESTS_A_COMMIT = 7

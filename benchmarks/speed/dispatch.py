@@ -26,13 +26,13 @@ from unittest import mock
 import ray
 
 from benchmarks.peers import markdown_table
-from discernible.jobs.actors import ShardResult, Work, WorkerInfo
-from discernible.jobs.cluster import ray_session
-from discernible.jobs.compress import compress
-from discernible.jobs.plan import INDEX_NAME
-from discernible.jobs.spec import JobSpec
-from discernible.pipeline.receipts import FileRef, Receipt, SourceRef
-from discernible.pipeline.source_shard import SourceShard
+from discernible.jobs.conversion.compress import compress
+from discernible.jobs.conversion.plan import INDEX_NAME
+from discernible.jobs.conversion.spec import JobSpec
+from discernible.jobs.workers.actors import ShardResult, Work, WorkerInfo
+from discernible.jobs.workers.cluster import ray_session
+from discernible.pipeline.shards.receipts import FileRef, Receipt, SourceRef
+from discernible.pipeline.sources.shard import SourceShard
 
 WORKERS = 2
 HEADER = (
@@ -129,7 +129,7 @@ def measure(count: int) -> dict[str, float]:
         def convert() -> None:
             assert compress(spec).status == "done"
 
-        factory = "discernible.jobs.actors.actor_factory"
+        factory = "discernible.jobs.workers.actors.actor_factory"
         with mock.patch(factory, lambda work, layout: lambda: Idle.remote(work)):
             cpu, clock = measured(convert, count)
             with (destination / INDEX_NAME).open() as index:

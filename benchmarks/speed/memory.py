@@ -26,15 +26,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers import cut_photos, markdown_table
-from discernible.jobs.freeze import freeze_plan
-from discernible.jobs.plan import make_plan, weights_fingerprint
-from discernible.jobs.spec import JobSpec
-from discernible.pipeline.convert import ShardConverter
-from discernible.pipeline.convert_config import ConvertConfig
-from discernible.pipeline.opening import open_storage
-from discernible.pipeline.shards import ShardWriter
-from discernible.pipeline.sources import open_source
-from discernible.pipeline.storage import split_location
+from discernible.jobs.conversion.freeze import freeze_plan
+from discernible.jobs.conversion.plan import make_plan, weights_fingerprint
+from discernible.jobs.conversion.spec import JobSpec
+from discernible.pipeline.convert.config import ConvertConfig
+from discernible.pipeline.convert.converter import ShardConverter
+from discernible.pipeline.shards.groups import ShardWriter
+from discernible.pipeline.sources.source import open_source
+from discernible.pipeline.storage.base import split_location
+from discernible.pipeline.storage.opening import open_storage
 
 ROOT = Path(__file__).resolve().parents[2]
 CARRIED = 256_000

@@ -27,9 +27,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from discernible.jobs.verify import verify_destination
-from discernible.pipeline.opening import open_storage
-from discernible.pipeline.shards import ShardWriter
+from discernible.jobs.conversion.verify import verify_destination
+from discernible.pipeline.shards.groups import ShardWriter
+from discernible.pipeline.storage.opening import open_storage
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 

@@ -19,19 +19,19 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from discernible.errors import StorageError
-from discernible.jobs.freeze import _explain_difference
-from discernible.jobs.plan import PLAN_NAME, SHARDS_NAME, Plan, _checksum, read_plan
-from discernible.jobs.spec import plan_identity
-from discernible.pipeline.convert_config import ConvertConfig
-from discernible.pipeline.kept import ImageMembers, KeptImages
-from discernible.pipeline.listing import Listing
-from discernible.pipeline.pixel_policy import PixelPolicy
-from discernible.pipeline.receipts import Receipt, ReceiptHead, totals
-from discernible.pipeline.s3_claim import Claim
-from discernible.pipeline.shard_table import ShardTable, parse_shard
-from discernible.pipeline.shardlist import list_shards
-from discernible.pipeline.source_shard import SourceShard
-from discernible.pipeline.storage import Storage
+from discernible.jobs.conversion.freeze import _explain_difference
+from discernible.jobs.conversion.plan import PLAN_NAME, SHARDS_NAME, Plan, _checksum, read_plan
+from discernible.jobs.conversion.spec import plan_identity
+from discernible.pipeline.convert.config import ConvertConfig
+from discernible.pipeline.images.policy import PixelPolicy
+from discernible.pipeline.reading.shard_list import list_shards
+from discernible.pipeline.shards.kept import ImageMembers, KeptImages
+from discernible.pipeline.shards.receipts import Receipt, ReceiptHead, totals
+from discernible.pipeline.sources.listing import Listing
+from discernible.pipeline.sources.shard import SourceShard
+from discernible.pipeline.sources.shard_table import ShardTable, parse_shard
+from discernible.pipeline.storage.base import Storage
+from discernible.pipeline.storage.s3_claim import Claim
 from discernible.stored import dump_json
 
 from ..pipeline.receipt_setup import receipt

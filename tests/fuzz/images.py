@@ -13,9 +13,9 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image, ImageCms
 
-from discernible.pipeline.lighter import lighter
-from discernible.pipeline.pixel_policy import PixelPolicy
-from discernible.pipeline.pixels import decode_pixels, plain_jpeg_size
+from discernible.pipeline.images.lighter import lighter
+from discernible.pipeline.images.pixels import decode_pixels, plain_jpeg_size
+from discernible.pipeline.images.policy import PixelPolicy
 
 from ..pipeline.image_files import bmp, padded, png, png_chunk, targa, tiff
 from .alter import altered_bytes, altered_number

@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from discernible.pipeline.parquet_source import (
+from discernible.pipeline.shards.statistics import SCHEMA, SampleRow, encode_rows, read_rows
+from discernible.pipeline.sources.parquet import (
     check_columns,
     image_column,
     iter_parquet_samples,
     open_parquet,
     stored_bytes,
 )
-from discernible.pipeline.statistics import SCHEMA, SampleRow, encode_rows, read_rows
 
 from .alter import altered_bytes, altered_number
 from .engine import Format

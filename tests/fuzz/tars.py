@@ -12,12 +12,12 @@ from random import Random
 from typing import BinaryIO, cast
 
 from discernible.errors import ShardError
-from discernible.pipeline.gunzip import is_gzip, unpacked
-from discernible.pipeline.samples import Sample, choose_image, escape_key, unescape_key
-from discernible.pipeline.shard_index import scan_tar
-from discernible.pipeline.shards import ShardWriter, TarGroups, check_names, iter_tar_samples, sample_of
-from discernible.pipeline.source_tars import SourceTar, _by_key, _with_data
-from discernible.pipeline.tarfiles import _ordinary_members, iter_members, members_of
+from discernible.pipeline.shards.groups import ShardWriter, TarGroups, check_names, iter_tar_samples, sample_of
+from discernible.pipeline.shards.index import scan_tar
+from discernible.pipeline.shards.samples import Sample, choose_image, escape_key, unescape_key
+from discernible.pipeline.shards.tar import _ordinary_members, iter_members, members_of
+from discernible.pipeline.sources.gunzip import is_gzip, unpacked
+from discernible.pipeline.sources.tars import SourceTar, _by_key, _with_data
 
 from .alter import altered_bytes, altered_number
 from .engine import Format, outcome_of

@@ -28,7 +28,7 @@ from discernible.codec.stream.tables import (
 from discernible.codec.training import config as training_config
 from discernible.codec.training.config import TrainConfig
 from discernible.codec.weights import load_weights, save_weights
-from discernible.jobs.train import example_configuration
+from discernible.jobs.weights.train import example_configuration
 
 from .alter import altered_bytes, altered_json, altered_number, as_json, some_json
 from .documents import temporary_folder

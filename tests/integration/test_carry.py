@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from discernible.pipeline.opening import open_storage
+from discernible.pipeline.storage.opening import open_storage
 
 pytestmark = pytest.mark.usefixtures("local_ray", "s3_server")
 Run = Callable[..., Any]

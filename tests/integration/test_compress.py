@@ -21,8 +21,8 @@ Run = Callable[..., Any]
 @pytest.fixture(scope="module")
 def converted(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     """An undisturbed conversion of ``photo_folder`` in shards of 6."""
-    from discernible.jobs.compress import compress
-    from discernible.jobs.spec import JobSpec
+    from discernible.jobs.conversion.compress import compress
+    from discernible.jobs.conversion.spec import JobSpec
 
     folder = tmp_path_factory.mktemp("converted") / "out"
     result = compress(JobSpec.of(source=str(photo_folder), destination=str(folder), shard_size=6, workers=2))

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
+from discernible.jobs.conversion.package import build_wheel
+from discernible.jobs.conversion.spec import JobSpec, job_arguments
 from discernible.jobs.options import s3_access
-from discernible.jobs.package import build_wheel
-from discernible.jobs.spec import JobSpec, job_arguments
-from discernible.pipeline.opening import open_storage
+from discernible.pipeline.storage.opening import open_storage
 
 Run = Callable[..., Any]
 
@@ -138,7 +138,7 @@ def test_arguments_give_the_same_job_again(run: Run, monkeypatch: pytest.MonkeyP
         destination_s3=s3_access("https://two", None, "r2"),
     )
     seen: list[JobSpec] = []
-    monkeypatch.setattr("discernible.jobs.compress.compress", lambda spec, **_: seen.append(spec))
+    monkeypatch.setattr("discernible.jobs.conversion.compress.compress", lambda spec, **_: seen.append(spec))
     run("compress", *job_arguments(spec))
     plain = JobSpec.of(source="/a", destination="/b")
     run("compress", *job_arguments(plain))

@@ -18,9 +18,9 @@ import yaml
 from PIL import Image
 
 from discernible.codec import read_stream_info
-from discernible.pipeline.opening import open_storage
-from discernible.pipeline.s3_client import S3Options
-from discernible.pipeline.shards import ShardWriter
+from discernible.pipeline.shards.groups import ShardWriter
+from discernible.pipeline.storage.opening import open_storage
+from discernible.pipeline.storage.s3_client import S3Options
 
 pytestmark = pytest.mark.usefixtures("local_ray", "s3_server")
 Run = Callable[..., Any]

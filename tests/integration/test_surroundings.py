@@ -85,9 +85,10 @@ def test_kernels_without_a_home_or_a_package_folder(sealed: Path, tmp_path: Path
 # What a conversion says at its end, and two answers as JSON, through the command line's own entry.
 SAYS = """
 import sys
-from discernible.jobs import cli, terminal
-from discernible.jobs.facts import byte_words
-from discernible.jobs.facts import facts
+from discernible.jobs import cli
+from discernible.jobs.console import terminal
+from discernible.jobs.console.facts import byte_words
+from discernible.jobs.console.facts import facts
 
 def command(*_):
     if "--json" in sys.argv:
@@ -126,7 +127,7 @@ def test_output_that_cannot_show_every_sign(tmp_path: Path, environment: dict[st
 NAMES = """
 import sys
 from pathlib import Path
-from discernible.pipeline.local_storage import LocalStorage
+from discernible.pipeline.storage.local import LocalStorage
 storage = LocalStorage(Path(sys.argv[1]))
 print(ascii([(entry.name, storage.read(entry.name)) for entry in storage.list("caf")]))
 storage.put("\\u96ea/\\udcff.txt", b"2")

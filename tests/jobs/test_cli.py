@@ -17,7 +17,7 @@ import typer.main
 import discernible
 from discernible.errors import ConfigError, DestinationError, DiscernibleError, VerificationError, WeightsNotFoundError
 from discernible.jobs import cli
-from discernible.jobs.terminal import ExitCode, exit_code_of
+from discernible.jobs.console.terminal import ExitCode, exit_code_of
 
 Run = Callable[..., tuple[int, str, str]]
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
@@ -139,7 +139,7 @@ def test_a_mistake_of_ours_is_no_traceback(run: Run, monkeypatch: pytest.MonkeyP
     def broken(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("discernible.jobs.inspect.inspect_path", broken)
+    monkeypatch.setattr("discernible.jobs.conversion.inspect.inspect_path", broken)
     code, out, err = run("inspect", "x")
     assert (code, out) == (1, "")
     assert "ZeroDivisionError: division by zero" in err
@@ -152,7 +152,7 @@ def test_an_interruption_is_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("discernible.jobs.inspect.inspect_path", interrupted)
+    monkeypatch.setattr("discernible.jobs.conversion.inspect.inspect_path", interrupted)
     assert run("inspect", "x")[0] == 130
     code, out, _ = run("inspect", "x", "--json")
     assert (code, json.loads(out)["exit_code"]) == (130, 130)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from discernible.codec import Codec
-from discernible.pipeline.convert import ShardConverter
-from discernible.pipeline.convert_config import ConvertConfig
-from discernible.pipeline.listing import Listing
-from discernible.pipeline.receipts import Receipt, list_receipts, write_index
-from discernible.pipeline.sources import open_source
+from discernible.pipeline.convert.config import ConvertConfig
+from discernible.pipeline.convert.converter import ShardConverter
+from discernible.pipeline.shards.receipts import Receipt, list_receipts, write_index
+from discernible.pipeline.sources.listing import Listing
+from discernible.pipeline.sources.source import open_source
 
 from .loader_setup import COUNTS, SIZES, write_shard, write_shards
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from discernible.pipeline.shards import ShardWriter
+from discernible.pipeline.shards.groups import ShardWriter
 
 COUNTS = (5, 7, 4, 8)
 SIZES = ((48, 64), (48, 64), (64, 48), (33, 17))

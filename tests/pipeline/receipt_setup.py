@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from discernible.pipeline.receipts import FileRef, Receipt, SampleIndex, SourceRef
+from discernible.pipeline.shards.receipts import FileRef, Receipt, SampleIndex, SourceRef
 
 
 def receipt(second_key: str, location: str) -> Receipt:

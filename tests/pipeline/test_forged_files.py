@@ -22,19 +22,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from discernible.errors import ConfigError, ShardError, SourceError, StorageError
-from discernible.pipeline.convert_config import ConvertConfig
-from discernible.pipeline.receipt_table import ReceiptTable
-from discernible.pipeline.receipts import Receipt, ReceiptHead, totals
-from discernible.pipeline.s3_claim import Claim
-from discernible.pipeline.shard_files import ShardFiles
-from discernible.pipeline.shard_index import scan_tar
-from discernible.pipeline.shard_reader import ShardReader
-from discernible.pipeline.shard_table import parse_shard
-from discernible.pipeline.shardlist import LoaderShard, list_shards
-from discernible.pipeline.shards import iter_tar_samples
-from discernible.pipeline.source_shard import SourceShard
-from discernible.pipeline.statistics import SCHEMA, SampleRow, encode_rows, read_rows
-from discernible.pipeline.verify import verify
+from discernible.pipeline.convert.config import ConvertConfig
+from discernible.pipeline.reading.files import ShardFiles
+from discernible.pipeline.reading.reader import ShardReader
+from discernible.pipeline.reading.shard_list import LoaderShard, list_shards
+from discernible.pipeline.shards.groups import iter_tar_samples
+from discernible.pipeline.shards.index import scan_tar
+from discernible.pipeline.shards.receipt_table import ReceiptTable
+from discernible.pipeline.shards.receipts import Receipt, ReceiptHead, totals
+from discernible.pipeline.shards.statistics import SCHEMA, SampleRow, encode_rows, read_rows
+from discernible.pipeline.sources.shard import SourceShard
+from discernible.pipeline.sources.shard_table import parse_shard
+from discernible.pipeline.storage.s3_claim import Claim
+from discernible.pipeline.verify.destination import verify
 
 from ..forging import dumped, forged, forgeries, peak_of
 from .receipt_setup import receipt
@@ -420,7 +420,7 @@ def test_small_statistics_stay_small_in_memory(bomb: str, tmp_path: Path) -> Non
     script = (
         "import pathlib, resource, sys\n"
         "from discernible.errors import ShardError\n"
-        "from discernible.pipeline.statistics import SampleRow, encode_rows, read_rows\n"
+        "from discernible.pipeline.shards.statistics import SampleRow, encode_rows, read_rows\n"
         "read_rows(encode_rows([SampleRow(key='a', status='filtered', source='x')]))\n"
         "data = pathlib.Path(sys.argv[1]).read_bytes()\n"
         "used = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"

@@ -15,7 +15,7 @@ from discernible.codec.training.objectives import ObjectiveConfig, TermConfig
 from discernible.codec.training.photos import CropConfig
 from discernible.codec.training.train import TrainConfig
 from discernible.errors import ConfigError
-from discernible.jobs.train import example_configuration
+from discernible.jobs.weights.train import example_configuration
 
 HEAD = "output = 'x'\nfolders = ['y']\n"
 

@@ -1,0 +1,1 @@
+"""What people see: the terminal, words for figures, signals."""

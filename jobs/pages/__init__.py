@@ -1,0 +1,1 @@
+"""Pages of HTML: photographs beside their reconstructions, and the demonstration."""

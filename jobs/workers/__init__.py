@@ -1,0 +1,1 @@
+"""Ray: a cluster's resources, actors, and who gets which shard."""

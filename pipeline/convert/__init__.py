@@ -1,0 +1,1 @@
+"""One source shard into one converted one, and back."""

@@ -1,0 +1,1 @@
+"""The same decoder for webdataset, Pillow and Ray Data."""

@@ -1,0 +1,1 @@
+"""What is converted: folders, tars and Parquet files, cut into source shards."""

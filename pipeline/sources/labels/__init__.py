@@ -1,0 +1,1 @@
+"""Labels beside the images of a folder: class folders, tables, YOLO, COCO and VOC."""

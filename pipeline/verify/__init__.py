@@ -1,0 +1,1 @@
+"""What a destination proves, and what is damaged."""
