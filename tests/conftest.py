@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# A machine may be busy: no example is wrong because it took long.
+settings.register_profile("discernible", deadline=None)
+settings.load_profile("discernible")
 
 # Set before anything imports Ray, and inherited by every process that a test starts. A local ray.init() would turn
 # token authentication on and write a token file into the home folder; the tests' clusters are on loopback only.

@@ -52,7 +52,7 @@ def same(a: Latents, b: Latents) -> bool:
 
 
 @given(height=st.integers(1, 50), width=st.integers(1, 50), quality=st.integers(1, 100), seed=st.integers(0, 2**31 - 1))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_size_and_quality_comes_back(tiny: Codec, height: int, width: int, quality: int, seed: int) -> None:
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     (latents,) = tiny.analyse([image], quality)

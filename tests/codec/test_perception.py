@@ -45,7 +45,7 @@ def direct_sum(first: Tensor, second: Tensor, bandwidths: tuple[float, ...]) -> 
     return within(first) + within(second) - 2 * between
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10_000), size=st.integers(2, 7), dimension=st.integers(1, 4))
 def test_mmd_is_the_direct_double_sum(seed: int, size: int, dimension: int) -> None:
     generator = torch.Generator().manual_seed(seed)

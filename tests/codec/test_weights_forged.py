@@ -45,7 +45,7 @@ def test_every_field_of_the_configuration_is_of_its_type_and_bounded(
         load(tmp_path / "w.safetensors", tensors, {**shipped[1], "config": text})
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(document=forged({"channels": 128, "latents": 320, "analysis_blocks": 4, "swift_channels": 0}))
 def test_forged_configurations(
     tmp_path: Path, shipped: tuple[dict[str, Tensor], dict[str, str]], document: Any

@@ -104,7 +104,6 @@ def test_a_text_of_digits_is_no_number(name: str) -> None:
         Receipt.from_json(signed({**BODY, name: "1"}))
 
 
-@settings(deadline=None)
 @given(forged(BODY))
 def test_forged_receipts(body: dict[str, Any]) -> None:
     use(signed(body))
@@ -173,7 +172,7 @@ def test_a_number_of_samples_that_is_none_is_refused(two_tars: Path, value: Any)
         list_shards(two_tars)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(document=forged(INDEX))
 def test_forged_indices(two_tars: Path, document: Any) -> None:
     read_index(two_tars, dumped(document))
@@ -206,13 +205,11 @@ def test_every_field_of_a_source_shard_is_of_its_type_and_bounded(record: dict[s
         assert peak_of(lambda line=line: use_shard(line)) < 8 * len(line) + 4 * MEGABYTES, name
 
 
-@settings(deadline=None)
 @given(forged(SHARDS[0]) | forged(SHARDS[1]) | forged(SHARDS[2]))
 def test_forged_source_shards(document: Any) -> None:
     use_shard(dumped(document).encode())
 
 
-@settings(deadline=None)
 @given(forged(ConvertConfig(image_member="jpg", min_psnr=30.0).to_dict()))
 def test_forged_options(document: Any) -> None:
     try:

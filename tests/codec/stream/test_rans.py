@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from discernible.codec.stream import rans
@@ -68,7 +68,6 @@ def decode(
     quality=st.integers(1, 100),
     spread=st.sampled_from([0.0, 0.3, 3.0, 40.0, 9000.0]),
 )
-@settings(deadline=None)
 def test_any_symbols_come_back(seed: int, rows: int, columns: int, lanes: int, quality: int, spread: float) -> None:
     symbols, classes = make_blocks(seed, rows * columns, spread)
     tables = TABLES.at(quality)
@@ -118,7 +117,6 @@ GOLDEN_WORDS = [35, 28674, 14, 62864, 25, 21132, 3132, 51523, 29541, 15744]
 
 
 @given(seed=st.integers(0, 10_000), position=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 0xFFFF))
-@settings(deadline=None)
 def test_an_altered_word_never_decodes_to_the_same_and_never_crashes(seed: int, position: float, flip: int) -> None:
     symbols, classes = make_blocks(seed, 13, 1.5)
     tables = TABLES.at(55)
@@ -130,7 +128,6 @@ def test_an_altered_word_never_decodes_to_the_same_and_never_crashes(seed: int, 
 
 
 @given(words=st.lists(st.integers(0, 0xFFFF), max_size=60), blocks=st.integers(1, 40), lanes=st.sampled_from([1, 2, 4]))
-@settings(deadline=None)
 def test_noise_is_refused_or_decoded_but_never_read_beyond(words: list[int], blocks: int, lanes: int) -> None:
     decoded = decode(np.array(words, np.uint16), 1, blocks, lanes, TABLES.at(70))
     assert decoded is None or decoded[0].shape == (blocks, CHANNELS)
@@ -167,7 +164,6 @@ def test_cost_is_close_to_the_information_content() -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 6), columns=st.integers(1, 6))
-@settings(deadline=None)
 def test_colour_prediction_is_exactly_invertible(seed: int, rows: int, columns: int) -> None:
     values = np.random.default_rng(seed).integers(-32768, 32768, (rows * columns, 8)).astype(np.int16)
     changed = values.copy()
@@ -178,7 +174,6 @@ def test_colour_prediction_is_exactly_invertible(seed: int, rows: int, columns: 
 
 
 @given(seed=st.integers(0, 2**32 - 1), blocks=st.integers(1, 30), data=st.data())
-@settings(deadline=None)
 def test_blocks_are_gathered_and_expanded(seed: int, blocks: int, data: st.DataObject) -> None:
     rng = np.random.default_rng(seed)
     groups = rng.integers(0, 4, blocks).astype(np.uint8)

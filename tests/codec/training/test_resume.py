@@ -64,7 +64,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path) -> Tr
     return config
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(at=st.integers(1, STEPS - 1))
 def test_resumed_at_any_step_the_weights_are_the_same_bits(
     at: int, straight: TrainConfig, tmp_path_factory: pytest.TempPathFactory, photo_folder: Path

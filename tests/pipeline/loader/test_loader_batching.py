@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from webdataset.autodecode import decoders
 
@@ -51,7 +51,6 @@ def latents_of(rng: np.random.Generator, height: int, width: int) -> tuple[Compa
     sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.booleans()), max_size=6),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None)
 def test_chunk_round_trip(sizes: list[tuple[int, int, bool]], seed: int) -> None:
     rng = np.random.default_rng(seed)
     samples: list[LoadedSample] = []
@@ -117,7 +116,6 @@ def test_mirrored_images() -> None:
     size=st.tuples(st.integers(1, 40), st.integers(2, 40)),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None)
 def test_scaling_together_is_scaling_one_by_one(sizes: list[tuple[int, int]], size: tuple[int, int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     images = [torch.randint(0, 256, (3, *one), generator=generator, dtype=torch.uint8) for one in sizes]

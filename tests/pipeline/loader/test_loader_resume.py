@@ -50,7 +50,7 @@ def take(loader: CompressedLoader, batches: int | None = None) -> list[list[int]
     return found
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shuffle=st.sampled_from([False, "window", "full"]),
     seed=st.integers(0, 99),
