@@ -84,7 +84,7 @@ def convert(converter: ShardConverter, shards: Sequence[SourceShard], delay: flo
     with tempfile.TemporaryDirectory(prefix="discernible-conversion-") as folder:
         storage = Distant(Path(folder), delay)
         with ThreadPoolExecutor(1 + ahead) as pool:
-            list(pool.map(lambda shard: converter.convert(shard, storage, "benchmark"), shards))
+            list(pool.map(lambda shard: converter.convert(shard, storage, "benchmark").receipt, shards))
 
 
 def alone(codec: Codec, files: list[bytes]) -> Iterator[tuple[str, Callable[[], object]]]:

@@ -103,7 +103,7 @@ def convert(source: str, destination: str) -> dict[str, float]:
     converter = ShardConverter(ConvertConfig(device="cpu"))
     (shard,) = open_source(source).shards
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    receipt = converter.convert(shard, destination, "benchmark")
+    receipt = converter.convert(shard, destination, "benchmark").receipt
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     return {"before": before, "peak": peak, "samples": receipt.samples, "tar": receipt.tar.size / 1e6}
 

@@ -226,7 +226,7 @@ def _convert(
         nonlocal read
         read = progress.bytes_read
 
-    receipt = converter.convert(shard, destination, plan_id, note, source_s3=spec.source_s3)
+    receipt = converter.convert(shard, destination, plan_id, note, source_s3=spec.source_s3).receipt
     return receipt, read
 
 

@@ -100,15 +100,15 @@ class ConversionWorker:
         self._progress[shard.name] = _STARTED
         self._unwanted.discard(shard.name)
         try:
-            receipt = self._converter.convert(
+            done = self._converter.convert(
                 shard, self._work.destination, self._work.plan_id, self._on_progress, source_s3=self._work.source_s3
             )
         finally:
             del self._progress[shard.name]
         return ShardResult(
-            receipt=receipt.head(),
+            receipt=done.receipt.head(),
             bytes_source=shard.bytes,
-            seconds={name: float(value) for name, value in asdict(self._converter.timings).items()},
+            seconds={name: float(value) for name, value in asdict(done.timings).items()},
         )
 
     def progress(self) -> dict[str, tuple[int, ...]]:

@@ -59,7 +59,7 @@ def retry_shard(
         return receipt
     with tempfile.TemporaryDirectory(prefix="discernible-retry-") as folder, ExitStack() as stack:
         scratch = LocalStorage(Path(folder))
-        again = converter.convert(shard, scratch, receipt.plan_id, only=wanted, source_s3=source_s3)
+        again = converter.convert(shard, scratch, receipt.plan_id, only=wanted, source_s3=source_s3).receipt
         if again.samples != len(wanted):
             raise ShardError("the source has other samples than when the shard was converted", shard=shard.name)
         if again.quarantined == len(wanted):
@@ -122,7 +122,7 @@ def make_again(
     size = _parquet_bytes(shard, source_s3)
     now = shard if size is None else replace(shard, bytes=size)
     storage.delete(INDEX_NAME)
-    return converter.convert(now, storage, plan_id, source_s3=source_s3).head()
+    return converter.convert(now, storage, plan_id, source_s3=source_s3).receipt.head()
 
 
 def _proved_rows(storage: Storage, receipt: ReceiptHead) -> list[SampleRow]:

@@ -122,7 +122,7 @@ class ShardProof:
         """Whether the source gives the very tar that a receipt tells of."""
         with tempfile.TemporaryDirectory(prefix="discernible-repair-") as folder:
             try:
-                again = self.converter().convert(shard, folder, receipt.plan_id, source_s3=self.source_s3)
+                again = self.converter().convert(shard, folder, receipt.plan_id, source_s3=self.source_s3).receipt
             except DiscernibleError:
                 return False
             return again.tar == receipt.tar

@@ -109,7 +109,7 @@ def convert_tar(converter: ShardConverter) -> Callable[..., Receipt]:
         if options:
             config = ConvertConfig(**{"batch_pixels": 3 * 64 * 64, "lookahead": 5, **options})
             chosen = ShardConverter(config, codec=converter.codec)
-        return chosen.convert(shard, str(destination), PLAN)
+        return chosen.convert(shard, str(destination), PLAN).receipt
 
     return convert
 

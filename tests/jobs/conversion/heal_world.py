@@ -46,7 +46,7 @@ class World:
         ledger = read_ledger(plan, storage)
         ledger.check_files()
         for shard in ledger.missing():
-            ledger.add(self.converter(spec).convert(shard, storage, plan.plan_id).head())
+            ledger.add(self.converter(spec).convert(shard, storage, plan.plan_id).receipt.head())
         write_index(storage, ledger.receipts, dataset=plan.source)
         return plan
 

@@ -63,7 +63,7 @@ def test_what_is_mended_joins_its_shard(
     there = f"{request.getfixturevalue('bucket')}/out" if kind == "s3" else str(tmp_path / "out")
     storage = open_storage(there)
     (shard,) = source(bad).shards
-    receipt = converter.convert(shard, storage, PLAN)
+    receipt = converter.convert(shard, storage, PLAN).receipt
     assert (receipt.committed, receipt.quarantined) == (3, 2)
     assert retry_shard(converter, shard, storage, receipt) == receipt, "nothing is mended yet"
     with storage.open(receipt.tar.name) as stream:
@@ -90,7 +90,7 @@ def test_a_source_with_other_samples_is_refused(
     samples = {"a": {"jpg": data}, "b": {"jpg": BROKEN}}
     (shard,) = open_source(make_tar("x.tar", samples)).shards
     storage = open_storage(tmp_path / "out")
-    receipt = converter.convert(shard, storage, PLAN)
+    receipt = converter.convert(shard, storage, PLAN).receipt
     before = contents(tmp_path / "out")
     make_tar("x.tar", {"a": {"jpg": data}})
     with pytest.raises(ShardError, match="other samples"):
@@ -122,7 +122,7 @@ def test_nothing_is_taken_over_from_damaged_files(
     samples = {"a": {"jpg": good, "txt": b"text"}, "b": {"jpg": BROKEN}}
     (shard,) = open_source(make_tar("x.tar", samples)).shards
     storage = open_storage(tmp_path / "out")
-    receipt = converter.convert(shard, storage, PLAN)
+    receipt = converter.convert(shard, storage, PLAN).receipt
     path = tmp_path / "out" / file
     if damage is None:
         # Sound, but of another shard: only the receipt tells.
@@ -155,7 +155,7 @@ def test_a_parquet_file_that_was_mended(
 
     write(BROKEN)
     shards = open_source(str(path)).shards
-    receipt = converter.convert(shards[0], out, PLAN)
+    receipt = converter.convert(shards[0], out, PLAN).receipt
     assert checked() == set()
     write(good)
     assert checked() == {"changed"}

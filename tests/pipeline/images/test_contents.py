@@ -12,7 +12,7 @@ from PIL import Image
 
 from discernible.errors import ImageTooLargeError, ImageUnreadableError
 from discernible.pipeline.convert.converter import ShardConverter
-from discernible.pipeline.convert.restore import FilesOutput
+from discernible.pipeline.convert.restore import FilesOutput, RestoredNames
 from discernible.pipeline.images.contents import START_BYTES, told_extension
 from discernible.pipeline.images.pixels import decode_pixels
 from discernible.pipeline.images.policy import PixelPolicy
@@ -131,9 +131,9 @@ def test_they_come_back_under_their_names(tmp_path: Path, converter: ShardConver
     (shard,) = open_source(
         filled(tmp_path / "in", {"dir.x/plain": saved("JPEG"), "photo.jpg_orig": saved("JPEG")})
     ).shards
-    receipt = converter.convert(shard, str(tmp_path / "out"), "plan")
+    receipt = converter.convert(shard, str(tmp_path / "out"), "plan").receipt
     assert (receipt.committed, receipt.quarantined) == (2, 0)
-    output = FilesOutput(open_storage(tmp_path / "files"), "00000", from_folder=True)
+    output = FilesOutput(open_storage(tmp_path / "files"), "00000", RestoredNames(), from_folder=True)
     with (tmp_path / "out" / "00000.tar").open("rb") as stream:
         for sample in iter_tar_samples(stream, source="00000"):
             output.add(sample.key, {"png": sample.members["dci"]})
@@ -201,7 +201,7 @@ def test_members_of_tars(tmp_path: Path, converter: ShardConverter) -> None:
         writer.add("d", {"mask.png": saved("PNG")})
         writer.finish()
     (shard,) = open_source(tmp_path / "t.tar").shards
-    receipt = converter.convert(shard, str(tmp_path / "out"), "plan")
+    receipt = converter.convert(shard, str(tmp_path / "out"), "plan").receipt
     assert (receipt.committed, receipt.quarantined) == (2, 2)
     with (tmp_path / "out" / "t.tar").open("rb") as stream:
         assert {each.key: sorted(each.members) for each in iter_tar_samples(stream, source="t")} == {

@@ -53,7 +53,7 @@ def convert(codec: Codec, source: Path, out: Path, *, carry: tuple[str, ...] = (
     """Convert a source of one shard. No image is as good as ``min_psnr``, so that all are kept."""
     config = ConvertConfig(min_psnr=90.0, lossy_maps=True, carry=carry, **options)
     (shard,) = open_source(str(source), Listing(carry=tuple(carry))).shards
-    return ShardConverter(config, codec=codec).convert(shard, str(out), "plan")
+    return ShardConverter(config, codec=codec).convert(shard, str(out), "plan").receipt
 
 
 def loaded(out: Path) -> dict[str, NDArray[np.uint8] | str]:
@@ -151,7 +151,7 @@ def test_streams_and_what_was_carried_beside_them(
     photo = thumbnails["china0.jpg"]
     tar = make_tar("s.tar", {"a": {"x.dci": b"of another", "jpg": photo}, "b": {"img": photo, "dci": b"not ours"}})
     (shard,) = open_source(str(tar)).shards
-    made = converter.convert(shard, str(tmp_path / "out"), "plan")
+    made = converter.convert(shard, str(tmp_path / "out"), "plan").receipt
     # The stream would have taken the name of a member, or that of the stream.
     assert (made.committed, made.quarantined, made.kept_images) == (1, 1, None)
     errors = [row.error for _, row in iter_rows(str(tmp_path / "out"), [made]) if row.error]

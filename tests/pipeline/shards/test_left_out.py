@@ -77,7 +77,7 @@ def test_receipts_tell_the_members_of_a_tar(
         for path in files:
             tar.add(tmp_path / "in" / path, path)
     (shard,) = open_source(tmp_path / "t.tar").shards
-    receipt = converter.convert(shard, str(tmp_path / "out"), "plan")
+    receipt = converter.convert(shard, str(tmp_path / "out"), "plan").receipt
     expected = (LeftOut("", 2, "README"), LeftOut(".json", 1, "__meta__/x.json"), LeftOut("hidden", 1, "a/.DS_Store"))
     assert (receipt.ignored, receipt.left_out) == (4, expected)
     assert ReceiptHead.from_head(receipt.head_json()).left_out == expected

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discernible.errors import ConfigError, ShardError, SourceError
-from discernible.pipeline.convert.restore import FilesOutput
+from discernible.pipeline.convert.restore import FilesOutput, RestoredNames
 from discernible.pipeline.shards.groups import check_names
 from discernible.pipeline.shards.pairs import parse_pairs, restored_name
 from discernible.pipeline.shards.receipt_table import ReceiptTable
@@ -157,7 +157,7 @@ def test_files_come_back_where_they_were(
     touch(root, *images, *files)
     pairs = [f"{image}/*:{folder}/*{suffix}.png" for folder in others]
     (shard,) = open_source(root, Listing(pairs=tuple(pairs))).shards
-    output = FilesOutput(LocalStorage(root / "back"), "0", from_folder=True, pairs=pairs)
+    output = FilesOutput(LocalStorage(root / "back"), "0", RestoredNames(), from_folder=True, pairs=pairs)
     for sample in iter_samples(shard):
         assert sample.fault is None
         check_names(sample.key, sample.members)

@@ -175,7 +175,7 @@ def test_a_limit_does_not_cut_members_off(
     assert (shard.samples, shard.limit, shard.grouped) == (4, 4, True)
     shard = SourceShard.from_dict(json.loads(json.dumps(shard.to_dict())))
     assert list(iter_keys(shard)) == list(whole)[:4]
-    assert converter.convert(shard, str(tmp_path / "out"), "plan").committed == 4
+    assert converter.convert(shard, str(tmp_path / "out"), "plan").receipt.committed == 4
     assert carried(committed(tmp_path / "out", "apart")) == carried({key: whole[key] for key in list(whole)[:4]})
     # More than there are: as many as there are, not as many as there are pieces.
     assert open_source(tar, Listing(limit=100)).shards.samples == 6
@@ -193,7 +193,7 @@ def test_members_that_lie_apart_on_s3(
     whole = by_webdataset(gnu_tar(tmp_path / "whole.tar", tmp_path / "files", sorted(train)))
     open_storage(bucket).put("apart.tar", tar.read_bytes())
     (shard,) = open_source(f"{bucket}/apart.tar").shards
-    assert converter.convert(shard, str(tmp_path / "out"), "plan").committed == 6
+    assert converter.convert(shard, str(tmp_path / "out"), "plan").receipt.committed == 6
     assert carried(committed(tmp_path / "out", "apart")) == carried(whole)
     assert list(iter_keys(shard)) == list(whole)
 
