@@ -69,7 +69,8 @@ def dataset(thumbnails: Mapping[str, bytes], masks: list[bytes], image: str, mas
 
 
 def refuse(location: Path, **options: Any) -> None:
-    source = open_source(location, Listing(**{name: tuple(told) if isinstance(told, list) else told for name, told in options.items()}))
+    told = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    source = open_source(location, Listing(**told))
     refuse_maps(source, PixelPolicy(), carry=options.get("carry", ()))
 
 

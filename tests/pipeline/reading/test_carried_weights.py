@@ -183,14 +183,18 @@ def test_destinations_of_before_stay_readable(copied: Path, file_of: Path) -> No
     assert problem.kind == "weights"
 
 
+def with_weights(spec: JobSpec, weights: str) -> JobSpec:
+    return dataclasses.replace(spec, convert=dataclasses.replace(spec.convert, weights=weights))
+
+
 def carried_by(spec: JobSpec, *, resumed: bool) -> None:
     compress_module._carry_weights(spec, spec.open_destination(), resumed=resumed)
 
 
 def test_going_on_puts_back_what_is_missing(made: JobSpec, copied: Path, file_of: Path, tmp_path: Path) -> None:
-    spec = dataclasses.replace(made, destination=str(copied), weights=str(TINY))
+    spec = dataclasses.replace(with_weights(made, str(TINY)), destination=str(copied))
     file_of.unlink()
-    other = dataclasses.replace(spec, weights=str(renamed(tmp_path / "renamed.safetensors")))
+    other = with_weights(spec, str(renamed(tmp_path / "renamed.safetensors")))
     with pytest.raises(DestinationError, match=r"renamed\.safetensors is another file"):
         carried_by(other, resumed=True)
     carried_by(spec, resumed=True)
@@ -205,7 +209,7 @@ def test_going_on_puts_back_what_is_missing(made: JobSpec, copied: Path, file_of
 
 def test_a_plan_that_is_written_again_names_the_file_that_is_there(made: JobSpec, copied: Path, file_of: Path) -> None:
     """Another file of the same weights, in the old place, must not make what is there look altered."""
-    other = renamed(Path(made.weights))
+    other = renamed(Path(made.convert.weights))
     try:
         spec = dataclasses.replace(made, destination=str(copied))
         (copied / "plan.json").unlink()
@@ -220,7 +224,7 @@ def test_a_plan_that_is_written_again_names_the_file_that_is_there(made: JobSpec
 
 
 def test_they_are_there_before_the_first_shard(made: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = dataclasses.replace(made, destination=str(tmp_path / "new"), weights=str(TINY))
+    spec = dataclasses.replace(with_weights(made, str(TINY)), destination=str(tmp_path / "new"))
 
     def dispatch(*_: Any) -> Any:
         raise KeyboardInterrupt
@@ -232,7 +236,7 @@ def test_they_are_there_before_the_first_shard(made: JobSpec, tmp_path: Path, mo
     assert (tmp_path / "new" / name).read_bytes() == TINY.read_bytes()
     # Another conversion in its place takes it away.
     with pytest.raises(KeyboardInterrupt):
-        compress(dataclasses.replace(spec, weights="default", overwrite=True))
+        compress(dataclasses.replace(with_weights(spec, "default"), overwrite=True))
     (carried,) = (tmp_path / "new" / "weights").iterdir()
     assert carried.name == Path(carried_name(read_weights_file(find_weights("default")).fingerprint)).name
 
