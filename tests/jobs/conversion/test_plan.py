@@ -32,6 +32,7 @@ from discernible.pipeline.shards.receipts import FileRef, Receipt, SourceRef
 from discernible.pipeline.sources.folders import SourceFile
 from discernible.pipeline.sources.shard import SourceShard
 from discernible.pipeline.sources.shard_table import ShardTable
+from discernible.pipeline.sources.source import open_source
 from discernible.pipeline.storage.opening import open_storage
 
 from ...forging import dumped, forgeries, peak_of
@@ -204,7 +205,7 @@ def test_files_of_labels_mean_the_same_everywhere(
     assert there is not None
     assert there.listing is not None
     assert there.listing.labels == ("inside.csv" if inside else str(place.resolve()))
-    assert there.listing.open(there.source).shards == plan.shards
+    assert open_source(there.source, there.listing).shards == plan.shards
     # Neither weights nor index are written here.
     problems = verify_destination(str(tmp_path / "out")).problems
     assert {problem.kind for problem in problems} == {"weights", "missing"}, problems
