@@ -76,7 +76,8 @@ def load_intact(data: bytes, image: Image.Image) -> None:
         check_png_rows(data, image)
     elif name in ("JPEG", "MPO"):
         scans = jpeg_scans(data)
-        if scans.spans and isinstance(image, ImageFile.ImageFile):
+        # Pillow promises no such function: a release without it must not cost every image.
+        if scans.spans and isinstance(image, ImageFile.ImageFile) and hasattr(Image, "_getdecoder"):
             _load_scans(data, image, scans)
         else:
             image.load()
