@@ -25,7 +25,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 
 def build_wheel(folder: Path) -> Path:
     """Write the wheel of the running package into ``folder``; the same package gives the same bytes."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     files = {f"discernible/{path.relative_to(root).as_posix()}": path.read_bytes() for path in _files(root)}
     digest = hashlib.sha256()
     for name, content in files.items():

@@ -119,7 +119,7 @@ def test_arguments_give_the_same_job_again(run: Run, monkeypatch: pytest.MonkeyP
         image_column="photo",
         missing_image="passthrough",
         carry=("*_mask.png", "depth/*"),
-        pair=("images:masks",),
+        pairs=("images:masks",),
         lossy_maps=True,
         max_pixels=1000,
         background=(1, 2, 255),
