@@ -189,10 +189,9 @@ def _number_problem(value: Any, field: SettingField) -> str:
     what = "a whole number" if whole else "a number"
     if low is None:
         return what
-    start = "above" if known.above is not None else "from"
-    if known.most is not None:
-        return f"{what} {start} {low} to {known.most}"
-    return f"{what} above {low}" if known.above is not None else f"{what}, at least {low}"
+    if known.above is not None:
+        return f"{what} above {low}" + ("" if known.most is None else f" and at most {known.most:g}")
+    return f"{what}, at least {low}" if known.most is None else f"{what} from {low} to {known.most}"
 
 
 def _read(field: SettingField, told: Fields) -> Any:
