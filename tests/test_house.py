@@ -30,7 +30,8 @@ DOCUMENTS = sorted(
 
 
 # Within a package, whose README tells of them.
-ROOMS = ("discernible.codec.network", "discernible.codec.stream", "discernible.codec.training")
+# A room within a package has a line in its README, and a docstring.
+ROOMS = [package for package in PACKAGES if package.count(".") > 1]
 
 
 def folder_of(package: str) -> Path:
