@@ -135,8 +135,8 @@ def from_webdataset(folder: Path) -> list[Any]:
     try:
         return [sample["dci"] for sample in wds.WebDataset(tars, shardshuffle=False).decode(handler)]
     except DecodingError as exc:
-        # webdataset names the sample, and keeps what the handler raised behind that.
-        raise exc.__context__ or exc from None
+        # webdataset names the sample, and keeps what the handler raised behind that; its frames hold the tar open.
+        raise (exc.__context__ or exc).with_traceback(None) from None
 
 
 def streams_of(folder: Path) -> Iterator[bytes]:
