@@ -38,7 +38,6 @@ _SPAN = 32
 # NumPy's division: Python's looks whether the divisor is 0, and with it nothing becomes vector instructions.
 _OPTIONS = {"boundscheck": False, "fastmath": True, "error_model": "numpy"}
 _jit = compiler(**_OPTIONS)
-_inline = compiler(**_OPTIONS, inline="always")
 
 
 @_jit
